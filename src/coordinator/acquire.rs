@@ -1,0 +1,233 @@
+//! The future of one caller that wants a lock.
+//!
+//! It stands in its key's queue. When it is first, it talks to the storage itself, inside its own `poll`: an
+//! uncontended acquire needs no other task. If it is dropped meanwhile, the keeper takes over what it has begun.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project::pin_project;
+use tokio::time::Sleep;
+
+use crate::{
+    clock::Timestamp,
+    coordinator::{Coordinator, Next, flight::Flight, queue::Place, table::Cell, turn::Turn},
+    error::{LockError, NotObtained, StorageError, StorageErrorKind},
+    key::LockName,
+    options::LockOptions,
+    storage::AcquireReply,
+};
+
+/// Resolves when the lock is obtained, or not to be had.
+#[pin_project]
+#[derive(Debug)]
+pub(crate) struct Acquire {
+    coordinator: Arc<Coordinator>,
+    name: LockName,
+    options: LockOptions,
+    waiter: Option<Waiter>,
+    #[pin]
+    timer: Option<Sleep>,
+    timer_at: Option<Timestamp>,
+}
+
+impl Acquire {
+    pub(crate) fn new(coordinator: Arc<Coordinator>, name: LockName, options: LockOptions) -> Self {
+        Self {
+            coordinator,
+            name,
+            options,
+            waiter: None,
+            timer: None,
+            timer_at: None,
+        }
+    }
+}
+
+impl Future for Acquire {
+    type Output = Result<Arc<Turn>, LockError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let waiter = match this.waiter {
+                Some(waiter) => waiter,
+                None => {
+                    this.waiter
+                        .insert(Waiter::join(this.coordinator, this.name, *this.options)?)
+                }
+            };
+            let come_again = match waiter.advance(cx) {
+                Ok(Progress::Granted(turn)) => {
+                    *this.waiter = None;
+                    return Poll::Ready(Ok(turn));
+                }
+                Ok(Progress::Until(at)) => at,
+                Err(error) => {
+                    *this.waiter = None;
+                    return Poll::Ready(Err(error));
+                }
+            };
+            if this.timer_at.replace(come_again) != Some(come_again) {
+                let at = this.coordinator.clock.timer(come_again);
+                match this.timer.as_mut().as_pin_mut() {
+                    Some(timer) => timer.reset(at),
+                    None => this.timer.set(Some(tokio::time::sleep_until(at))),
+                }
+            }
+            if let Some(timer) = this.timer.as_mut().as_pin_mut() {
+                ready!(timer.poll(cx));
+                *this.timer_at = None;
+            }
+        }
+    }
+}
+
+enum Progress {
+    Granted(Arc<Turn>),
+    /// Nothing to do but when woken, or at this time.
+    Until(Timestamp),
+}
+
+/// A caller's place in the queue. Dropping it leaves the queue, and nothing behind.
+#[derive(Debug)]
+struct Waiter {
+    coordinator: Arc<Coordinator>,
+    cell: Arc<Cell>,
+    place: Place,
+    queued: bool,
+    options: LockOptions,
+    since: Timestamp,
+    attempts: u32,
+    flight: Option<Flight>,
+}
+
+impl Waiter {
+    fn join(
+        coordinator: &Arc<Coordinator>,
+        name: &LockName,
+        options: LockOptions,
+    ) -> Result<Self, LockError> {
+        let (cell, place) = coordinator.join(name, options)?;
+        Ok(Self {
+            coordinator: Arc::clone(coordinator),
+            cell,
+            place,
+            queued: true,
+            options,
+            since: coordinator.clock.now(),
+            attempts: 0,
+            flight: None,
+        })
+    }
+
+    /// Goes on as far as possible now.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Result<Progress, LockError> {
+        loop {
+            if let Some(flight) = &mut self.flight {
+                match flight.poll(cx) {
+                    Poll::Ready(reply) => self.landed(reply)?,
+                    Poll::Pending => {
+                        let limit = flight.limit;
+                        let now = self.coordinator.clock.now();
+                        if self.gives_up_at().is_some_and(|end| now >= end) {
+                            return Err(self.given_up(now));
+                        }
+                        if now < limit {
+                            return Ok(Progress::Until(
+                                self.gives_up_at().map_or(limit, |end| end.min(limit)),
+                            ));
+                        }
+                        self.landed(Err(StorageError::new(StorageErrorKind::Timeout)))?;
+                    }
+                }
+            }
+
+            let now = self.coordinator.clock.now();
+            if self.coordinator.is_draining() {
+                return Err(LockError::Draining);
+            }
+            let end = self
+                .gives_up_at()
+                .unwrap_or(now + LockOptions::MAX_DURATION);
+            if now >= end {
+                return Err(self.given_up(now));
+            }
+            match self
+                .coordinator
+                .step(&self.cell, self.place, now, cx.waker())
+            {
+                Next::Turn(turn) => {
+                    self.queued = false;
+                    return Ok(Progress::Granted(turn));
+                }
+                Next::Ask(attempt) => {
+                    let flight = self
+                        .coordinator
+                        .send(&self.cell, attempt, self.options, now);
+                    self.flight = Some(flight);
+                }
+                Next::WaitUntil(at) => return Ok(Progress::Until(at.min(end))),
+                Next::Wait => return Ok(Progress::Until(end)),
+            }
+        }
+    }
+
+    /// The attempt has come to its end. An error if there is no point in another.
+    fn landed(&mut self, reply: Result<AcquireReply, StorageError>) -> Result<(), LockError> {
+        let Some(flight) = self.flight.take() else {
+            return Ok(());
+        };
+        self.attempts += 1;
+        let waits = !self.options.max_wait().is_zero();
+        let verdict = match &reply {
+            Ok(AcquireReply::Granted) => Ok(()),
+            Ok(AcquireReply::Held { .. }) if waits => Ok(()),
+            Ok(AcquireReply::Held { ttl }) => Err(LockError::NotObtained(NotObtained {
+                waited: self.coordinator.clock.now().since(self.since),
+                attempts: self.attempts,
+                holder_ttl: *ttl,
+            })),
+            Err(error) if waits && error.kind().is_transient() => Ok(()),
+            Err(error) => Err(LockError::Storage(error.clone())),
+        };
+        flight.land(reply);
+        verdict
+    }
+
+    /// `None` for a caller that does not wait: its one attempt has its own limit.
+    fn gives_up_at(&self) -> Option<Timestamp> {
+        let wait = self.options.max_wait();
+        (!wait.is_zero()).then(|| self.since + wait)
+    }
+
+    fn given_up(&self, now: Timestamp) -> LockError {
+        let slot = self.cell.lock();
+        // The storage never answered this caller: that is what to say, and not that somebody holds the lock.
+        if let Some(error) = slot.state.last_error() {
+            return LockError::Storage(error.clone());
+        }
+        if self.flight.is_some() && self.attempts == 0 {
+            return LockError::Storage(StorageError::new(StorageErrorKind::Timeout));
+        }
+        LockError::NotObtained(NotObtained {
+            waited: now.since(self.since),
+            attempts: self.attempts,
+            holder_ttl: slot.state.holder_ttl(now),
+        })
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.queued {
+            self.coordinator.leave(&self.cell, self.place);
+        }
+        if let Some(flight) = self.flight.take() {
+            self.coordinator.follow(flight);
+        }
+    }
+}

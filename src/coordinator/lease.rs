@@ -1,0 +1,140 @@
+//! A lease: this process's ownership of a key in the storage, and for how long it can be relied on.
+//!
+//! The storage forgets a lock one ttl after it carried out the command, by its own clock. When that was, nobody here
+//! knows; but not before the command was sent. So a lease is counted from the moment *before* the first byte of the
+//! command that set the expiry was sent, and a little is kept back because clocks run at different rates:
+//!
+//! ```text
+//! deadline = sent + ttl - (1 % of ttl + 2 ms)
+//! ```
+//!
+//! The 1 % is far above the error of any quartz clock; the 2 ms cover the millisecond in which Redis counts expiries on
+//! either side. The formula is that of the Redlock algorithm in the Redis documentation ("Distributed Locks with
+//! Redis").
+
+use std::time::Duration;
+
+use crate::{clock::Timestamp, storage::OwnerToken};
+
+/// How long a lock of this ttl may be used, from the moment its command was sent.
+pub(crate) fn validity(ttl: Duration) -> Duration {
+    ttl.saturating_sub(ttl / 100 + Duration::from_millis(2))
+}
+
+/// How long before its time a renewal may be sent along with others that are due.
+pub(crate) fn renewal_slack(ttl: Duration) -> Duration {
+    ttl / 30
+}
+
+/// A token that the storage may hold under the key, for up to `ttl` after the last command that set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) token: OwnerToken,
+    pub(crate) ttl: Duration,
+}
+
+/// This process's ownership of a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) claim: Claim,
+    /// The lease is over at this moment, whatever the storage says.
+    pub(crate) deadline: Timestamp,
+    pub(crate) renew_at: Timestamp,
+    /// Whether a renewal was sent and not answered.
+    pub(crate) renewing: bool,
+}
+
+impl Lease {
+    /// The lease that a command sent at `sent` and answered with "granted" gives.
+    pub(crate) fn granted(claim: Claim, sent: Timestamp) -> Self {
+        Self {
+            claim,
+            deadline: sent + validity(claim.ttl),
+            renew_at: sent + claim.ttl / 3,
+            renewing: false,
+        }
+    }
+
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        now >= self.deadline
+    }
+
+    /// Whether a renewal sent with others at `now` should include this lease.
+    pub(crate) fn renewal_is_due(&self, now: Timestamp) -> bool {
+        !self.renewing && now + renewal_slack(self.claim.ttl) >= self.renew_at
+    }
+
+    /// A renewal that was sent at `sent` succeeded. Only this moves the deadline.
+    pub(crate) fn renewed(&mut self, sent: Timestamp) {
+        self.renewing = false;
+        self.deadline = self.deadline.max(sent + validity(self.claim.ttl));
+        self.renew_at = sent + self.claim.ttl / 3;
+    }
+
+    /// A renewal failed in a way that says nothing of the lock: try again, often enough to have several more tries
+    /// before the deadline.
+    pub(crate) fn renewal_failed(&mut self, now: Timestamp) {
+        self.renewing = false;
+        self.renew_at = now + self.claim.ttl / 10;
+    }
+
+    /// Whether enough is left to start another holder on this lease. With renewals at a third of the ttl, less than
+    /// half means that they fail.
+    pub(crate) fn can_be_handed_over(&self, now: Timestamp) -> bool {
+        self.deadline.since(now) >= self.claim.ttl / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lease() -> Lease {
+        let claim = Claim {
+            token: OwnerToken::new(1, 1),
+            ttl: 10 * SECOND,
+        };
+        Lease::granted(claim, Timestamp::ORIGIN)
+    }
+
+    #[test]
+    fn a_lease_ends_before_the_storage_forgets_it() {
+        assert_eq!(validity(10 * SECOND), Duration::from_millis(9898));
+        assert_eq!(
+            validity(Duration::from_millis(10)),
+            Duration::from_micros(7900)
+        );
+        assert_eq!(validity(Duration::from_millis(1)), Duration::ZERO);
+        let lease = lease();
+        assert!(!lease.is_over(Timestamp::ORIGIN + Duration::from_nanos(9_897_999_999)));
+        assert!(lease.is_over(Timestamp::ORIGIN + Duration::from_millis(9898)));
+    }
+
+    #[test]
+    fn a_renewal_counts_from_its_own_sending_and_never_backwards() {
+        let mut lease = lease();
+        lease.renewed(Timestamp::ORIGIN + 3 * SECOND);
+        assert_eq!(
+            lease.deadline,
+            Timestamp::ORIGIN + Duration::from_millis(12_898)
+        );
+        lease.renewed(Timestamp::ORIGIN + SECOND);
+        assert_eq!(
+            lease.deadline,
+            Timestamp::ORIGIN + Duration::from_millis(12_898)
+        );
+    }
+
+    #[test]
+    fn a_failed_renewal_leaves_the_deadline_and_tries_again_in_time() {
+        let mut lease = lease();
+        let deadline = lease.deadline;
+        lease.renewing = true;
+        lease.renewal_failed(Timestamp::ORIGIN + 4 * SECOND);
+        assert_eq!(lease.deadline, deadline);
+        assert!(!lease.renewal_is_due(Timestamp::ORIGIN + 4 * SECOND));
+        assert!(lease.renewal_is_due(Timestamp::ORIGIN + 5 * SECOND));
+    }
+}

@@ -1,0 +1,550 @@
+//! This process's side of every lock: who waits here, what is held, and who talks to the storage.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `key_state` | one key's state machine: no I/O, no clock, no lock |
+//! | `queue` | the first-come-first-served queue in it |
+//! | `lease` | how long the storage's word can be relied on |
+//! | `backoff` | when to ask again |
+//! | `table` | the keys in use |
+//! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
+//! | `turn` | a holder's side of the lock it has |
+//! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
+//!
+//! Here they are put together: every method feeds one event into a key's machine and carries out what the machine
+//! answers, outside all locks.
+
+mod acquire;
+mod backoff;
+mod flight;
+mod keeper;
+pub(crate) mod key_state;
+pub(crate) mod lease;
+mod queue;
+mod table;
+pub(crate) mod turn;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+pub(crate) use self::acquire::Acquire;
+use self::{
+    flight::Flight,
+    keeper::{Job, Keeper},
+    key_state::{Attempt, Effects, Ended, HandoffLimit, Outcome, Step, TurnId},
+    lease::Claim,
+    queue::Place,
+    table::{Cell, Slot, Table},
+    turn::Turn,
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    error::{
+        LockError, LossReason, NotObtained, StorageError, StorageErrorKind, TooManyWaiters,
+        WaiterScope,
+    },
+    key::LockName,
+    options::LockOptions,
+    storage::{
+        AcquireRequest, DynStorage, OwnerToken, ReleaseReply, ReleaseRequest, RenewReply,
+        RenewRequest,
+    },
+};
+
+/// How many leases one renewal call carries at most.
+const RENEWAL_BATCH: usize = 256;
+
+/// A release that is not answered is sent again at least this often.
+const LONGEST_RELEASE_PAUSE: Duration = Duration::from_secs(1);
+
+type Done = oneshot::Sender<Result<ReleaseReply, StorageError>>;
+
+/// What a factory's builder can set.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) handoff: HandoffLimit,
+    pub(crate) waiters_per_key: usize,
+    pub(crate) waiters: usize,
+    pub(crate) storage_timeout: Duration,
+}
+
+/// See the [module documentation](self).
+pub(crate) struct Coordinator {
+    storage: Arc<dyn DynStorage>,
+    clock: Clock,
+    limits: Limits,
+    factory: u128,
+    next_token: AtomicU64,
+    table: Table,
+    keeper: Arc<Keeper>,
+    waiting: AtomicUsize,
+    draining: AtomicBool,
+    /// Notified, while draining, when a key is forgotten.
+    forgotten: Notify,
+}
+
+impl Coordinator {
+    pub(crate) fn new(storage: Arc<dyn DynStorage>, clock: Clock, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            storage,
+            clock,
+            limits,
+            factory: random_id(),
+            next_token: AtomicU64::new(1),
+            table: Table::new(),
+            keeper: Arc::new(Keeper::new()),
+            waiting: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            forgotten: Notify::new(),
+        })
+    }
+
+    /// Keys that anybody of this process waits for, holds, or is giving back.
+    pub(crate) fn keys(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Callers that wait for a lock.
+    pub(crate) fn waiters(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    fn new_token(&self) -> OwnerToken {
+        OwnerToken::new(self.factory, self.next_token.fetch_add(1, Relaxed))
+    }
+
+    // --- a caller's way to a turn -------------------------------------------------------------------------------
+
+    fn join(
+        self: &Arc<Self>,
+        name: &LockName,
+        options: LockOptions,
+    ) -> Result<(Arc<Cell>, Place), LockError> {
+        if self.is_draining() {
+            return Err(LockError::Draining);
+        }
+        let now = self.clock.now();
+        self.table.enter(name, |cell, slot| {
+            let state = &mut slot.state;
+            let holder_ttl = state.holder_ttl(now);
+            if options.max_wait().is_zero() && state.is_busy() {
+                return Err(LockError::NotObtained(NotObtained {
+                    waited: Duration::ZERO,
+                    attempts: 0,
+                    holder_ttl,
+                }));
+            }
+            let too_many = |limit, scope| {
+                LockError::TooManyWaiters(TooManyWaiters {
+                    limit,
+                    scope,
+                    holder_ttl,
+                })
+            };
+            if state.waiters() >= self.limits.waiters_per_key {
+                return Err(too_many(self.limits.waiters_per_key, WaiterScope::Key));
+            }
+            if self.waiting.fetch_add(1, Relaxed) >= self.limits.waiters {
+                self.waiting.fetch_sub(1, Relaxed);
+                return Err(too_many(self.limits.waiters, WaiterScope::Factory));
+            }
+            Ok((
+                Arc::clone(cell),
+                state.join(options.ttl(), options.max_hold()),
+            ))
+        })
+    }
+
+    fn step(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        place: Place,
+        now: Timestamp,
+        waker: &Waker,
+    ) -> Next {
+        let (next, due) = self.update(cell, None, |slot| {
+            let (step, effects) =
+                slot.state
+                    .poll(place, now, || waker.clone(), || self.new_token());
+            let next = match step {
+                Step::Granted(granted) => {
+                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted);
+                    let turn = Arc::new(turn);
+                    slot.turn = Some(Arc::clone(&turn));
+                    (Next::Turn(turn), Some(granted.due))
+                }
+                Step::Ask(attempt) => (Next::Ask(attempt), None),
+                Step::AskAt(at) => (Next::WaitUntil(at), None),
+                Step::Wait => (Next::Wait, None),
+            };
+            (next, effects)
+        });
+        if let Some(due) = due {
+            self.waiting.fetch_sub(1, Relaxed);
+            self.keeper.look_by(self, due);
+        }
+        next
+    }
+
+    fn leave(self: &Arc<Self>, cell: &Arc<Cell>, place: Place) {
+        self.waiting.fetch_sub(1, Relaxed);
+        self.update(cell, None, |slot| ((), slot.state.leave(place)));
+    }
+
+    fn send(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        attempt: Attempt,
+        options: LockOptions,
+        now: Timestamp,
+    ) -> Flight {
+        let request = AcquireRequest {
+            name: cell.name.clone(),
+            token: attempt.claim.token,
+            ttl: attempt.claim.ttl,
+            again: attempt.again,
+        };
+        let reply = Arc::clone(&self.storage).acquire(request);
+        let limit = now + self.limits.storage_timeout;
+        Flight::new(
+            Arc::clone(self),
+            Arc::clone(cell),
+            attempt.claim,
+            options,
+            limit,
+            reply,
+        )
+    }
+
+    fn follow(self: &Arc<Self>, flight: Flight) {
+        self.keeper.submit(self, Box::pin(flight.follow()));
+    }
+
+    fn replied(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        claim: Claim,
+        outcome: Outcome,
+        options: LockOptions,
+    ) {
+        let now = self.clock.now();
+        self.update(cell, None, |slot| {
+            let random = fastrand::f64();
+            let pause = match &outcome {
+                Outcome::Granted => Duration::ZERO,
+                Outcome::Denied { holder_ttl } => {
+                    backoff::after_denial(*holder_ttl, options.interval(), random)
+                }
+                Outcome::Failed(error) if error.kind().is_transient() => {
+                    backoff::after_failure(slot.state.failures(), options.interval(), random)
+                }
+                // The caller is told; the next one may ask at once.
+                Outcome::Failed(_) => Duration::ZERO,
+            };
+            ((), slot.state.replied(claim, outcome, now, now + pause))
+        });
+    }
+
+    // --- a holder's turn ----------------------------------------------------------------------------------------
+
+    fn turn_done(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        id: TurnId,
+        claim: Claim,
+        done: Option<Done>,
+    ) -> Ended {
+        let now = self.clock.now();
+        self.update(cell, done, |slot| {
+            slot.turn.take_if(|turn| turn.id() == id);
+            slot.state.turn_done(id, claim, self.limits.handoff, now)
+        })
+    }
+
+    // --- the keeper's work --------------------------------------------------------------------------------------
+
+    /// Looks at every lease: hands out the renewals that are due, and says when to look again.
+    fn look(self: &Arc<Self>, mut job: impl FnMut(Job)) -> Option<Timestamp> {
+        let now = self.clock.now();
+        let mut next: Option<Timestamp> = None;
+        let mut renewals = Vec::new();
+        let mut effects = Vec::new();
+        self.table.visit(|cell, slot| {
+            let tick = slot.state.tick(now);
+            if let Some(due) = tick.due {
+                next = Some(next.map_or(due, |next| next.min(due)));
+            }
+            if let Some(claim) = tick.renew {
+                renewals.push((Arc::clone(cell), claim));
+            }
+            if !tick.effects.is_none() {
+                effects.push((
+                    Arc::clone(cell),
+                    Told::take(slot, &tick.effects),
+                    tick.effects,
+                ));
+            }
+        });
+        for (cell, told, effect) in effects {
+            self.carry_out(&cell, told, effect, None);
+        }
+        while !renewals.is_empty() {
+            let rest = renewals.split_off(renewals.len().min(RENEWAL_BATCH));
+            let batch = std::mem::replace(&mut renewals, rest);
+            job(Box::pin(Arc::clone(self).renew(batch)));
+        }
+        next
+    }
+
+    async fn renew(self: Arc<Self>, leases: Vec<(Arc<Cell>, Claim)>) {
+        let requests = leases.iter().map(|(cell, claim)| RenewRequest {
+            name: cell.name.clone(),
+            token: claim.token,
+            ttl: claim.ttl,
+        });
+        let requests: Vec<_> = requests.collect();
+        let sent = self.clock.now();
+        let call = Arc::clone(&self.storage).renew(requests);
+        let replies = match timeout(self.limits.storage_timeout, call).await {
+            Ok(replies) if replies.len() == leases.len() => replies,
+            Ok(_) => {
+                tracing::error!("the lock storage broke its contract: not one reply per renewal");
+                vec![Err(StorageError::new(StorageErrorKind::Rejected)); leases.len()]
+            }
+            Err(_) => vec![Err(StorageError::new(StorageErrorKind::Timeout)); leases.len()],
+        };
+        let now = self.clock.now();
+        for ((cell, claim), reply) in leases.iter().zip(replies) {
+            let renewed = match reply {
+                Ok(reply) => Some(reply == RenewReply::Renewed),
+                Err(error) => {
+                    tracing::warn!(key = cell.name.key(), %error, "renewal failed, trying again");
+                    None
+                }
+            };
+            self.update(cell, None, |slot| {
+                ((), slot.state.renewed(*claim, sent, renewed, now))
+            });
+        }
+        // The leases are due at another time now.
+        self.keeper.look_by(&self, now);
+    }
+
+    fn release(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim, done: Option<Done>) {
+        let release = Release {
+            coordinator: Arc::clone(self),
+            cell: Arc::clone(cell),
+            claim,
+        };
+        let mut job: Job = Box::pin(release.run(done));
+        // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next, such as an acquire of
+        // the same key; and no other task has to wake up before the next process gets its turn.
+        if Handle::try_current().is_ok() {
+            let mut cx = Context::from_waker(Waker::noop());
+            if job.as_mut().poll(&mut cx).is_ready() {
+                return;
+            }
+        }
+        self.keeper.submit(self, job);
+    }
+
+    // --- shutdown -----------------------------------------------------------------------------------------------
+
+    /// See [`crate::LockFactory::drain`].
+    pub(crate) async fn drain(self: &Arc<Self>, grace: Duration) -> usize {
+        self.draining.store(true, SeqCst);
+        for cell in self.table.cells() {
+            let wakers = cell.lock().state.wake_all();
+            wakers.into_iter().for_each(Waker::wake);
+        }
+        if timeout(grace, self.emptied()).await.is_err() {
+            for cell in self.table.cells() {
+                let mut slot = cell.lock();
+                let turn = slot.state.revoke().then(|| slot.turn.clone()).flatten();
+                drop(slot);
+                if let Some(turn) = turn {
+                    turn.lose(LossReason::Draining);
+                }
+            }
+            let _ = timeout(self.limits.storage_timeout, self.emptied()).await;
+        }
+        self.table.len()
+    }
+
+    async fn emptied(&self) {
+        loop {
+            let forgotten = self.forgotten.notified();
+            tokio::pin!(forgotten);
+            forgotten.as_mut().enable();
+            if self.table.is_empty() {
+                return;
+            }
+            forgotten.await;
+        }
+    }
+
+    // --- putting it together ------------------------------------------------------------------------------------
+
+    /// Feeds one event into a key's machine and carries out its effects.
+    fn update<R>(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        done: Option<Done>,
+        event: impl FnOnce(&mut Slot) -> (R, Effects<Waker>),
+    ) -> R {
+        let mut slot = cell.lock();
+        let (result, effects) = event(&mut slot);
+        let told = Told::take(&mut slot, &effects);
+        let is_done = slot.state.is_done();
+        drop(slot);
+        self.carry_out(cell, told, effects, done);
+        if is_done {
+            self.forget(cell);
+        }
+        result
+    }
+
+    fn carry_out(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        told: Told,
+        effects: Effects<Waker>,
+        done: Option<Done>,
+    ) {
+        if let (Some(turn), Some(reason)) = (&told.lost, effects.lost) {
+            turn.lose(reason);
+        }
+        if let (Some(turn), Some(deadline)) = (&told.prolonged, effects.deadline) {
+            turn.prolong(deadline);
+        }
+        if let Some(claim) = effects.release {
+            self.release(cell, claim, done);
+        }
+        if let Some(waker) = effects.wake {
+            waker.wake();
+        }
+    }
+
+    fn forget(&self, cell: &Arc<Cell>) {
+        self.table.forget(cell);
+        if self.is_draining() {
+            self.forgotten.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.keeper.nudge();
+    }
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("keys", &self.keys())
+            .field("waiters", &self.waiters())
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a waiter does next.
+enum Next {
+    /// It has the lock.
+    Turn(Arc<Turn>),
+    /// It sends this attempt.
+    Ask(Attempt),
+    /// It comes again at this time, or when woken.
+    WaitUntil(Timestamp),
+    /// It will be woken.
+    Wait,
+}
+
+/// The turns that an event concerns, taken from under the lock.
+struct Told {
+    lost: Option<Arc<Turn>>,
+    prolonged: Option<Arc<Turn>>,
+}
+
+impl Told {
+    fn take(slot: &mut Slot, effects: &Effects<Waker>) -> Self {
+        Self {
+            prolonged: effects.deadline.and_then(|_| slot.turn.clone()),
+            lost: effects.lost.and_then(|_| slot.turn.take()),
+        }
+    }
+}
+
+/// A claim on its way out of the storage. However it ends, the key is told, once.
+struct Release {
+    coordinator: Arc<Coordinator>,
+    cell: Arc<Cell>,
+    claim: Claim,
+}
+
+impl Release {
+    /// Sends the release, again and again if the storage does not answer, until the claim has run out by itself.
+    async fn run(self, mut done: Option<Done>) {
+        let coordinator = &self.coordinator;
+        let runs_out = coordinator.clock.now() + self.claim.ttl;
+        let mut failures = 0;
+        loop {
+            let request = ReleaseRequest {
+                name: self.cell.name.clone(),
+                token: self.claim.token,
+            };
+            let call = Arc::clone(&coordinator.storage).release(request);
+            let result = timeout(coordinator.limits.storage_timeout, call).await;
+            let result = result.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
+            let error = result.as_ref().err().cloned();
+            if let Some(done) = done.take() {
+                // Nobody listens if the caller of `unlock` has gone.
+                let _ = done.send(result);
+            }
+            let Some(error) = error else { return };
+            if !error.kind().is_transient() || coordinator.clock.now() >= runs_out {
+                tracing::warn!(key = self.cell.name.key(), %error, "release failed, the ttl will free the lock");
+                return;
+            }
+            let pause = backoff::after_failure(failures, LONGEST_RELEASE_PAUSE, fastrand::f64());
+            failures += 1;
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.coordinator
+            .update(&self.cell, None, |slot| ((), slot.state.release_done()));
+    }
+}
+
+/// 128 bits that no other factory has.
+#[expect(
+    clippy::expect_used,
+    reason = "std's own maps panic too where the system has no random numbers"
+)]
+fn random_id() -> u128 {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
+    u128::from_ne_bytes(bytes)
+}

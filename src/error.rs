@@ -1,0 +1,217 @@
+//! What can go wrong, as types.
+//!
+//! No error holds a password, a URL or an owner token.
+
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use thiserror::Error;
+
+/// An error of any type.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Why a lock was not obtained.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// Somebody else held the lock for as long as the caller was ready to wait.
+    #[error(transparent)]
+    NotObtained(#[from] NotObtained),
+    /// As many callers as allowed wait already, for this key or in all.
+    #[error(transparent)]
+    TooManyWaiters(#[from] TooManyWaiters),
+    /// The storage could not be asked, or refused.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The factory is shutting down: [`LockFactory::drain`](crate::LockFactory::drain) was called.
+    #[error("no new locks: this process is shutting down")]
+    Draining,
+}
+
+/// Somebody else held the lock for as long as the caller was ready to wait.
+#[doc(alias = "FailedToObtainKey")]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the lock was not obtained: waited {waited:?}, asked the storage {attempts} times{}", Holder(*.holder_ttl))]
+#[non_exhaustive]
+pub struct NotObtained {
+    /// How long the caller waited.
+    pub waited: Duration,
+    /// How many times the storage was asked on this caller's account. 0 if it stood behind others of this process all
+    /// the time.
+    pub attempts: u32,
+    /// How long the holder's lock lasts if it is not renewed, as far as known. The lock may well be free earlier.
+    pub holder_ttl: Option<Duration>,
+}
+
+struct Holder(Option<Duration>);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(ttl) => write!(f, "; the holder's lock lasts {ttl:?} more"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As many callers as allowed wait already.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("too many waiters: {limit} are allowed {scope}")]
+#[non_exhaustive]
+pub struct TooManyWaiters {
+    /// The limit that was met.
+    pub limit: usize,
+    /// Whether it is the limit of one key or of the whole factory.
+    pub scope: WaiterScope,
+    /// How long the lease in the way lasts if it is not renewed, as far as known.
+    pub holder_ttl: Option<Duration>,
+}
+
+/// What a limit on waiters counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaiterScope {
+    /// The waiters of one key.
+    Key,
+    /// The waiters of all keys of a factory.
+    Factory,
+}
+
+impl fmt::Display for WaiterScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "for one key",
+            Self::Factory => "in all",
+        })
+    }
+}
+
+/// A storage could not do what was asked of it.
+///
+/// Cheap to clone: everybody who waited for the same answer gets it.
+#[derive(Clone, Debug)]
+pub struct StorageError {
+    kind: StorageErrorKind,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// What kind of failure a [`StorageError`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StorageErrorKind {
+    /// The storage cannot be reached or cannot serve now. Asking again may help.
+    Unavailable,
+    /// No answer in time. What was asked may or may not have been done.
+    Timeout,
+    /// The storage does not know us, or does not allow what we ask.
+    Unauthorized,
+    /// The lock's name is used for something else in the storage.
+    WrongType,
+    /// The storage understood and said no.
+    Rejected,
+}
+
+impl StorageErrorKind {
+    /// Whether asking again may help.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Timeout)
+    }
+}
+
+impl StorageError {
+    /// An error without a cause.
+    pub fn new(kind: StorageErrorKind) -> Self {
+        Self { kind, source: None }
+    }
+
+    /// An error with a cause. The cause is shown to operators: keep secrets out of it.
+    pub fn with_source(kind: StorageErrorKind, source: impl Into<BoxError>) -> Self {
+        Self {
+            kind,
+            source: Some(Arc::from(source.into())),
+        }
+    }
+
+    /// What kind of failure this is.
+    pub fn kind(&self) -> StorageErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for StorageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            StorageErrorKind::Unavailable => "the lock storage is unavailable",
+            StorageErrorKind::Timeout => "the lock storage did not answer in time",
+            StorageErrorKind::Unauthorized => "the lock storage denied access",
+            StorageErrorKind::WrongType => "the lock's name holds something else in the storage",
+            StorageErrorKind::Rejected => "the lock storage refused",
+        })?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for StorageError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // The cause is part of our own text already; what lies below it is the next link of the chain.
+        self.source.as_ref().and_then(|source| source.source())
+    }
+}
+
+/// Why a lock was lost before it was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum LossReason {
+    /// Its time ran out before a renewal succeeded.
+    #[error("the lock's time ran out before it could be renewed")]
+    Expired,
+    /// The storage says that the lock is not ours: it was removed or has another owner.
+    #[error("the lock is no longer ours in the storage")]
+    NotOurs,
+    /// It was held for longer than [`max_hold`](crate::LockOptionsBuilder::max_hold).
+    #[error("the lock was held for longer than max_hold allows")]
+    MaxHold,
+    /// The factory was [drained](crate::LockFactory::drain) and this holder did not finish in time.
+    #[error("the lock was taken back because this process is shutting down")]
+    Draining,
+}
+
+/// A key or a prefix that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidKey {
+    /// The key is empty.
+    #[error("a lock key must not be empty")]
+    Empty,
+    /// The key is longer than [`LockKey::MAX_LEN`](crate::LockKey::MAX_LEN).
+    #[error("a lock key has at most {} bytes", crate::LockKey::MAX_LEN)]
+    TooLong,
+    /// The prefix is not 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`.
+    #[error("a key prefix is 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`")]
+    Prefix,
+}
+
+/// An option out of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidOptions {
+    /// The ttl is shorter than 10 ms or longer than 24 h.
+    #[error("ttl must be from 10 ms to 24 h")]
+    Ttl,
+    /// The interval is shorter than 1 ms or longer than 24 h.
+    #[error("interval must be from 1 ms to 24 h")]
+    Interval,
+    /// `retries` × `interval` is longer than 24 h.
+    #[error("retries times interval must not exceed 24 h")]
+    Wait,
+    /// `max_hold` is shorter than 10 ms or longer than 24 h.
+    #[error("max_hold must be from 10 ms to 24 h")]
+    MaxHold,
+}
+
+impl From<std::convert::Infallible> for InvalidKey {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}

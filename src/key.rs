@@ -1,0 +1,304 @@
+//! What may be locked, and how it is written in the storage.
+//!
+//! A lock is stored under the name `prefix:key`. Three rules keep apart what is meant to be apart, whatever a client
+//! sends:
+//!
+//! - every byte of a key that is not plain ASCII is percent-encoded, and so are `%` itself and the braces `{` and `}`
+//!   (braces choose the slot of a key in Redis Cluster), so different keys have different names;
+//! - a prefix holds no `:`, so a name has one reading: no key under one prefix equals a key under another;
+//! - [`LockKey::from_parts`] encodes `/` inside a part, so `["a/b", "c"]` and `["a", "b/c"]` differ.
+//!
+//! Keys of letters, digits and the usual separators are stored as they are: the key `orders/42` is the Redis key
+//! `distributed-locks:orders/42`, and a client in another language can use that name.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use crate::error::InvalidKey;
+
+/// What a lock is about: `orders/42`, `account:17`.
+///
+/// Anything from 1 to [`LockKey::MAX_LEN`] bytes can be a key. See the [module documentation](self) for how it is
+/// encoded. Equal bytes are the same lock in every process that uses the same storage and prefix.
+///
+/// ```
+/// use tower_distributed_lock::LockKey;
+///
+/// assert_eq!(LockKey::new("orders/42")?.as_str(), "orders/42");
+/// assert_eq!(LockKey::new("naïve {key}")?.as_str(), "na%C3%AFve%20%7Bkey%7D");
+/// assert!(LockKey::new("").is_err());
+/// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LockKey(Arc<str>);
+
+impl LockKey {
+    /// The longest key, in bytes before encoding.
+    pub const MAX_LEN: usize = 1024;
+
+    /// Makes a key of text or bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if `key` is empty or longer than [`LockKey::MAX_LEN`].
+    pub fn new(key: impl AsRef<[u8]>) -> Result<Self, InvalidKey> {
+        let key = key.as_ref();
+        check_len(key.len())?;
+        if let Ok(text) = str::from_utf8(key)
+            && key.iter().all(|&byte| is_plain(byte))
+        {
+            return Ok(Self(text.into()));
+        }
+        let mut encoded = String::with_capacity(key.len() * 2);
+        for &byte in key {
+            push(&mut encoded, byte, is_plain(byte));
+        }
+        Ok(Self(encoded.into()))
+    }
+
+    /// Makes a key of several parts, joined by `/`, so that no two lists of parts give the same key. Use this where
+    /// parts come from a client: `/` inside a part is encoded.
+    ///
+    /// ```
+    /// use tower_distributed_lock::LockKey;
+    ///
+    /// let key = LockKey::from_parts(["tenants", "a/b", "orders", "42"])?;
+    /// assert_eq!(key.as_str(), "tenants/a%2Fb/orders/42");
+    /// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if all parts together are empty or, with their separators, longer than [`LockKey::MAX_LEN`].
+    pub fn from_parts<P: AsRef<[u8]>>(
+        parts: impl IntoIterator<Item = P>,
+    ) -> Result<Self, InvalidKey> {
+        let mut encoded = String::new();
+        let mut len = 0;
+        for (index, part) in parts.into_iter().enumerate() {
+            if index > 0 {
+                encoded.push('/');
+                len += 1;
+            }
+            len += part.as_ref().len();
+            if len > Self::MAX_LEN {
+                break;
+            }
+            for &byte in part.as_ref() {
+                push(&mut encoded, byte, is_plain(byte) && byte != b'/');
+            }
+        }
+        check_len(len)?;
+        Ok(Self(encoded.into()))
+    }
+
+    /// The key as it is stored, without the prefix.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check_len(len: usize) -> Result<(), InvalidKey> {
+    match len {
+        0 => Err(InvalidKey::Empty),
+        1..=LockKey::MAX_LEN => Ok(()),
+        _ => Err(InvalidKey::TooLong),
+    }
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !matches!(byte, b'%' | b'{' | b'}')
+}
+
+fn push(encoded: &mut String, byte: u8, plain: bool) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    if plain {
+        encoded.push(char::from(byte));
+    } else {
+        encoded.push('%');
+        encoded.push(char::from(HEX[usize::from(byte >> 4)]));
+        encoded.push(char::from(HEX[usize::from(byte & 15)]));
+    }
+}
+
+impl fmt::Debug for LockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LockKey({})", self.0)
+    }
+}
+
+impl fmt::Display for LockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for LockKey {
+    type Err = InvalidKey;
+
+    fn from_str(key: &str) -> Result<Self, InvalidKey> {
+        Self::new(key)
+    }
+}
+
+impl TryFrom<&str> for LockKey {
+    type Error = InvalidKey;
+
+    fn try_from(key: &str) -> Result<Self, InvalidKey> {
+        Self::new(key)
+    }
+}
+
+impl TryFrom<String> for LockKey {
+    type Error = InvalidKey;
+
+    fn try_from(key: String) -> Result<Self, InvalidKey> {
+        Self::new(key)
+    }
+}
+
+/// The first part of a lock's name in the storage, before the `:`.
+///
+/// 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`. Services that must not see each other's locks on one Redis use
+/// different prefixes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyPrefix(Arc<str>);
+
+impl KeyPrefix {
+    pub(crate) const DEFAULT: &str = "distributed-locks";
+
+    pub(crate) fn new(prefix: &str) -> Result<Self, InvalidKey> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+        if (1..=64).contains(&prefix.len()) && prefix.bytes().all(plain) {
+            Ok(Self(prefix.into()))
+        } else {
+            Err(InvalidKey::Prefix)
+        }
+    }
+
+    pub(crate) fn name(&self, key: &LockKey) -> LockName {
+        let mut name = String::with_capacity(self.0.len() + 1 + key.0.len());
+        name.push_str(&self.0);
+        name.push(':');
+        name.push_str(&key.0);
+        LockName {
+            key_at: self.0.len() + 1,
+            name: name.into(),
+        }
+    }
+}
+
+impl Default for KeyPrefix {
+    fn default() -> Self {
+        Self(Self::DEFAULT.into())
+    }
+}
+
+/// The full name of a lock in a storage: `prefix:key`, encoded.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct LockName {
+    name: Arc<str>,
+    key_at: usize,
+}
+
+impl LockName {
+    /// The name under which the lock is stored.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// The key alone, encoded, without the prefix.
+    pub fn key(&self) -> &str {
+        &self.name[self.key_at..]
+    }
+}
+
+impl fmt::Debug for LockName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LockName({})", self.name)
+    }
+}
+
+impl fmt::Display for LockName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Undoes the encoding, to show that nothing is lost by it.
+    fn decode(encoded: &str) -> Vec<u8> {
+        let mut bytes = encoded.bytes();
+        let mut out = Vec::new();
+        while let Some(byte) = bytes.next() {
+            if byte == b'%' {
+                let hex = [bytes.next().unwrap(), bytes.next().unwrap()];
+                out.push(u8::from_str_radix(str::from_utf8(&hex).unwrap(), 16).unwrap());
+            } else {
+                out.push(byte);
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_can_be_read_back_from_its_name(key in prop::collection::vec(any::<u8>(), 1..80)) {
+            let encoded = LockKey::new(&key).unwrap();
+            prop_assert_eq!(decode(encoded.as_str()), key);
+            prop_assert!(encoded.as_str().bytes().all(|b| b.is_ascii_graphic() && b != b'{' && b != b'}'));
+        }
+
+        #[test]
+        fn different_lists_of_parts_are_different_keys(
+            a in prop::collection::vec("[a/%{]{0,3}", 1..4),
+            b in prop::collection::vec("[a/%{]{0,3}", 1..4),
+        ) {
+            if let (Ok(left), Ok(right)) = (LockKey::from_parts(&a), LockKey::from_parts(&b)) {
+                prop_assert_eq!(left == right, a == b);
+            }
+        }
+
+        #[test]
+        fn a_name_belongs_to_one_prefix_and_one_key(
+            a in ("[a./]{1,3}", "[a:./]{1,4}"),
+            b in ("[a./]{1,3}", "[a:./]{1,4}"),
+        ) {
+            let name = |(prefix, key): &(String, String)| {
+                KeyPrefix::new(prefix).unwrap().name(&LockKey::new(key).unwrap())
+            };
+            prop_assert_eq!(name(&a) == name(&b), a == b);
+        }
+    }
+
+    #[test]
+    fn keys_are_bounded() {
+        assert_eq!(LockKey::new(""), Err(InvalidKey::Empty));
+        assert_eq!(LockKey::from_parts([""; 1]), Err(InvalidKey::Empty));
+        assert!(LockKey::new("x".repeat(LockKey::MAX_LEN)).is_ok());
+        assert_eq!(
+            LockKey::new("x".repeat(LockKey::MAX_LEN + 1)),
+            Err(InvalidKey::TooLong)
+        );
+        let parts = std::iter::repeat_n("part", LockKey::MAX_LEN);
+        assert_eq!(LockKey::from_parts(parts), Err(InvalidKey::TooLong));
+    }
+
+    #[test]
+    fn a_prefix_with_a_separator_is_refused() {
+        for bad in ["", "a:b", "a b", "{a}", "ä", &"x".repeat(65)] {
+            assert_eq!(KeyPrefix::new(bad), Err(InvalidKey::Prefix), "{bad}");
+        }
+    }
+
+    #[test]
+    fn plain_keys_keep_their_spelling() {
+        let name = KeyPrefix::default().name(&LockKey::new("order:42").unwrap());
+        assert_eq!(name.as_str(), "distributed-locks:order:42");
+        assert_eq!(name.key(), "order:42");
+    }
+}

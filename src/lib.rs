@@ -1,0 +1,19 @@
+//! x
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod clock;
+mod coordinator;
+pub mod error;
+mod key;
+mod lock;
+pub mod middleware;
+mod options;
+pub mod storage;
+
+pub use crate::{
+    clock::Clock,
+    key::LockKey,
+    lock::{Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard, Unlocked},
+    middleware::{DistributedLockLayer, HeldLock},
+    options::{LockOptions, LockOptionsBuilder},
+};

@@ -1,0 +1,369 @@
+//! Locks as a program sees them: [`LockFactory`] makes [`Lock`]s, a [`Lock`] gives a [`LockGuard`].
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project::pin_project;
+use tokio::sync::oneshot;
+
+use crate::{
+    clock::Clock,
+    coordinator::{
+        Acquire, Coordinator, Limits,
+        key_state::{Ended, HandoffLimit},
+        turn::{Turn, TurnState},
+    },
+    error::{InvalidKey, LockError, LossReason, StorageError, StorageErrorKind},
+    key::{KeyPrefix, LockKey, LockName},
+    options::LockOptions,
+    storage::{LockStorage, ReleaseReply},
+};
+
+/// Makes locks over one storage.
+///
+/// A service makes one factory at its start and shares it: clones are cheap and are the same factory. All waiters of a
+/// factory that want the same key queue in this process, and only the first of them talks to the storage.
+///
+/// Must be used inside a tokio runtime with its timers enabled.
+///
+/// ```
+/// use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let factory = LockFactory::new(MemoryStorage::new());
+/// let lock = factory.create_lock("orders/42")?;
+///
+/// let guard = lock.lock(LockOptions::default()).await?;
+/// // Nobody else is in here.
+/// guard.unlock().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LockFactory {
+    coordinator: Arc<Coordinator>,
+    prefix: KeyPrefix,
+}
+
+impl LockFactory {
+    /// A factory with the default settings: see [`LockFactoryBuilder`].
+    pub fn new(storage: impl LockStorage) -> Self {
+        let builder = Self::builder(storage);
+        builder.finish(KeyPrefix::default())
+    }
+
+    /// A factory with settings of your own.
+    pub fn builder<S: LockStorage>(storage: S) -> LockFactoryBuilder<S> {
+        LockFactoryBuilder {
+            storage,
+            prefix: KeyPrefix::DEFAULT.into(),
+            clock: Clock::system(),
+            limits: Limits {
+                handoff: HandoffLimit {
+                    turns: 64,
+                    time: Duration::from_millis(50),
+                },
+                waiters_per_key: 10_000,
+                waiters: 100_000,
+                storage_timeout: Duration::from_secs(1),
+            },
+        }
+    }
+
+    /// A handle on the lock of this key. Nothing is asked of the storage yet.
+    ///
+    /// `key` is a [`LockKey`], or text that becomes one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if the text is empty or too long.
+    pub fn create_lock<K>(&self, key: K) -> Result<Lock, InvalidKey>
+    where
+        K: TryInto<LockKey>,
+        InvalidKey: From<K::Error>,
+    {
+        let key = key.try_into()?;
+        Ok(self.lock_of(&key))
+    }
+
+    pub(crate) fn lock_of(&self, key: &LockKey) -> Lock {
+        Lock {
+            coordinator: Arc::clone(&self.coordinator),
+            name: self.prefix.name(key),
+        }
+    }
+
+    /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
+    ///
+    /// Callers that wait get [`LockError::Draining`]. Holders have `grace` to finish; those that have not are told that
+    /// they have lost their lock (a request under the layer is cancelled then) and have one more
+    /// [`storage_timeout`](LockFactoryBuilder::storage_timeout) to give it back.
+    ///
+    /// Answers how many keys are still in use: 0 means that this process left nothing behind. A key that is still in
+    /// use belongs to a holder that did not react, or could not be released because the storage is away; its ttl frees
+    /// it.
+    ///
+    /// Call it after the server has stopped (`axum::serve(..).with_graceful_shutdown(..)`), before the runtime ends.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it leaves the factory closed.
+    pub async fn drain(&self, grace: Duration) -> usize {
+        self.coordinator.drain(grace).await
+    }
+
+    /// How many keys this factory has to do with now: held, waited for, or being released.
+    pub fn keys(&self) -> usize {
+        self.coordinator.keys()
+    }
+
+    /// How many callers wait for a lock of this factory now.
+    pub fn waiters(&self) -> usize {
+        self.coordinator.waiters()
+    }
+}
+
+impl fmt::Debug for LockFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockFactory")
+            .field("prefix", &self.prefix)
+            .field("coordinator", &self.coordinator)
+            .finish()
+    }
+}
+
+/// Sets up a [`LockFactory`]; made by [`LockFactory::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct LockFactoryBuilder<S> {
+    storage: S,
+    prefix: String,
+    clock: Clock,
+    limits: Limits,
+}
+
+impl<S: LockStorage> LockFactoryBuilder<S> {
+    /// What the names of the locks start with in the storage, before a `:`. Default `distributed-locks`; 1 to 64 ASCII
+    /// letters, digits, `-`, `_`, `.` or `/`. All processes that exclude each other use the same.
+    pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// How long one call of the storage may take. Default 1 s. A caller that gives up earlier does not wait for it.
+    pub fn storage_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.storage_timeout = timeout;
+        self
+    }
+
+    /// How many callers may wait for one key, the one that is asking for it included. Default 10,000. One more gets
+    /// [`LockError::TooManyWaiters`].
+    pub fn max_waiters_per_key(mut self, waiters: usize) -> Self {
+        self.limits.waiters_per_key = waiters;
+        self
+    }
+
+    /// How many callers may wait in all, those that are asking included. Default 100,000.
+    pub fn max_waiters(mut self, waiters: usize) -> Self {
+        self.limits.waiters = waiters;
+        self
+    }
+
+    /// How much this process may do with a lock before it gives other processes a chance: a lock that is released while
+    /// others of this process wait for it goes to the next of them at once, without the storage, at most for `turns`
+    /// holders in a row and only until it has been here for `time`. Defaults 64 and 50 ms.
+    pub fn handoff_limit(mut self, turns: u32, time: Duration) -> Self {
+        self.limits.handoff = HandoffLimit { turns, time };
+        self
+    }
+
+    /// The clock that leases are measured on. Default [`Clock::system`].
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Makes the factory.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey::Prefix`] if the prefix cannot be used.
+    pub fn build(self) -> Result<LockFactory, InvalidKey> {
+        let prefix = KeyPrefix::new(&self.prefix)?;
+        Ok(self.finish(prefix))
+    }
+
+    fn finish(self, prefix: KeyPrefix) -> LockFactory {
+        LockFactory {
+            coordinator: Coordinator::new(Arc::new(self.storage), self.clock, self.limits),
+            prefix,
+        }
+    }
+}
+
+/// A handle on one lock. Clones are handles on the same lock.
+#[derive(Clone)]
+pub struct Lock {
+    coordinator: Arc<Coordinator>,
+    name: LockName,
+}
+
+impl Lock {
+    /// Waits for the lock, first come first served among the callers of this factory, for at most `retries` ×
+    /// `interval`.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`]. A storage that is away is asked again until the wait is over; one that refuses (a wrong password,
+    /// say) ends it at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in the queue. A lock that was being obtained goes to the next waiter or
+    /// is released, in the background.
+    pub fn lock(&self, options: LockOptions) -> LockFuture {
+        LockFuture {
+            acquire: Acquire::new(Arc::clone(&self.coordinator), self.name.clone(), options),
+        }
+    }
+
+    /// Takes the lock if it is free. Does not wait for it: `retries` is taken to be 0. The storage has
+    /// [`storage_timeout`](LockFactoryBuilder::storage_timeout) to answer.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotObtained`] if somebody has it, otherwise as [`Lock::lock`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::lock`].
+    pub fn try_lock(&self, options: LockOptions) -> LockFuture {
+        self.lock(options.without_wait())
+    }
+
+    /// The key, encoded.
+    pub fn key(&self) -> &str {
+        self.name.key()
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lock").field(&self.name).finish()
+    }
+}
+
+/// The future of [`Lock::lock`] and [`Lock::try_lock`].
+#[pin_project]
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct LockFuture {
+    #[pin]
+    acquire: Acquire,
+}
+
+impl Future for LockFuture {
+    type Output = Result<LockGuard, LockError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let turn = self.project().acquire.poll(cx);
+        turn.map(|result| result.map(|turn| LockGuard { turn }))
+    }
+}
+
+/// A lock that is held. Dropping it gives the lock back, in the background.
+///
+/// The lock is renewed while the guard lives, up to [`max_hold`](crate::LockOptionsBuilder::max_hold). It can be lost
+/// all the same: the storage may be away for longer than the ttl, or forget it. Work that takes long should look at
+/// [`LockGuard::is_held`] before each step that matters, or stop when [`LockGuard::lost`] resolves.
+#[must_use = "a guard that is dropped at once gives the lock back at once"]
+pub struct LockGuard {
+    turn: Arc<Turn>,
+}
+
+/// What [`LockGuard::unlock`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "work done under a lock that was lost may have been done twice"]
+pub enum Unlocked {
+    /// The lock was ours to the end.
+    Held,
+    /// The lock was lost before, and may have had another holder since. Nothing of theirs was touched.
+    Lost,
+}
+
+impl LockGuard {
+    /// Gives the lock back and says whether it was still ours.
+    ///
+    /// If another caller of this factory waits, it has the lock at once and the storage is not asked.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if the storage could not be asked. The release is tried again in the background until the ttl
+    /// has passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The release is sent at the first poll. Dropping the future before or after that gives the lock back all the
+    /// same.
+    pub async fn unlock(self) -> Result<Unlocked, StorageError> {
+        let (done, reply) = oneshot::channel();
+        match self.turn.give_back(Some(done)) {
+            Some(Ended::HandedOver) => Ok(Unlocked::Held),
+            Some(Ended::Lost) => Ok(Unlocked::Lost),
+            Some(Ended::Released) => match reply.await {
+                Ok(Ok(ReleaseReply::Released)) => Ok(Unlocked::Held),
+                Ok(Ok(ReleaseReply::NotOurs)) => Ok(Unlocked::Lost),
+                Ok(Err(error)) => Err(error),
+                // The runtime that was to carry it out has ended.
+                Err(_) => Err(StorageError::new(StorageErrorKind::Unavailable)),
+            },
+            None => Ok(Unlocked::Held),
+        }
+    }
+
+    /// Whether the lock can be relied on at this moment.
+    pub fn is_held(&self) -> bool {
+        self.turn.check() == TurnState::Held
+    }
+
+    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost.
+    pub fn remaining(&self) -> Duration {
+        self.turn.remaining()
+    }
+
+    /// Resolves when the lock is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped and called again; a loss is not forgotten.
+    pub async fn lost(&self) -> LossReason {
+        self.turn.lost().await
+    }
+
+    /// The key, encoded.
+    pub fn key(&self) -> &str {
+        self.turn.key()
+    }
+
+    pub(crate) fn turn(&self) -> &Arc<Turn> {
+        &self.turn
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.turn.give_back(None);
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockGuard").field(&self.turn).finish()
+    }
+}

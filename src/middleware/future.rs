@@ -1,0 +1,265 @@
+//! The way of one request: wait for the lock, run the handler, give the lock back.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project::pin_project;
+use tower_service::Service;
+
+use crate::{
+    coordinator::turn::TurnState,
+    error::{BoxError, LockError, LossReason, StorageError},
+    lock::{LockFuture, LockGuard, Unlocked},
+    middleware::{
+        held_lock::{HeldLock, OnAcquired},
+        layer::{OnLoss, OnStorageFailure, Settings},
+        on_reject::{OnReject, Rejection},
+        request_key::RequestKey,
+    },
+};
+
+type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + Send>>;
+
+/// The response future of [`DistributedLock`](super::DistributedLock).
+///
+/// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in the queue.
+#[pin_project]
+pub struct ResponseFuture<S, Req, K, R, A>
+where
+    S: Service<Req>,
+    R: OnReject<Req, S::Response, S::Error>,
+{
+    #[pin]
+    state: State<S, Req, R::Context>,
+    settings: Arc<Settings<K, R, A>>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<S, Req, C>
+where
+    S: Service<Req>,
+{
+    /// The request waits for its lock.
+    Waiting {
+        #[pin]
+        lock: LockFuture,
+        waiting: Option<Waiting<S, Req, C>>,
+    },
+    /// The handler runs. Fields are dropped in this order: the work ends before the lock is given back.
+    Running {
+        #[pin]
+        response: S::Future,
+        held: Option<Held<C>>,
+    },
+    /// The response is there and waits for the lock's release.
+    Releasing {
+        unlocking: Unlocking,
+        answer: Option<(Result<S::Response, S::Error>, C)>,
+    },
+    /// The request cannot be served.
+    Rejecting(Option<(C, Rejection)>),
+    Done,
+}
+
+/// A request that has no lock yet.
+struct Waiting<S, Req, C> {
+    service: S,
+    request: Req,
+    context: C,
+}
+
+/// The lock of a request that is being served.
+struct Held<C> {
+    guard: LockGuard,
+    context: C,
+}
+
+impl<S, Req, K, R, A> ResponseFuture<S, Req, K, R, A>
+where
+    S: Service<Req>,
+    R: OnReject<Req, S::Response, S::Error>,
+{
+    pub(super) fn new(
+        mut service: S,
+        request: Req,
+        key: Result<RequestKey, BoxError>,
+        settings: Arc<Settings<K, R, A>>,
+    ) -> Self {
+        let state = match key {
+            Ok(RequestKey::None) => State::Running {
+                response: service.call(request),
+                held: None,
+            },
+            Ok(RequestKey::One(key)) => State::Waiting {
+                lock: settings.factory.lock_of(&key).lock(settings.options),
+                waiting: Some(Waiting {
+                    context: settings.on_reject.context(&request),
+                    service,
+                    request,
+                }),
+            },
+            Err(error) => {
+                let context = settings.on_reject.context(&request);
+                State::Rejecting(Some((context, Rejection::InvalidKey(error))))
+            }
+        };
+        Self { state, settings }
+    }
+}
+
+impl<S, Req, K, R, A> Future for ResponseFuture<S, Req, K, R, A>
+where
+    S: Service<Req>,
+    R: OnReject<Req, S::Response, S::Error>,
+    A: OnAcquired<Req>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let settings = &**this.settings;
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Waiting { lock, waiting } => {
+                    let result = ready!(lock.poll(cx));
+                    waiting
+                        .take()
+                        .unwrap_or_else(polled_again)
+                        .serve(result, settings)
+                }
+                StateProj::Running {
+                    response,
+                    held: None,
+                } => return response.poll(cx),
+                StateProj::Running {
+                    response,
+                    held: slot @ Some(_),
+                } => {
+                    let Some(held) = slot else { continue };
+                    held.guard.turn().watch(cx.waker());
+                    // Before the poll: the handler does nothing at or past the deadline. And after it, because one poll
+                    // may have taken longer than the lock lasted.
+                    let mut answer = None;
+                    if held.lost(settings).is_none() {
+                        answer = Some(ready!(response.poll(cx)));
+                    }
+                    let lost = held.lost(settings);
+                    let held = slot.take().unwrap_or_else(polled_again);
+                    // The work ends before the lock is given back.
+                    this.state.set(State::Done);
+                    match (lost, answer) {
+                        (None, Some(answer)) if settings.await_release => State::Releasing {
+                            unlocking: Box::pin(held.guard.unlock()),
+                            answer: Some((answer, held.context)),
+                        },
+                        (None, Some(answer)) => return Poll::Ready(answer),
+                        (lost, _) => {
+                            let reason = lost.unwrap_or(LossReason::Expired);
+                            State::Rejecting(Some((held.context, Rejection::Lost(reason))))
+                        }
+                    }
+                }
+                StateProj::Releasing { unlocking, answer } => {
+                    let unlocked = ready!(unlocking.as_mut().poll(cx));
+                    let (answer, context) = answer.take().unwrap_or_else(polled_again);
+                    match unlocked {
+                        Ok(Unlocked::Lost) if settings.on_loss == OnLoss::Cancel => {
+                            let rejection = Rejection::Lost(LossReason::NotOurs);
+                            State::Rejecting(Some((context, rejection)))
+                        }
+                        // A release that failed goes on in the background.
+                        _ => return Poll::Ready(answer),
+                    }
+                }
+                StateProj::Rejecting(rejecting) => {
+                    let (context, rejection) = rejecting.take().unwrap_or_else(polled_again);
+                    tracing::debug!(%rejection, "request rejected");
+                    return Poll::Ready(settings.on_reject.reject(context, rejection));
+                }
+                StateProj::Done => polled_again(),
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl<S, Req, C> Waiting<S, Req, C>
+where
+    S: Service<Req>,
+{
+    /// The wait is over.
+    fn serve<K, R, A>(
+        self,
+        result: Result<LockGuard, LockError>,
+        settings: &Settings<K, R, A>,
+    ) -> State<S, Req, C>
+    where
+        A: OnAcquired<Req>,
+    {
+        let Self {
+            mut service,
+            mut request,
+            context,
+        } = self;
+        match result {
+            Ok(guard) => {
+                settings
+                    .on_acquired
+                    .on_acquired(&mut request, HeldLock::new(&guard));
+                State::Running {
+                    response: service.call(request),
+                    held: Some(Held { guard, context }),
+                }
+            }
+            Err(LockError::Storage(error))
+                if settings.on_storage_failure == OnStorageFailure::FailOpen =>
+            {
+                tracing::warn!(%error, "serving a request without its lock");
+                State::Running {
+                    response: service.call(request),
+                    held: None,
+                }
+            }
+            Err(error) => State::Rejecting(Some((context, error.into()))),
+        }
+    }
+}
+
+impl<C> Held<C> {
+    /// Why the request must not go on, if so.
+    fn lost<K, R, A>(&self, settings: &Settings<K, R, A>) -> Option<LossReason> {
+        match (settings.on_loss, self.guard.turn().check()) {
+            (OnLoss::Cancel, TurnState::Lost(reason)) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// A future that has given its result may do anything when it is polled again; this is what the standard library's do.
+fn polled_again<T>() -> T {
+    panic!("`ResponseFuture` polled after completion")
+}
+
+impl<S, Req, K, R, A> fmt::Debug for ResponseFuture<S, Req, K, R, A>
+where
+    S: Service<Req>,
+    R: OnReject<Req, S::Response, S::Error>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Waiting { .. } => "waiting",
+            State::Running { held: Some(_), .. } => "running",
+            State::Running { held: None, .. } => "running without a lock",
+            State::Releasing { .. } => "releasing",
+            State::Rejecting(_) => "rejecting",
+            State::Done => "done",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
+    }
+}

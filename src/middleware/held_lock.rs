@@ -1,0 +1,148 @@
+//! The lock as the handler of a request sees it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{
+    coordinator::turn::{Turn, TurnState},
+    error::LossReason,
+    lock::LockGuard,
+};
+
+/// The lock under which a request runs.
+///
+/// The layer puts it into the request's extensions; with the feature `axum` it is an extractor. Clones are handles on
+/// the same lock. Keeping one does not keep the lock.
+///
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use tower_distributed_lock::HeldLock;
+///
+/// async fn handler(lock: HeldLock) -> String {
+///     format!("{} is ours for another {:?}", lock.key(), lock.remaining())
+/// }
+/// # let _ = axum::routing::post::<_, _, ()>(handler);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct HeldLock {
+    turn: Arc<Turn>,
+}
+
+impl HeldLock {
+    pub(crate) fn new(guard: &LockGuard) -> Self {
+        Self {
+            turn: Arc::clone(guard.turn()),
+        }
+    }
+
+    /// The key, encoded.
+    pub fn key(&self) -> &str {
+        self.turn.key()
+    }
+
+    /// Whether the lock can be relied on at this moment.
+    pub fn is_held(&self) -> bool {
+        self.turn.check() == TurnState::Held
+    }
+
+    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost or released.
+    pub fn remaining(&self) -> Duration {
+        self.turn.remaining()
+    }
+
+    /// Resolves when the lock is lost; never, if it is released first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped and called again; a loss is not forgotten.
+    pub async fn lost(&self) -> LossReason {
+        self.turn.lost().await
+    }
+
+    /// Releases the lock before the response is ready. Say so when the part that needs it is done: the rest of the
+    /// handler runs without the lock, and losing it no longer matters.
+    ///
+    /// Does nothing if it was released before.
+    pub fn release(&self) {
+        self.turn.give_back(None);
+    }
+}
+
+impl fmt::Debug for HeldLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HeldLock").field(&self.turn).finish()
+    }
+}
+
+/// What is done with a request that has obtained its lock, before it goes on to the inner service.
+///
+/// Implemented for closures: `|request: &mut Job, lock: HeldLock| request.lock = Some(lock)`.
+pub trait OnAcquired<Req> {
+    /// The lock is held.
+    fn on_acquired(&self, request: &mut Req, lock: HeldLock);
+}
+
+impl<F, Req> OnAcquired<Req> for F
+where
+    F: Fn(&mut Req, HeldLock),
+{
+    fn on_acquired(&self, request: &mut Req, lock: HeldLock) {
+        self(request, lock);
+    }
+}
+
+/// Puts the [`HeldLock`] into the extensions of an HTTP request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultOnAcquired;
+
+impl<B> OnAcquired<http::Request<B>> for DefaultOnAcquired {
+    fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
+        request.extensions_mut().insert(lock);
+    }
+}
+
+#[cfg(feature = "axum")]
+mod extract {
+    use std::convert::Infallible;
+
+    use axum_core::{
+        extract::{FromRequestParts, OptionalFromRequestParts},
+        response::{IntoResponse, Response},
+    };
+    use http::{StatusCode, request::Parts};
+
+    use super::HeldLock;
+
+    /// A handler wants a [`HeldLock`] but its request runs without one.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+    #[error(
+        "this request holds no lock: put a `DistributedLockLayer` around this route, and have its key function return a \
+         key (a handler that runs with and without takes `Option<HeldLock>`)"
+    )]
+    pub struct MissingLock;
+
+    impl IntoResponse for MissingLock {
+        fn into_response(self) -> Response {
+            (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        }
+    }
+
+    impl<S: Sync> FromRequestParts<S> for HeldLock {
+        type Rejection = MissingLock;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingLock> {
+            parts.extensions.get::<Self>().cloned().ok_or(MissingLock)
+        }
+    }
+
+    impl<S: Sync> OptionalFromRequestParts<S> for HeldLock {
+        type Rejection = Infallible;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+            Ok(parts.extensions.get::<Self>().cloned())
+        }
+    }
+}
+
+#[cfg(feature = "axum")]
+pub use extract::MissingLock;

@@ -1,0 +1,206 @@
+//! The layer: what is locked, for how long, and what happens when it cannot be.
+
+use std::{fmt, sync::Arc};
+
+use tower_layer::Layer;
+
+use crate::{
+    lock::LockFactory,
+    middleware::{
+        held_lock::DefaultOnAcquired, on_reject::DefaultOnReject, service::DistributedLock,
+    },
+    options::LockOptions,
+};
+
+/// What happens to a request whose lock is lost while its handler runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLoss {
+    /// The response future is dropped at the first await after the loss, and the request is rejected with
+    /// [`Rejection::Lost`](super::Rejection::Lost). What the handler has handed to other tasks goes on.
+    #[default]
+    Cancel,
+    /// The handler goes on. It can learn of the loss from its [`HeldLock`](super::HeldLock).
+    Signal,
+}
+
+/// What happens to a request whose lock cannot be had because the storage could not be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStorageFailure {
+    /// It is rejected with [`Rejection::Storage`](super::Rejection::Storage).
+    #[default]
+    FailClosed,
+    /// It is served without the lock. For routes where an outage is worse than two requests at a time.
+    FailOpen,
+}
+
+/// Serialises requests per key. See the [module documentation](super).
+///
+/// `K` is the key function, `R` the [`OnReject`](super::OnReject) and `A` the [`OnAcquired`](super::OnAcquired) hook.
+pub struct DistributedLockLayer<K, R = DefaultOnReject, A = DefaultOnAcquired> {
+    settings: Settings<K, R, A>,
+}
+
+/// What a layer and its services are set to.
+pub(super) struct Settings<K, R, A> {
+    pub(super) factory: LockFactory,
+    pub(super) options: LockOptions,
+    pub(super) on_loss: OnLoss,
+    pub(super) on_storage_failure: OnStorageFailure,
+    pub(super) await_release: bool,
+    pub(super) key: Arc<K>,
+    pub(super) on_reject: Arc<R>,
+    pub(super) on_acquired: Arc<A>,
+}
+
+impl<K> DistributedLockLayer<K> {
+    /// A layer that takes the lock key from each request with `key`, a function from `&Request` to anything that is
+    /// [`IntoRequestKey`](super::IntoRequestKey).
+    pub fn new(factory: LockFactory, key: K) -> Self {
+        let settings = Settings {
+            factory,
+            options: LockOptions::default(),
+            on_loss: OnLoss::default(),
+            on_storage_failure: OnStorageFailure::default(),
+            await_release: false,
+            key: Arc::new(key),
+            on_reject: Arc::new(DefaultOnReject),
+            on_acquired: Arc::new(DefaultOnAcquired),
+        };
+        Self { settings }
+    }
+}
+
+impl<K, R, A> DistributedLockLayer<K, R, A> {
+    /// How long locks last and how long requests wait for them. Default [`LockOptions::default`].
+    #[must_use]
+    pub fn options(mut self, options: LockOptions) -> Self {
+        self.settings.options = options;
+        self
+    }
+
+    /// What happens to a request whose lock is lost while its handler runs. Default [`OnLoss::Cancel`].
+    #[must_use]
+    pub fn on_loss(mut self, on_loss: OnLoss) -> Self {
+        self.settings.on_loss = on_loss;
+        self
+    }
+
+    /// What happens to a request when the storage cannot be asked. Default [`OnStorageFailure::FailClosed`].
+    #[must_use]
+    pub fn on_storage_failure(mut self, on_storage_failure: OnStorageFailure) -> Self {
+        self.settings.on_storage_failure = on_storage_failure;
+        self
+    }
+
+    /// Whether a response waits until the storage has confirmed the release. Default `false`.
+    ///
+    /// With `true` the client hears of its success only when the lock is free for its next request, and a lock that
+    /// turns out to have been lost counts as lost (see [`OnLoss`]). It costs one round trip to the storage.
+    #[must_use]
+    pub fn await_release(mut self, await_release: bool) -> Self {
+        self.settings.await_release = await_release;
+        self
+    }
+
+    /// What a rejected request gets. Default [`DefaultOnReject`].
+    #[must_use]
+    pub fn on_reject<R2>(self, on_reject: R2) -> DistributedLockLayer<K, R2, A> {
+        let Settings {
+            factory,
+            options,
+            on_loss,
+            on_storage_failure,
+            await_release,
+            key,
+            ..
+        } = self.settings;
+        let settings = Settings {
+            factory,
+            options,
+            on_loss,
+            on_storage_failure,
+            await_release,
+            key,
+            on_reject: Arc::new(on_reject),
+            on_acquired: self.settings.on_acquired,
+        };
+        DistributedLockLayer { settings }
+    }
+
+    /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
+    #[must_use]
+    pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2> {
+        let Settings {
+            factory,
+            options,
+            on_loss,
+            on_storage_failure,
+            await_release,
+            key,
+            ..
+        } = self.settings;
+        let settings = Settings {
+            factory,
+            options,
+            on_loss,
+            on_storage_failure,
+            await_release,
+            key,
+            on_reject: self.settings.on_reject,
+            on_acquired: Arc::new(on_acquired),
+        };
+        DistributedLockLayer { settings }
+    }
+}
+
+impl<S, K, R, A> Layer<S> for DistributedLockLayer<K, R, A> {
+    type Service = DistributedLock<S, K, R, A>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        DistributedLock::new(inner, Arc::new(self.settings.clone()))
+    }
+}
+
+// Written by hand: the hooks are shared, so they need not be `Clone`.
+impl<K, R, A> Clone for DistributedLockLayer<K, R, A> {
+    fn clone(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+        }
+    }
+}
+
+impl<K, R, A> Clone for Settings<K, R, A> {
+    fn clone(&self) -> Self {
+        Self {
+            factory: self.factory.clone(),
+            options: self.options,
+            on_loss: self.on_loss,
+            on_storage_failure: self.on_storage_failure,
+            await_release: self.await_release,
+            key: Arc::clone(&self.key),
+            on_reject: Arc::clone(&self.on_reject),
+            on_acquired: Arc::clone(&self.on_acquired),
+        }
+    }
+}
+
+impl<K, R, A> fmt::Debug for DistributedLockLayer<K, R, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DistributedLockLayer")
+            .field(&self.settings)
+            .finish()
+    }
+}
+
+impl<K, R, A> fmt::Debug for Settings<K, R, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("factory", &self.factory)
+            .field("options", &self.options)
+            .field("on_loss", &self.on_loss)
+            .field("on_storage_failure", &self.on_storage_failure)
+            .field("await_release", &self.await_release)
+            .finish_non_exhaustive()
+    }
+}

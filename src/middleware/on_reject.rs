@@ -1,0 +1,210 @@
+//! What a request gets that could not have its lock.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use http::{HeaderValue, Request, Response, StatusCode, header};
+
+use crate::error::{BoxError, LockError, LossReason, NotObtained, StorageError, TooManyWaiters};
+
+/// Why a request was not served.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// Somebody else held the lock for as long as the request was ready to wait. It was not served.
+    NotObtained(NotObtained),
+    /// As many requests as allowed wait already. It was not served.
+    TooManyWaiters(TooManyWaiters),
+    /// The storage could not be asked. The request was not served.
+    Storage(StorageError),
+    /// This process shuts down. The request was not served.
+    Draining,
+    /// The lock was lost while the request was being served. Its work was cut off, or ended too late: what it has done
+    /// so far is done.
+    Lost(LossReason),
+    /// The key function failed. The request was not served.
+    InvalidKey(BoxError),
+}
+
+impl Rejection {
+    /// The HTTP status for it. See the table in the [module documentation](super).
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotObtained(_) => StatusCode::LOCKED,
+            Self::TooManyWaiters(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Storage(_) | Self::Draining | Self::Lost(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::InvalidKey(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// The gRPC status code for it. See the table in the [module documentation](super).
+    pub fn grpc_code(&self) -> u8 {
+        const INVALID_ARGUMENT: u8 = 3;
+        const RESOURCE_EXHAUSTED: u8 = 8;
+        const ABORTED: u8 = 10;
+        const UNAVAILABLE: u8 = 14;
+        match self {
+            Self::NotObtained(_) | Self::Lost(_) => ABORTED,
+            Self::TooManyWaiters(_) => RESOURCE_EXHAUSTED,
+            Self::Storage(_) | Self::Draining => UNAVAILABLE,
+            Self::InvalidKey(_) => INVALID_ARGUMENT,
+        }
+    }
+
+    /// When it makes sense to come again, as far as known: when the lock in the way runs out, if it is not renewed.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotObtained(error) => error.holder_ttl,
+            Self::TooManyWaiters(error) => error.holder_ttl,
+            _ => None,
+        }
+    }
+
+    /// One sentence for the client: it says what happened, and nothing of keys, servers and causes.
+    fn public_message(&self) -> &'static str {
+        match self {
+            Self::NotObtained(_) => "the resource is locked",
+            Self::TooManyWaiters(_) => "too many requests wait for the resource",
+            Self::Storage(_) => "the lock service is unavailable",
+            Self::Draining => "the service is shutting down",
+            Self::Lost(_) => "the lock on the resource was lost",
+            Self::InvalidKey(_) => "the request names no valid resource",
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotObtained(error) => error.fmt(f),
+            Self::TooManyWaiters(error) => error.fmt(f),
+            Self::Storage(error) => error.fmt(f),
+            Self::Draining => LockError::Draining.fmt(f),
+            Self::Lost(reason) => reason.fmt(f),
+            Self::InvalidKey(error) => write!(f, "no lock key in the request: {error}"),
+        }
+    }
+}
+
+impl StdError for Rejection {}
+
+impl From<LockError> for Rejection {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::NotObtained(error) => Self::NotObtained(error),
+            LockError::TooManyWaiters(error) => Self::TooManyWaiters(error),
+            LockError::Storage(error) => Self::Storage(error),
+            LockError::Draining => Self::Draining,
+        }
+    }
+}
+
+/// Makes the answer to a request that could not have its lock.
+///
+/// Implemented for closures from [`Rejection`] to the response. Implement it yourself if the answer depends on the
+/// request, which is no longer there when the answer is made: what is needed of it is taken out before, as
+/// [`Context`](OnReject::Context).
+///
+/// ```
+/// use axum::{body::Body, extract::Request, http::{Response, StatusCode}};
+/// use tower_distributed_lock::{DistributedLockLayer, LockFactory, middleware::Rejection, storage::MemoryStorage};
+///
+/// let factory = LockFactory::new(MemoryStorage::new());
+/// let layer = DistributedLockLayer::new(factory, |request: &Request| request.uri().path().to_owned())
+///     .on_reject(|rejection: Rejection| {
+///         let mut response = Response::new(Body::from(rejection.to_string()));
+///         *response.status_mut() = StatusCode::CONFLICT;
+///         response
+///     });
+/// ```
+pub trait OnReject<Req, Res, Err> {
+    /// What is remembered of a request in case it is rejected.
+    type Context;
+
+    /// Looks at a request that is about to wait for its lock.
+    fn context(&self, request: &Req) -> Self::Context;
+
+    /// Makes the answer.
+    ///
+    /// # Errors
+    ///
+    /// The inner service's error type, for services that report rejections as errors.
+    fn reject(&self, context: Self::Context, rejection: Rejection) -> Result<Res, Err>;
+}
+
+impl<F, Req, Res, Err> OnReject<Req, Res, Err> for F
+where
+    F: Fn(Rejection) -> Res,
+{
+    type Context = ();
+
+    fn context(&self, _: &Req) {}
+
+    fn reject(&self, (): (), rejection: Rejection) -> Result<Res, Err> {
+        Ok(self(rejection))
+    }
+}
+
+/// Answers HTTP requests with a status and gRPC requests with a gRPC status, both without a body. See the table in the
+/// [module documentation](super).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultOnReject;
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Plain HTTP.
+    Http,
+    /// gRPC: the `content-type` is `application/grpc`, with or without a `+format`.
+    Grpc,
+}
+
+impl Protocol {
+    /// What the client that sent `request` speaks.
+    pub fn of<B>(request: &Request<B>) -> Self {
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        let rest =
+            content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
+        match rest {
+            Some([] | [b'+' | b';' | b' ', ..]) => Self::Grpc,
+            _ => Self::Http,
+        }
+    }
+}
+
+impl<B, RB, E> OnReject<Request<B>, Response<RB>, E> for DefaultOnReject
+where
+    RB: Default,
+{
+    type Context = Protocol;
+
+    fn context(&self, request: &Request<B>) -> Protocol {
+        Protocol::of(request)
+    }
+
+    fn reject(&self, protocol: Protocol, rejection: Rejection) -> Result<Response<RB>, E> {
+        let mut response = Response::new(RB::default());
+        match protocol {
+            Protocol::Http => {
+                *response.status_mut() = rejection.status();
+                if let Some(after) = rejection.retry_after() {
+                    // Whole seconds; 0 would mean "at once".
+                    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+                    response
+                        .headers_mut()
+                        .insert(header::RETRY_AFTER, seconds.max(1).into());
+                }
+            }
+            Protocol::Grpc => {
+                // A gRPC error without a message body is an HTTP 200 whose headers carry the status ("trailers-only").
+                let headers = response.headers_mut();
+                let grpc = HeaderValue::from_static("application/grpc");
+                headers.insert(header::CONTENT_TYPE, grpc);
+                headers.insert("grpc-status", u16::from(rejection.grpc_code()).into());
+                let message = HeaderValue::from_static(rejection.public_message());
+                headers.insert("grpc-message", message);
+            }
+        }
+        Ok(response)
+    }
+}

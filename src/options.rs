@@ -1,0 +1,214 @@
+//! How long a lock lasts and how long a caller waits for it.
+
+use std::time::Duration;
+
+use crate::{coordinator::lease, error::InvalidOptions};
+
+/// The options of one [`Lock::lock`](crate::Lock::lock) call, or of all requests of a
+/// [`DistributedLockLayer`](crate::DistributedLockLayer).
+///
+/// | option | default | meaning |
+/// |---|---|---|
+/// | [`ttl`](LockOptionsBuilder::ttl) | 10 s | how long the lock outlives a holder that crashed |
+/// | [`interval`](LockOptionsBuilder::interval) | 1 s | how often a lock held by another process is asked for |
+/// | [`retries`](LockOptionsBuilder::retries) | 3 | the caller gives up after `retries` × `interval` |
+/// | [`max_hold`](LockOptionsBuilder::max_hold) | 5 min | how long one holder may keep the lock by renewal |
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::LockOptions;
+///
+/// let options = LockOptions::builder()
+///     .ttl(Duration::from_secs(5))
+///     .interval(Duration::from_millis(100))
+///     .retries(20)
+///     .build()?;
+/// assert_eq!(options.max_wait(), Duration::from_secs(2));
+/// # Ok::<(), tower_distributed_lock::error::InvalidOptions>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockOptions {
+    ttl: Duration,
+    retries: u32,
+    interval: Duration,
+    max_hold: Duration,
+}
+
+impl LockOptions {
+    /// The shortest ttl: below it the drift allowance (1 % and 2 ms) and a round trip would leave next to nothing.
+    pub const MIN_TTL: Duration = Duration::from_millis(10);
+    /// The longest ttl, interval, wait and hold.
+    pub const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+    /// Starts from the defaults.
+    pub fn builder() -> LockOptionsBuilder {
+        LockOptionsBuilder {
+            options: Self::default(),
+        }
+    }
+
+    /// How long the storage keeps the lock when nothing is heard of its holder. A holder that lives has its lock
+    /// renewed in the background every third of this.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// See [`LockOptionsBuilder::retries`].
+    pub fn retries(&self) -> u32 {
+        self.retries
+    }
+
+    /// See [`LockOptionsBuilder::interval`].
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// See [`LockOptionsBuilder::max_hold`].
+    pub fn max_hold(&self) -> Duration {
+        self.max_hold
+    }
+
+    /// How long a caller waits for the lock at most: `retries` × `interval`.
+    pub fn max_wait(&self) -> Duration {
+        self.interval * self.retries
+    }
+
+    /// These options, with no wait: the lock is had at once or not at all.
+    pub(crate) fn without_wait(self) -> Self {
+        Self { retries: 0, ..self }
+    }
+}
+
+impl Default for LockOptions {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(10),
+            retries: 3,
+            interval: Duration::from_secs(1),
+            max_hold: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+/// Builds [`LockOptions`]; made by [`LockOptions::builder`].
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct LockOptionsBuilder {
+    options: LockOptions,
+}
+
+impl LockOptionsBuilder {
+    /// How long the storage keeps the lock when nothing is heard of its holder. Default 10 s; from 10 ms to 24 h.
+    ///
+    /// Short: a crashed holder blocks others for less long. Long: the lock survives longer pauses of the holder and of
+    /// the storage. The holder itself counts on a little less: 1 % and 2 ms are kept back for clocks that run at
+    /// different rates.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.options.ttl = ttl;
+        self
+    }
+
+    /// How many intervals the caller waits before it gives up. Default 3. With 0 the lock is had at once or not at all.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.retries = retries;
+        self
+    }
+
+    /// How often a lock that another process holds is asked for. Default 1 s; from 1 ms to 24 h.
+    ///
+    /// Waiters of one process do not poll: they are woken in the order in which they came, and only the first of them
+    /// asks the storage.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.options.interval = interval;
+        self
+    }
+
+    /// How long one holder may keep the lock by background renewal. Default 5 min; from 10 ms to 24 h.
+    ///
+    /// A holder that has not finished by then loses the lock as if it had expired. Without this bound a handler that
+    /// hangs, or a connection whose end is never noticed, would hold its key for ever.
+    pub fn max_hold(mut self, max_hold: Duration) -> Self {
+        self.options.max_hold = max_hold;
+        self
+    }
+
+    /// Checks the options.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidOptions`] says which option is out of its range.
+    pub fn build(self) -> Result<LockOptions, InvalidOptions> {
+        let options = self.options;
+        let range = |min: Duration| min..=LockOptions::MAX_DURATION;
+        if !range(LockOptions::MIN_TTL).contains(&options.ttl) {
+            return Err(InvalidOptions::Ttl);
+        }
+        debug_assert!(!lease::validity(options.ttl).is_zero());
+        if !range(Duration::from_millis(1)).contains(&options.interval) {
+            return Err(InvalidOptions::Interval);
+        }
+        match options.interval.checked_mul(options.retries) {
+            Some(wait) if wait <= LockOptions::MAX_DURATION => {}
+            _ => return Err(InvalidOptions::Wait),
+        }
+        if !range(LockOptions::MIN_TTL).contains(&options.max_hold) {
+            return Err(InvalidOptions::MaxHold);
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_original_and_valid() {
+        let options = LockOptions::builder().build().unwrap();
+        assert_eq!(options, LockOptions::default());
+        assert_eq!(options.ttl(), Duration::from_secs(10));
+        assert_eq!(
+            (options.retries(), options.interval()),
+            (3, Duration::from_secs(1))
+        );
+    }
+
+    #[test]
+    fn bad_options_are_refused_when_built() {
+        let build = |change: fn(LockOptionsBuilder) -> LockOptionsBuilder| {
+            change(LockOptions::builder()).build().unwrap_err()
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(build(|o| o.ttl(Duration::ZERO)), InvalidOptions::Ttl);
+        assert_eq!(
+            build(|o| o.ttl(Duration::from_millis(9))),
+            InvalidOptions::Ttl
+        );
+        assert_eq!(build(|o| o.ttl(Duration::MAX)), InvalidOptions::Ttl);
+        assert_eq!(
+            build(|o| o.interval(Duration::ZERO)),
+            InvalidOptions::Interval
+        );
+        assert_eq!(
+            build(|o| o.interval(Duration::MAX)),
+            InvalidOptions::Interval
+        );
+        assert_eq!(build(|o| o.retries(u32::MAX)), InvalidOptions::Wait);
+        assert_eq!(
+            build(|o| o.retries(25).interval(Duration::from_secs(3600))),
+            InvalidOptions::Wait
+        );
+        assert_eq!(
+            build(|o| o.max_hold(Duration::ZERO)),
+            InvalidOptions::MaxHold
+        );
+        assert!(
+            LockOptions::builder()
+                .ttl(ms(10))
+                .interval(ms(1))
+                .retries(0)
+                .build()
+                .is_ok()
+        );
+    }
+}

@@ -1,0 +1,290 @@
+//! The contract of [`LockStorage`] as a test that any storage can be run through.
+//!
+//! ```
+//! use tower_distributed_lock::storage::{MemoryStorage, conformance};
+//!
+//! #[tokio::test]
+//! async fn my_storage_keeps_the_contract() {
+//!     conformance::check(MemoryStorage::new()).await;
+//! }
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+//! #     .block_on(conformance::check(MemoryStorage::new()));
+//! ```
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+
+use crate::{
+    error::StorageError,
+    key::{KeyPrefix, LockKey, LockName},
+    storage::{
+        AcquireReply, AcquireRequest, LockStorage, OwnerToken, ReleaseReply, ReleaseRequest,
+        RenewReply, RenewRequest,
+    },
+};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(300);
+/// How late a lock may disappear: the storage's own 0.1 %, and a busy machine.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Runs `storage` through the contract. Takes about two seconds; uses locks under the prefix `conformance` with random
+/// keys.
+///
+/// # Panics
+///
+/// When the storage breaks the contract, with a sentence that says which part.
+pub async fn check<S: LockStorage>(storage: S) {
+    let subject = Subject::new(storage);
+    subject.a_free_lock_is_granted_and_a_held_one_is_not().await;
+    subject
+        .a_repeated_attempt_is_granted_again_for_the_whole_ttl()
+        .await;
+    subject.one_of_many_attempts_is_granted().await;
+    subject
+        .a_renewal_prolongs_what_is_ours_and_nothing_else()
+        .await;
+    subject
+        .a_release_frees_what_is_ours_and_nothing_else()
+        .await;
+    subject
+        .a_lock_disappears_after_its_ttl_and_not_before()
+        .await;
+    subject.names_do_not_touch_each_other().await;
+}
+
+struct Subject<S> {
+    storage: S,
+    run: u128,
+}
+
+impl<S: LockStorage> Subject<S> {
+    fn new(storage: S) -> Self {
+        let run = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
+        Self { storage, run }
+    }
+
+    fn name(&self, key: &str) -> LockName {
+        let key = LockKey::from_parts([format!("{:x}", self.run).as_str(), key]);
+        let prefix = KeyPrefix::new("conformance");
+        match (prefix, key) {
+            (Ok(prefix), Ok(key)) => prefix.name(&key),
+            _ => unreachable!("the names of this test are valid"),
+        }
+    }
+
+    fn token(&self, number: u64) -> OwnerToken {
+        OwnerToken::new(self.run, number)
+    }
+
+    async fn acquire(&self, key: &str, token: u64, ttl: Duration, again: bool) -> AcquireReply {
+        let request = AcquireRequest {
+            name: self.name(key),
+            token: self.token(token),
+            ttl,
+            again,
+        };
+        answer("acquire", self.storage.acquire(&request)).await
+    }
+
+    async fn takes(&self, key: &str, token: u64, ttl: Duration) -> bool {
+        self.acquire(key, token, ttl, false).await == AcquireReply::Granted
+    }
+
+    async fn renew(&self, locks: &[(&str, u64, Duration)]) -> Vec<RenewReply> {
+        let requests: Vec<_> = locks
+            .iter()
+            .map(|&(key, token, ttl)| RenewRequest {
+                name: self.name(key),
+                token: self.token(token),
+                ttl,
+            })
+            .collect();
+        let replies = self.storage.renew(&requests).await;
+        assert_eq!(
+            replies.len(),
+            requests.len(),
+            "renew gives one reply per request"
+        );
+        let mut renewed = Vec::new();
+        for reply in replies {
+            renewed.push(answer("renew", async { reply }).await);
+        }
+        renewed
+    }
+
+    async fn release(&self, key: &str, token: u64) -> ReleaseReply {
+        let request = ReleaseRequest {
+            name: self.name(key),
+            token: self.token(token),
+        };
+        answer("release", self.storage.release(&request)).await
+    }
+
+    async fn a_free_lock_is_granted_and_a_held_one_is_not(&self) {
+        for again in [false, true] {
+            let key = if again { "held-again" } else { "held" };
+            assert!(self.takes(key, 1, LONG).await, "a free lock is granted");
+            match self.acquire(key, 2, LONG, again).await {
+                AcquireReply::Granted => panic!("a held lock is not granted to another token"),
+                AcquireReply::Held { ttl: Some(ttl) } => {
+                    assert!(
+                        ttl <= LONG && ttl > LONG / 2,
+                        "the holder's ttl is told right: {ttl:?}"
+                    );
+                }
+                AcquireReply::Held { ttl: None } => {}
+            }
+            assert_eq!(
+                self.release(key, 1).await,
+                ReleaseReply::Released,
+                "a refused acquire changes nothing"
+            );
+        }
+    }
+
+    async fn a_repeated_attempt_is_granted_again_for_the_whole_ttl(&self) {
+        assert!(self.takes("repeated", 1, SHORT).await);
+        let again = self.acquire("repeated", 1, LONG, true).await;
+        assert_eq!(
+            again,
+            AcquireReply::Granted,
+            "an attempt meets its own token and is granted"
+        );
+        tokio::time::sleep(SHORT * 2).await;
+        assert!(
+            !self.takes("repeated", 2, LONG).await,
+            "the repeated attempt set the ttl anew"
+        );
+        self.release("repeated", 1).await;
+        let free = self.acquire("repeated", 3, LONG, true).await;
+        assert_eq!(
+            free,
+            AcquireReply::Granted,
+            "a repeated attempt takes a free lock"
+        );
+        self.release("repeated", 3).await;
+    }
+
+    async fn one_of_many_attempts_is_granted(&self) {
+        let attempts = (0..50).map(|token| self.acquire("many", token, LONG, token % 2 == 0));
+        let replies = join_all(attempts).await;
+        let winners: Vec<u64> = (0..)
+            .zip(replies)
+            .filter(|(_, reply)| *reply == AcquireReply::Granted)
+            .map(|(token, _)| token)
+            .collect();
+        assert_eq!(
+            winners.len(),
+            1,
+            "one of many attempts at the same time is granted"
+        );
+        assert_eq!(
+            self.release("many", winners[0]).await,
+            ReleaseReply::Released
+        );
+    }
+
+    async fn a_renewal_prolongs_what_is_ours_and_nothing_else(&self) {
+        assert!(self.takes("ours", 1, SHORT).await);
+        assert!(self.takes("theirs", 2, SHORT).await);
+        let replies = self
+            .renew(&[("theirs", 1, LONG), ("ours", 1, LONG), ("free", 1, LONG)])
+            .await;
+        let expected = [
+            RenewReply::NotOurs,
+            RenewReply::Renewed,
+            RenewReply::NotOurs,
+        ];
+        assert_eq!(
+            replies, expected,
+            "a renewal finds its own lock only, in the order of the requests"
+        );
+        tokio::time::sleep(SHORT * 2).await;
+        assert!(
+            !self.takes("ours", 3, LONG).await,
+            "a renewed lock lasts for the whole new ttl"
+        );
+        assert!(
+            self.takes("free", 3, LONG).await,
+            "the renewal of a free lock does not take it"
+        );
+        let expired = self.renew(&[("theirs", 2, LONG)]).await;
+        assert_eq!(
+            expired,
+            [RenewReply::NotOurs],
+            "an expired lock cannot be renewed"
+        );
+        assert!(self.takes("theirs", 3, LONG).await, "and is free");
+        self.release("ours", 1).await;
+        self.release("theirs", 3).await;
+        self.release("free", 3).await;
+    }
+
+    async fn a_release_frees_what_is_ours_and_nothing_else(&self) {
+        assert!(self.takes("released", 1, LONG).await);
+        assert_eq!(self.release("released", 2).await, ReleaseReply::NotOurs);
+        assert!(
+            !self.takes("released", 3, LONG).await,
+            "a release by another token changes nothing"
+        );
+        assert_eq!(self.release("released", 1).await, ReleaseReply::Released);
+        assert_eq!(
+            self.release("released", 1).await,
+            ReleaseReply::NotOurs,
+            "it can be released once"
+        );
+        assert!(
+            self.takes("released", 3, LONG).await,
+            "a released lock is free at once"
+        );
+        assert_eq!(
+            self.release("released", 1).await,
+            ReleaseReply::NotOurs,
+            "a late release frees nobody else's lock"
+        );
+        assert_eq!(self.release("released", 3).await, ReleaseReply::Released);
+    }
+
+    async fn a_lock_disappears_after_its_ttl_and_not_before(&self) {
+        let started = Instant::now();
+        assert!(self.takes("expires", 1, SHORT).await);
+        let set = Instant::now();
+        // Nothing tells of an expiry, so ask until it has happened.
+        while !self.takes("expires", 2, LONG).await {
+            assert!(
+                set.elapsed() < SHORT + LATE,
+                "a lock disappears when its ttl is over"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(started.elapsed() >= SHORT, "a lock lasts for its whole ttl");
+        assert_eq!(self.release("expires", 1).await, ReleaseReply::NotOurs);
+        assert_eq!(self.release("expires", 2).await, ReleaseReply::Released);
+    }
+
+    async fn names_do_not_touch_each_other(&self) {
+        assert!(self.takes("a", 1, LONG).await);
+        assert!(
+            self.takes("a/b", 2, LONG).await,
+            "locks of other names are free"
+        );
+        assert_eq!(self.release("a", 1).await, ReleaseReply::Released);
+        assert!(
+            !self.takes("a/b", 3, LONG).await,
+            "and are not freed with this one"
+        );
+        self.release("a/b", 2).await;
+    }
+}
+
+async fn answer<T>(what: &str, call: impl Future<Output = Result<T, StorageError>>) -> T {
+    match call.await {
+        Ok(reply) => reply,
+        Err(error) => panic!("{what} failed, so the contract cannot be checked: {error}"),
+    }
+}

@@ -1,0 +1,195 @@
+//! Where locks are kept: the [`LockStorage`] trait and the storages that come with the crate.
+//!
+//! | storage | for |
+//! |---|---|
+//! | [`MemoryStorage`] | one process: trying it out, tests, a single replica |
+//! | [`RedisStorage`] | many processes, one Redis server |
+//! | your own | whatever can compare and set with an expiry |
+//!
+//! A storage does three things, each in one step that nothing can come between: set a name to a token if the name is
+//! free, set its expiry anew if it still holds the token, delete it if it still holds the token. It knows nothing of
+//! callers, queues and deadlines; these are the business of [`LockFactory`](crate::LockFactory).
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+pub use self::memory::MemoryStorage;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisStorage;
+use crate::error::StorageError;
+pub use crate::key::LockName;
+
+/// A place where locks are kept.
+///
+/// # Contract
+///
+/// What an implementation must keep (`conformance::check`, with the feature `conformance`, tests it):
+///
+/// 1. Each call is atomic, against other calls and other processes.
+/// 2. **acquire** answers [`AcquireReply::Granted`] only if the name was free, or already held by the very same token,
+///    and now holds the token for the whole `ttl`. An attempt that is sent again after a lost reply has to succeed: it
+///    meets its own token.
+/// 3. **renew** touches a name only if it holds the request's token, and then sets its time to live to the whole
+///    `ttl`. It never brings back a name that has expired.
+/// 4. **release** deletes a name only if it holds the request's token. Releasing what is not held changes nothing.
+/// 5. A name disappears by itself when its time to live is over, also if no process is left to ask. It may disappear
+///    up to 0.1 % late but never early.
+/// 6. An error leaves the outcome open: callers assume neither that it was done nor that it was not. An error of a kind
+///    that is not [transient](crate::error::StorageErrorKind::is_transient) means that it was not done.
+/// 7. Calls started one after the other need not be carried out in that order, but a storage that keeps the order
+///    saves its callers a wait.
+///
+/// # Cancel safety
+///
+/// A call's future may be dropped at any time, and also be moved to another task half-way. Dropped after its first
+/// poll, the call may be carried out or not.
+///
+/// # Time limits
+///
+/// An implementation need not limit its own time: a call that takes longer than the factory's
+/// [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout) is dropped.
+pub trait LockStorage: Send + Sync + 'static {
+    /// Takes the lock for `request.token` if it is free.
+    fn acquire(
+        &self,
+        request: &AcquireRequest,
+    ) -> impl Future<Output = Result<AcquireReply, StorageError>> + Send;
+
+    /// Sets the time to live of each lock anew where it still belongs to the request's token. One reply per request, in
+    /// their order.
+    fn renew(
+        &self,
+        requests: &[RenewRequest],
+    ) -> impl Future<Output = Vec<Result<RenewReply, StorageError>>> + Send;
+
+    /// Frees the lock if it still belongs to `request.token`.
+    fn release(
+        &self,
+        request: &ReleaseRequest,
+    ) -> impl Future<Output = Result<ReleaseReply, StorageError>> + Send;
+}
+
+/// What [`LockStorage::acquire`] is asked.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AcquireRequest {
+    /// The lock.
+    pub name: LockName,
+    /// Who wants it.
+    pub token: OwnerToken,
+    /// For how long, from the moment it is set. Whole milliseconds.
+    pub ttl: Duration,
+    /// Whether the lock was asked for before and not obtained, or the reply was lost. A storage that has a cheap form
+    /// for the lock that is probably free, and another that tells more about the holder, takes the second then.
+    pub again: bool,
+}
+
+/// What became of an acquire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcquireReply {
+    /// The lock is held by the request's token.
+    Granted,
+    /// The lock is held by somebody else.
+    Held {
+        /// How long it will be held if it is not renewed, where the storage knows.
+        ttl: Option<Duration>,
+    },
+}
+
+/// What [`LockStorage::renew`] is asked, for one lock.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RenewRequest {
+    /// The lock.
+    pub name: LockName,
+    /// Who holds it.
+    pub token: OwnerToken,
+    /// For how long from now. Whole milliseconds.
+    pub ttl: Duration,
+}
+
+/// What became of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenewReply {
+    /// The lock is held by the request's token for the whole ttl.
+    Renewed,
+    /// The lock is free or held by somebody else. Nothing was changed.
+    NotOurs,
+}
+
+/// What [`LockStorage::release`] is asked.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ReleaseRequest {
+    /// The lock.
+    pub name: LockName,
+    /// Who holds it.
+    pub token: OwnerToken,
+}
+
+/// What became of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseReply {
+    /// The lock was held by the request's token and is free now.
+    Released,
+    /// The lock was free or held by somebody else. Nothing was changed.
+    NotOurs,
+}
+
+/// Who owns a lock: an id of the factory that took it, 128 random bits, and a number that is new for every attempt.
+///
+/// Whoever knows a token can free its lock, so `Debug` shows the number alone; [`OwnerToken::to_text`] is what a
+/// storage writes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnerToken {
+    factory: u128,
+    number: u64,
+}
+
+impl OwnerToken {
+    pub(crate) fn new(factory: u128, number: u64) -> Self {
+        Self { factory, number }
+    }
+
+    /// The token as a storage keeps it: 32 hex digits, `:`, a decimal number.
+    pub fn to_text(&self) -> String {
+        format!("{:032x}:{}", self.factory, self.number)
+    }
+}
+
+impl fmt::Debug for OwnerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnerToken(..:{})", self.number)
+    }
+}
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Reply<T> = Result<T, StorageError>;
+
+/// A [`LockStorage`] without its type. Its futures own what they need, so that a call whose caller has gone can be
+/// followed to its end by another task.
+pub(crate) trait DynStorage: Send + Sync + 'static {
+    fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>>;
+    fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>>;
+    fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>>;
+}
+
+impl<S: LockStorage> DynStorage for S {
+    fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>> {
+        Box::pin(async move { LockStorage::acquire(&*self, &request).await })
+    }
+
+    fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>> {
+        Box::pin(async move { LockStorage::renew(&*self, &requests).await })
+    }
+
+    fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>> {
+        Box::pin(async move { LockStorage::release(&*self, &request).await })
+    }
+}

@@ -1,0 +1,322 @@
+//! The connection to a Redis server: one, shared by all commands, replaced when it is broken.
+//!
+//! Commands of many tasks go through one multiplexed connection, in the order in which they were sent, each packed into
+//! the same write as its neighbours where they come together. bb8 makes that connection and replaces it. It is asked for
+//! it only when the present one is known to be dead; there is no PING and no checkout on a command's way.
+//!
+//! A connection is dead when
+//!
+//! - a command came back with an error that says so,
+//! - the server or the kernel closed it, also while it was idle (told by a RESP3 push of redis-rs),
+//! - a command was given up after a while during which nothing at all came back: a half-open socket.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    PushKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection, io::tcp::TcpSettings,
+};
+use tokio::sync::Notify;
+
+use super::error::{connect_error, ends_connection, storage_error};
+use crate::error::{StorageError, StorageErrorKind};
+
+/// After this long without any reply, a command that is given up takes its connection with it.
+const STALLED: Duration = Duration::from_millis(250);
+
+/// Commands that can wait to be written at once. With redis-rs's own 50, tasks queue for a place under load.
+const PIPELINE: usize = 1024;
+
+/// One connection and what is known of its health.
+#[derive(Clone)]
+struct Wire {
+    connection: MultiplexedConnection,
+    health: Arc<Health>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    dead: AtomicBool,
+    replies: AtomicU64,
+}
+
+impl Health {
+    fn is_dead(&self) -> bool {
+        self.dead.load(Relaxed)
+    }
+
+    fn kill(&self) {
+        self.dead.store(true, Relaxed);
+    }
+}
+
+/// A command on its way. Dropped without its reply, it looks whether the connection still gives any.
+struct Unanswered<'a> {
+    health: &'a Health,
+    replies: u64,
+    since: Instant,
+}
+
+impl<'a> Unanswered<'a> {
+    fn new(health: &'a Health) -> Self {
+        Self {
+            health,
+            replies: health.replies.load(Relaxed),
+            since: Instant::now(),
+        }
+    }
+
+    fn answered(self) {
+        self.health.replies.fetch_add(1, Relaxed);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if self.health.replies.load(Relaxed) == self.replies && self.since.elapsed() >= STALLED {
+            self.health.kill();
+        }
+    }
+}
+
+/// Makes connections for bb8.
+struct Connector {
+    /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before Redis 6.
+    clients: [Client; 2],
+    timeout: Duration,
+}
+
+impl Connector {
+    fn new(url: &str, timeout: Duration) -> Result<Self, RedisError> {
+        let info = url.into_connection_info()?;
+        // Half-open connections are found by the kernel too, where it can.
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(
+            redis::io::tcp::socket2::TcpKeepalive::new().with_time(Duration::from_secs(15)),
+        );
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let tcp = tcp.set_user_timeout(Duration::from_secs(15));
+        let info = info.set_tcp_settings(tcp);
+        let client = |protocol| {
+            let settings = info.redis_settings().clone().set_protocol(protocol);
+            Client::open(info.clone().set_redis_settings(settings))
+        };
+        Ok(Self {
+            clients: [
+                client(ProtocolVersion::RESP3)?,
+                client(ProtocolVersion::RESP2)?,
+            ],
+            timeout,
+        })
+    }
+
+    async fn open(&self) -> Result<Wire, RedisError> {
+        let [resp3, resp2] = &self.clients;
+        let health = Arc::new(Health::default());
+        let told = Arc::clone(&health);
+        let config = self.config().set_push_sender(move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                told.kill();
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let connection = match resp3
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+        {
+            Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {
+                resp2
+                    .get_multiplexed_async_connection_with_config(&self.config())
+                    .await
+            }
+            other => other,
+        };
+        Ok(Wire {
+            connection: connection?,
+            health,
+        })
+    }
+
+    fn config(&self) -> AsyncConnectionConfig {
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            // Whoever sends a command has its own limit; a second one here would cost a timer per command.
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(PIPELINE)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum ConnectError {
+    Dead,
+    Failed(StorageError),
+}
+
+impl ManageConnection for Connector {
+    type Connection = Wire;
+    type Error = ConnectError;
+
+    async fn connect(&self) -> Result<Wire, ConnectError> {
+        self.open()
+            .await
+            .map_err(|error| ConnectError::Failed(connect_error(error)))
+    }
+
+    async fn is_valid(&self, wire: &mut Wire) -> Result<(), ConnectError> {
+        if wire.health.is_dead() {
+            Err(ConnectError::Dead)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn has_broken(&self, wire: &mut Wire) -> bool {
+        wire.health.is_dead()
+    }
+}
+
+/// Where bb8 says why it could not connect. Whoever waits for a connection is told at once, instead of after bb8's
+/// whole time-out.
+#[derive(Clone, Debug, Default)]
+struct Failures(Arc<FailuresInner>);
+
+#[derive(Debug, Default)]
+struct FailuresInner {
+    last: Mutex<Option<StorageError>>,
+    happened: Notify,
+}
+
+impl Failures {
+    fn last(&self) -> StorageError {
+        let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
+            .unwrap_or_else(|| StorageError::new(StorageErrorKind::Unavailable))
+    }
+}
+
+impl ErrorSink<ConnectError> for Failures {
+    fn sink(&self, error: ConnectError) {
+        if let ConnectError::Failed(error) = error {
+            *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.0.happened.notify_waiters();
+        }
+    }
+
+    fn boxed_clone(&self) -> Box<dyn ErrorSink<ConnectError>> {
+        Box::new(self.clone())
+    }
+}
+
+/// Why a command brought no value.
+pub(super) enum Failure {
+    /// The script is not in the server's cache.
+    NoScript,
+    Storage(StorageError),
+}
+
+/// The connection, as commands use it.
+pub(super) struct Connection {
+    pool: Pool<Connector>,
+    present: RwLock<Option<Wire>>,
+    failures: Failures,
+}
+
+impl Connection {
+    /// Does not connect yet. `timeout` bounds the making of a connection, handshake included.
+    pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, StorageError> {
+        let connector = Connector::new(url, timeout).map_err(|_| {
+            // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a password.
+            let text = "the Redis URL cannot be read; it should look like redis://host:6379";
+            StorageError::with_source(StorageErrorKind::Rejected, text)
+        })?;
+        let failures = Failures::default();
+        let pool = Pool::builder()
+            .max_size(1)
+            // No reaper: it would be bound to the runtime that happens to make the pool.
+            .max_lifetime(None)
+            .idle_timeout(None)
+            // bb8 would try again and again while the caller waits without a word. The caller knows how long it can
+            // wait, so it is told, and comes again.
+            .retry_connection(false)
+            .connection_timeout(timeout)
+            .error_sink(Box::new(failures.clone()))
+            .build_unchecked(connector);
+        Ok(Self {
+            pool,
+            present: RwLock::new(None),
+            failures,
+        })
+    }
+
+    /// Connects if there is no connection that works.
+    pub(super) async fn connect(&self) -> Result<(), StorageError> {
+        self.wire().await.map(drop)
+    }
+
+    /// Sends a command and waits for its reply. How long, is the caller's business.
+    pub(super) async fn run(&self, command: &Cmd) -> Result<Value, Failure> {
+        let mut wire = self.wire().await.map_err(Failure::Storage)?;
+        let unanswered = Unanswered::new(&wire.health);
+        let result = wire.connection.send_packed_command(command).await;
+        unanswered.answered();
+        let error = match result {
+            Ok(Value::ServerError(error)) => RedisError::from(error),
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if ends_connection(&error) {
+            wire.health.kill();
+        }
+        Err(match error.kind() {
+            ErrorKind::Server(ServerErrorKind::NoScript) => Failure::NoScript,
+            _ => Failure::Storage(storage_error(error)),
+        })
+    }
+
+    async fn wire(&self) -> Result<Wire, StorageError> {
+        if let Some(wire) = &*self.present.read().unwrap_or_else(PoisonError::into_inner)
+            && !wire.health.is_dead()
+        {
+            return Ok(wire.clone());
+        }
+        let wire = self.from_pool().await?;
+        let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+        *present = Some(wire.clone());
+        Ok(wire)
+    }
+
+    async fn from_pool(&self) -> Result<Wire, StorageError> {
+        let failed = self.failures.0.happened.notified();
+        tokio::pin!(failed);
+        // Before the pool is asked, so that a failure on this account is not missed.
+        failed.as_mut().enable();
+        tokio::select! {
+            biased;
+            got = self.pool.get() => match got {
+                // Only a clone leaves the pool: the connection serves everybody at the same time.
+                Ok(wire) => Ok(wire.clone()),
+                Err(RunError::User(ConnectError::Failed(error))) => Err(error),
+                Err(RunError::User(ConnectError::Dead) | RunError::TimedOut) => Err(self.failures.last()),
+            },
+            () = failed => Err(self.failures.last()),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let connected = present.as_ref().is_some_and(|wire| !wire.health.is_dead());
+        f.debug_struct("Connection")
+            .field("connected", &connected)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,57 @@
+//! Redis errors as storage errors.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::error::{StorageError, StorageErrorKind};
+
+/// A storage error of the same meaning. Redis never repeats a password or a key's value in its errors.
+pub(super) fn storage_error(error: RedisError) -> StorageError {
+    StorageError::with_source(kind(&error), error)
+}
+
+/// The same for an error in making a connection, where a time-out leaves nothing open.
+pub(super) fn connect_error(error: RedisError) -> StorageError {
+    match kind(&error) {
+        StorageErrorKind::Timeout => {
+            StorageError::with_source(StorageErrorKind::Unavailable, error)
+        }
+        kind => StorageError::with_source(kind, error),
+    }
+}
+
+fn kind(error: &RedisError) -> StorageErrorKind {
+    if error.is_timeout() {
+        return StorageErrorKind::Timeout;
+    }
+    match error.kind() {
+        ErrorKind::Io => StorageErrorKind::Unavailable,
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
+            StorageErrorKind::Unauthorized
+        }
+        ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::Moved
+            | ServerErrorKind::Ask,
+        ) => StorageErrorKind::Unavailable,
+        _ => match error.code() {
+            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StorageErrorKind::Unauthorized,
+            Some("WRONGTYPE") => StorageErrorKind::WrongType,
+            // A busy script, a full memory, a failed snapshot, missing replicas: all of them may heal.
+            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS") => StorageErrorKind::Unavailable,
+            _ if error.is_unrecoverable_error() => StorageErrorKind::Unavailable,
+            _ => StorageErrorKind::Rejected,
+        },
+    }
+}
+
+/// Whether the connection that brought this error should carry no further commands: it is broken, or its server is no
+/// longer one that can be written to.
+pub(super) fn ends_connection(error: &RedisError) -> bool {
+    error.is_unrecoverable_error()
+        || error.is_connection_dropped()
+        || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+}
