@@ -22,6 +22,7 @@ use crate::{
     },
 };
 
+type Answer<S, Req> = Result<<S as Service<Req>>::Response, <S as Service<Req>>::Error>;
 type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + Send>>;
 
 /// The response future of [`DistributedLock`](super::DistributedLock).
@@ -39,6 +40,10 @@ where
 }
 
 #[pin_project(project = StateProj)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a smaller enum would cost every request an allocation"
+)]
 enum State<S, Req, C>
 where
     S: Service<Req>,
@@ -58,7 +63,7 @@ where
     /// The response is there and waits for the lock's release.
     Releasing {
         unlocking: Unlocking,
-        answer: Option<(Result<S::Response, S::Error>, C)>,
+        answer: Option<(Answer<S, Req>, C)>,
     },
     /// The request cannot be served.
     Rejecting(Option<(C, Rejection)>),
@@ -117,7 +122,7 @@ where
     R: OnReject<Req, S::Response, S::Error>,
     A: OnAcquired<Req>,
 {
-    type Output = Result<S::Response, S::Error>;
+    type Output = Answer<S, Req>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();

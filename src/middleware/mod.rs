@@ -18,7 +18,7 @@
 //! let one_at_a_time = DistributedLockLayer::new(factory, |request: &Request| {
 //!     LockKey::new(request.uri().path())
 //! });
-//! let app: Router = Router::new().route("/orders/{id}/pay", post(pay).layer(one_at_a_time));
+//! let app: Router = Router::new().route("/orders/{id}/pay", post(pay).route_layer(one_at_a_time));
 //! ```
 //!
 //! # The path of a request

@@ -287,13 +287,13 @@ impl Connection {
         {
             return Ok(wire.clone());
         }
-        let wire = self.from_pool().await?;
+        let wire = self.pooled_wire().await?;
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
         *present = Some(wire.clone());
         Ok(wire)
     }
 
-    async fn from_pool(&self) -> Result<Wire, StorageError> {
+    async fn pooled_wire(&self) -> Result<Wire, StorageError> {
         let failed = self.failures.0.happened.notified();
         tokio::pin!(failed);
         // Before the pool is asked, so that a failure on this account is not missed.
