@@ -32,7 +32,7 @@ use crate::{
 /// Must be used inside a tokio runtime with its timers enabled.
 ///
 /// ```
-/// use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+/// use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, storage::MemoryStorage};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +41,7 @@ use crate::{
 ///
 /// let guard = lock.lock(LockOptions::default()).await?;
 /// // Nobody else is in here.
-/// guard.unlock().await?;
+/// assert_eq!(guard.unlock().await?, Unlocked::Held);
 /// # Ok(())
 /// # }
 /// ```
