@@ -1,15 +1,4 @@
 //! What may be locked, and how it is written in the storage.
-//!
-//! A lock is stored under the name `prefix:key`. Three rules keep apart what is meant to be apart, whatever a client
-//! sends:
-//!
-//! - every byte of a key that is not plain ASCII is percent-encoded, and so are `%` itself and the braces `{` and `}`
-//!   (braces choose the slot of a key in Redis Cluster), so different keys have different names;
-//! - a prefix holds no `:`, so a name has one reading: no key under one prefix equals a key under another;
-//! - [`LockKey::from_parts`] encodes `/` inside a part, so `["a/b", "c"]` and `["a", "b/c"]` differ.
-//!
-//! Keys of letters, digits and the usual separators are stored as they are: the key `orders/42` is the Redis key
-//! `distributed-locks:orders/42`, and a client in another language can use that name.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -17,8 +6,21 @@ use crate::error::InvalidKey;
 
 /// What a lock is about: `orders/42`, `account:17`.
 ///
-/// Anything from 1 to [`LockKey::MAX_LEN`] bytes can be a key. See the [module documentation](self) for how it is
-/// encoded. Equal bytes are the same lock in every process that uses the same storage and prefix.
+/// Anything from 1 to [`LockKey::MAX_LEN`] bytes can be a key. Equal bytes are the same lock in every process that
+/// uses the same storage and prefix.
+///
+/// # Encoding
+///
+/// A lock is stored under the name `prefix:key`. Three rules keep apart what is meant to be apart, whatever a client
+/// sends:
+///
+/// - Every byte of a key that is not plain ASCII is percent-encoded, and so are `%` itself and the braces `{` and `}`
+///   (braces choose the slot of a key in Redis Cluster). So different keys have different names.
+/// - A prefix holds no `:`, so a name has one reading: no key under one prefix equals a key under another.
+/// - [`LockKey::from_parts`] encodes `/` inside a part, so `["a/b", "c"]` and `["a", "b/c"]` differ.
+///
+/// Keys of letters, digits and the usual separators are stored as they are: the key `orders/42` is the Redis key
+/// `distributed-locks:orders/42`, and a client in another language can use that name.
 ///
 /// ```
 /// use tower_distributed_lock::LockKey;
