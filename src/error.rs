@@ -185,7 +185,7 @@ pub enum InvalidKey {
     #[error("a lock key must not be empty")]
     Empty,
     /// The key is longer than [`LockKey::MAX_LEN`](crate::LockKey::MAX_LEN).
-    #[error("a lock key has at most {} bytes", crate::LockKey::MAX_LEN)]
+    #[error("a lock key has at most 1024 bytes")]
     TooLong,
     /// The prefix is not 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`.
     #[error("a key prefix is 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`")]

@@ -16,7 +16,8 @@ use crate::{
     coordinator::{
         Acquire, Coordinator, Limits,
         key_state::{Ended, HandoffLimit},
-        turn::{Turn, TurnState},
+        signal::Holding,
+        turn::Turn,
     },
     error::{InvalidKey, LockError, LossReason, StorageError, StorageErrorKind},
     key::{KeyPrefix, LockKey, LockName},
@@ -273,7 +274,11 @@ impl Future for LockFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let turn = self.project().acquire.poll(cx);
-        turn.map(|result| result.map(|turn| LockGuard { turn }))
+        turn.map(|result| {
+            result.map(|turn| LockGuard {
+                turn: Arc::new(turn),
+            })
+        })
     }
 }
 
@@ -329,7 +334,7 @@ impl LockGuard {
 
     /// Whether the lock can be relied on at this moment.
     pub fn is_held(&self) -> bool {
-        self.turn.check() == TurnState::Held
+        self.turn.look() == Holding::Held
     }
 
     /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost.

@@ -48,7 +48,7 @@ impl Acquire {
 }
 
 impl Future for Acquire {
-    type Output = Result<Arc<Turn>, LockError>;
+    type Output = Result<Turn, LockError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -87,7 +87,7 @@ impl Future for Acquire {
 }
 
 enum Progress {
-    Granted(Arc<Turn>),
+    Granted(Turn),
     /// Nothing to do but when woken, or at this time.
     Until(Timestamp),
 }

@@ -88,6 +88,7 @@ impl Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::LockOptions;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -8,7 +8,7 @@
 //! | `backoff` | when to ask again |
 //! | `table` | the keys in use |
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
-//! | `turn` | a holder's side of the lock it has |
+//! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
 //! Here they are put together: every method feeds one event into a key's machine and carries out what the machine
@@ -21,6 +21,7 @@ mod keeper;
 pub(crate) mod key_state;
 pub(crate) mod lease;
 mod queue;
+pub(crate) mod signal;
 mod table;
 pub(crate) mod turn;
 
@@ -47,6 +48,7 @@ use self::{
     key_state::{Attempt, Effects, Ended, HandoffLimit, Outcome, Step, TurnId},
     lease::Claim,
     queue::Place,
+    signal::Signal,
     table::{Cell, Slot, Table},
     turn::Turn,
 };
@@ -185,9 +187,10 @@ impl Coordinator {
                     .poll(place, now, || waker.clone(), || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
-                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted);
-                    let turn = Arc::new(turn);
-                    slot.turn = Some(Arc::clone(&turn));
+                    let signal = Signal::new(self.clock, granted.deadline, granted.ends);
+                    let signal = Arc::new(signal);
+                    slot.holder = Some((granted.id, Arc::clone(&signal)));
+                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted, signal);
                     (Next::Turn(turn), Some(granted.due))
                 }
                 Step::Ask(attempt) => (Next::Ask(attempt), None),
@@ -273,7 +276,7 @@ impl Coordinator {
     ) -> Ended {
         let now = self.clock.now();
         self.update(cell, done, |slot| {
-            slot.turn.take_if(|turn| turn.id() == id);
+            slot.holder.take_if(|(holder, _)| *holder == id);
             slot.state.turn_done(id, claim, self.limits.handoff, now)
         })
     }
@@ -377,10 +380,14 @@ impl Coordinator {
         if timeout(grace, self.emptied()).await.is_err() {
             for cell in self.table.cells() {
                 let mut slot = cell.lock();
-                let turn = slot.state.revoke().then(|| slot.turn.clone()).flatten();
+                let holder = if slot.state.revoke() {
+                    slot.signal()
+                } else {
+                    None
+                };
                 drop(slot);
-                if let Some(turn) = turn {
-                    turn.lose(LossReason::Draining);
+                if let Some(holder) = holder {
+                    tell_loss(&cell, &holder, LossReason::Draining);
                 }
             }
             let _ = timeout(self.limits.storage_timeout, self.emptied()).await;
@@ -428,11 +435,11 @@ impl Coordinator {
         effects: Effects<Waker>,
         done: Option<Done>,
     ) {
-        if let (Some(turn), Some(reason)) = (&told.lost, effects.lost) {
-            turn.lose(reason);
+        if let (Some(holder), Some(reason)) = (told.lost, effects.lost) {
+            tell_loss(cell, &holder, reason);
         }
-        if let (Some(turn), Some(deadline)) = (&told.prolonged, effects.deadline) {
-            turn.prolong(deadline);
+        if let (Some(holder), Some(deadline)) = (told.prolonged, effects.deadline) {
+            holder.prolong(deadline);
         }
         if let Some(claim) = effects.release {
             self.release(cell, claim, done);
@@ -469,7 +476,7 @@ impl fmt::Debug for Coordinator {
 /// What a waiter does next.
 enum Next {
     /// It has the lock.
-    Turn(Arc<Turn>),
+    Turn(Turn),
     /// It sends this attempt.
     Ask(Attempt),
     /// It comes again at this time, or when woken.
@@ -478,18 +485,24 @@ enum Next {
     Wait,
 }
 
-/// The turns that an event concerns, taken from under the lock.
+/// Whom an event concerns, taken from under the lock.
 struct Told {
-    lost: Option<Arc<Turn>>,
-    prolonged: Option<Arc<Turn>>,
+    lost: Option<Arc<Signal>>,
+    prolonged: Option<Arc<Signal>>,
 }
 
 impl Told {
     fn take(slot: &mut Slot, effects: &Effects<Waker>) -> Self {
         Self {
-            prolonged: effects.deadline.and_then(|_| slot.turn.clone()),
-            lost: effects.lost.and_then(|_| slot.turn.take()),
+            prolonged: effects.deadline.and_then(|_| slot.signal()),
+            lost: effects.lost.and_then(|_| slot.signal()),
         }
+    }
+}
+
+fn tell_loss(cell: &Cell, holder: &Signal, reason: LossReason) {
+    if holder.lose(reason) {
+        tracing::warn!(key = cell.name.key(), %reason, "lock lost");
     }
 }
 

@@ -12,7 +12,10 @@ use std::{
 };
 
 use crate::{
-    coordinator::{key_state::KeyState, turn::Turn},
+    coordinator::{
+        key_state::{KeyState, TurnId},
+        signal::Signal,
+    },
     key::LockName,
 };
 
@@ -29,8 +32,14 @@ pub(crate) struct Cell {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) state: KeyState<Waker>,
-    /// The turn that is out, so that it can be told of renewals and of its end.
-    pub(crate) turn: Option<Arc<Turn>>,
+    /// How to tell the turn that is out of renewals and of its end.
+    pub(crate) holder: Option<(TurnId, Arc<Signal>)>,
+}
+
+impl Slot {
+    pub(crate) fn signal(&self) -> Option<Arc<Signal>> {
+        self.holder.as_ref().map(|(_, signal)| Arc::clone(signal))
+    }
 }
 
 impl Cell {
@@ -76,7 +85,7 @@ impl Table {
                 name: name.clone(),
                 slot: Mutex::new(Slot {
                     state: KeyState::new(),
-                    turn: None,
+                    holder: None,
                 }),
             })
         });

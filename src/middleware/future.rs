@@ -11,14 +11,14 @@ use pin_project::pin_project;
 use tower_service::Service;
 
 use crate::{
-    coordinator::turn::TurnState,
+    coordinator::signal::Holding,
     error::{BoxError, LockError, LossReason, StorageError},
     lock::{LockFuture, LockGuard, Unlocked},
     middleware::{
         held_lock::{HeldLock, OnAcquired},
-        layer::{OnLoss, OnStorageFailure, Settings},
         on_reject::{OnReject, Rejection},
         request_key::RequestKey,
+        settings::{OnLoss, OnStorageFailure, Settings},
     },
 };
 
@@ -237,8 +237,8 @@ where
 impl<C> Held<C> {
     /// Why the request must not go on, if so.
     fn lost<K, R, A>(&self, settings: &Settings<K, R, A>) -> Option<LossReason> {
-        match (settings.on_loss, self.guard.turn().check()) {
-            (OnLoss::Cancel, TurnState::Lost(reason)) => Some(reason),
+        match (settings.on_loss, self.guard.turn().look()) {
+            (OnLoss::Cancel, Holding::Lost(reason)) => Some(reason),
             _ => None,
         }
     }

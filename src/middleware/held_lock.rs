@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
-    coordinator::turn::{Turn, TurnState},
+    coordinator::{signal::Holding, turn::Turn},
     error::LossReason,
     lock::LockGuard,
 };
@@ -42,7 +42,7 @@ impl HeldLock {
 
     /// Whether the lock can be relied on at this moment.
     pub fn is_held(&self) -> bool {
-        self.turn.check() == TurnState::Held
+        self.turn.look() == Holding::Held
     }
 
     /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost or released.

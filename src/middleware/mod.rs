@@ -56,13 +56,15 @@ mod layer;
 mod on_reject;
 mod request_key;
 mod service;
+mod settings;
 
 pub use self::{
     held_lock::{DefaultOnAcquired, HeldLock, OnAcquired},
-    layer::{DistributedLockLayer, OnLoss, OnStorageFailure},
+    layer::DistributedLockLayer,
     on_reject::{DefaultOnReject, OnReject, Protocol, Rejection},
     request_key::{IntoRequestKey, RequestKey},
     service::DistributedLock,
+    settings::{OnLoss, OnStorageFailure},
 };
 
 #[cfg(feature = "axum")]

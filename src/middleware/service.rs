@@ -9,8 +9,8 @@ use std::{
 use tower_service::Service;
 
 use crate::middleware::{
-    future::ResponseFuture, held_lock::OnAcquired, layer::Settings, on_reject::OnReject,
-    request_key::IntoRequestKey,
+    future::ResponseFuture, held_lock::OnAcquired, on_reject::OnReject,
+    request_key::IntoRequestKey, settings::Settings,
 };
 
 /// Serialises the requests of the service `S` per key. Made by
