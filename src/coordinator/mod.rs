@@ -8,6 +8,7 @@
 //! | `backoff` | when to ask again |
 //! | `table` | the keys in use |
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
+//! | `release` | a claim on its way out of the storage |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
@@ -21,6 +22,7 @@ mod keeper;
 pub(crate) mod key_state;
 pub(crate) mod lease;
 mod queue;
+mod release;
 pub(crate) mod signal;
 mod table;
 pub(crate) mod turn;
@@ -35,11 +37,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, oneshot},
-    time::timeout,
-};
+use tokio::{runtime::Handle, sync::Notify, time::timeout};
 
 pub(crate) use self::acquire::Acquire;
 use self::{
@@ -48,6 +46,7 @@ use self::{
     key_state::{Attempt, Effects, Ended, HandoffLimit, Outcome, Step, TurnId},
     lease::Claim,
     queue::Place,
+    release::{Done, Release},
     signal::Signal,
     table::{Cell, Slot, Table},
     turn::Turn,
@@ -60,19 +59,11 @@ use crate::{
     },
     key::LockName,
     options::LockOptions,
-    storage::{
-        AcquireRequest, DynStorage, OwnerToken, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest,
-    },
+    storage::{AcquireRequest, DynStorage, OwnerToken, RenewReply, RenewRequest},
 };
 
 /// How many leases one renewal call carries at most.
 const RENEWAL_BATCH: usize = 256;
-
-/// A release that is not answered is sent again at least this often.
-const LONGEST_RELEASE_PAUSE: Duration = Duration::from_secs(1);
-
-type Done = oneshot::Sender<Result<ReleaseReply, StorageError>>;
 
 /// What a factory's builder can set.
 #[derive(Clone, Debug)]
@@ -351,11 +342,7 @@ impl Coordinator {
     }
 
     fn release(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim, done: Option<Done>) {
-        let release = Release {
-            coordinator: Arc::clone(self),
-            cell: Arc::clone(cell),
-            claim,
-        };
+        let release = Release::new(Arc::clone(self), Arc::clone(cell), claim);
         let mut job: Job = Box::pin(release.run(done));
         // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next, such as an acquire of
         // the same key; and no other task has to wake up before the next process gets its turn.
@@ -503,51 +490,6 @@ impl Told {
 fn tell_loss(cell: &Cell, holder: &Signal, reason: LossReason) {
     if holder.lose(reason) {
         tracing::warn!(key = cell.name.key(), %reason, "lock lost");
-    }
-}
-
-/// A claim on its way out of the storage. However it ends, the key is told, once.
-struct Release {
-    coordinator: Arc<Coordinator>,
-    cell: Arc<Cell>,
-    claim: Claim,
-}
-
-impl Release {
-    /// Sends the release, again and again if the storage does not answer, until the claim has run out by itself.
-    async fn run(self, mut done: Option<Done>) {
-        let coordinator = &self.coordinator;
-        let runs_out = coordinator.clock.now() + self.claim.ttl;
-        let mut failures = 0;
-        loop {
-            let request = ReleaseRequest {
-                name: self.cell.name.clone(),
-                token: self.claim.token,
-            };
-            let call = Arc::clone(&coordinator.storage).release(request);
-            let result = timeout(coordinator.limits.storage_timeout, call).await;
-            let result = result.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
-            let error = result.as_ref().err().cloned();
-            if let Some(done) = done.take() {
-                // Nobody listens if the caller of `unlock` has gone.
-                let _ = done.send(result);
-            }
-            let Some(error) = error else { return };
-            if !error.kind().is_transient() || coordinator.clock.now() >= runs_out {
-                tracing::warn!(key = self.cell.name.key(), %error, "release failed, the ttl will free the lock");
-                return;
-            }
-            let pause = backoff::after_failure(failures, LONGEST_RELEASE_PAUSE, fastrand::f64());
-            failures += 1;
-            tokio::time::sleep(pause).await;
-        }
-    }
-}
-
-impl Drop for Release {
-    fn drop(&mut self) {
-        self.coordinator
-            .update(&self.cell, None, |slot| ((), slot.state.release_done()));
     }
 }
 

@@ -9,18 +9,13 @@ use std::{
     },
 };
 
-use tokio::sync::oneshot;
-
-use crate::{
-    coordinator::{
-        Coordinator,
-        key_state::{Ended, Granted, TurnId},
-        lease::Claim,
-        signal::{Holding, Signal},
-        table::Cell,
-    },
-    error::StorageError,
-    storage::ReleaseReply,
+use crate::coordinator::{
+    Coordinator,
+    key_state::{Ended, Granted, TurnId},
+    lease::Claim,
+    release::Done,
+    signal::{Holding, Signal},
+    table::Cell,
 };
 
 /// Shared by the guard of a lock and its handles. It can be looked at as the [`Signal`] it holds.
@@ -56,10 +51,7 @@ impl Turn {
 
     /// Gives the turn back. Only the first call does anything; it says how the turn ended. `done` is told what the
     /// storage said, if it is asked.
-    pub(crate) fn give_back(
-        &self,
-        done: Option<oneshot::Sender<Result<ReleaseReply, StorageError>>>,
-    ) -> Option<Ended> {
+    pub(crate) fn give_back(&self, done: Option<Done>) -> Option<Ended> {
         if self.given_back.swap(true, SeqCst) {
             return None;
         }
