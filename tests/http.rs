@@ -1,6 +1,10 @@
 //! The layer in front of real connections: axum over HTTP/1, tonic over HTTP/2.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it fails"
+)]
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,8 +25,7 @@ use tokio::{
 };
 use tower::{ServiceBuilder, util::option_layer};
 use tower_distributed_lock::{
-    DistributedLockLayer, HeldLock, LockFactory, LockKey, LockOptions,
-    error::InvalidKey,
+    DistributedLockLayer, HeldLock, LockFactory, LockKey, LockOptions, error::InvalidKey,
     storage::MemoryStorage,
 };
 
@@ -41,8 +44,13 @@ async fn serve(app: Router) -> SocketAddr {
 
 async fn send(method: &str, address: SocketAddr, path: &str) -> (StatusCode, String) {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let request = hyper::Request::builder().method(method).uri(format!("http://{address}{path}"));
-    let response = client.request(request.body(Empty::new()).unwrap()).await.unwrap();
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(format!("http://{address}{path}"));
+    let response = client
+        .request(request.body(Empty::new()).unwrap())
+        .await
+        .unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(body.to_vec()).unwrap())
@@ -84,14 +92,23 @@ async fn a_client_that_disconnects_while_its_handler_runs_releases() {
 
     request_and_leave(address, "/a", started.notified()).await;
     eventually("the lock is released", || locks.keys() == 0).await;
-    let next = locks.create_lock("/a").unwrap().try_lock(LockOptions::default()).await;
+    let next = locks
+        .create_lock("/a")
+        .unwrap()
+        .try_lock(LockOptions::default())
+        .await;
     assert!(next.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_disconnects_while_it_waits_leaves_the_queue() {
     let locks = LockFactory::new(MemoryStorage::new());
-    let held = locks.create_lock("/a").unwrap().lock(LockOptions::default()).await.unwrap();
+    let held = locks
+        .create_lock("/a")
+        .unwrap()
+        .lock(LockOptions::default())
+        .await
+        .unwrap();
     let lock = DistributedLockLayer::new(locks.clone(), path);
     let address = serve(Router::new().route("/a", post(async || ()).route_layer(lock))).await;
 
@@ -105,7 +122,9 @@ async fn a_client_that_disconnects_while_it_waits_leaves_the_queue() {
 async fn the_response_head_comes_with_the_lock_released() {
     let locks = LockFactory::new(MemoryStorage::new());
     let lock = DistributedLockLayer::new(locks.clone(), path).await_release(true);
-    let streams = async || Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+    let streams = async || {
+        Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>())
+    };
     let address = serve(Router::new().route("/a", post(streams).route_layer(lock))).await;
 
     let mut socket = TcpStream::connect(address).await.unwrap();
@@ -132,7 +151,12 @@ mod placement {
             held.push(lock.lock(LockOptions::default()).await.unwrap());
         }
         let mut seen = Vec::new();
-        for (method, path) in [("POST", "/a/1"), ("POST", "/none"), ("PUT", "/a/1"), ("HEAD", "/a/1")] {
+        for (method, path) in [
+            ("POST", "/a/1"),
+            ("POST", "/none"),
+            ("PUT", "/a/1"),
+            ("HEAD", "/a/1"),
+        ] {
             seen.push(send(method, address, path).await.0);
         }
         seen.try_into().unwrap()
@@ -140,7 +164,9 @@ mod placement {
 
     fn lock(
         locks: LockFactory,
-    ) -> DistributedLockLayer<impl Fn(&Request) -> Result<LockKey, InvalidKey> + Send + Sync + 'static> {
+    ) -> DistributedLockLayer<
+        impl Fn(&Request) -> Result<LockKey, InvalidKey> + Send + Sync + 'static,
+    > {
         DistributedLockLayer::new(locks, path::<Body>)
             .options(LockOptions::builder().retries(0).build().unwrap())
     }
@@ -152,7 +178,12 @@ mod placement {
 
     #[tokio::test]
     async fn a_route_layer_on_the_method_locks_that_method_alone() {
-        let app = |locks| Router::new().route("/a/{id}", post(async || ()).route_layer(lock(locks)).get(async || ()));
+        let app = |locks| {
+            Router::new().route(
+                "/a/{id}",
+                post(async || ()).route_layer(lock(locks)).get(async || ()),
+            )
+        };
         assert_eq!(locked(app).await, [LOCKED, NONE, METHOD, OK]);
     }
 
@@ -160,7 +191,9 @@ mod placement {
     async fn a_layer_on_the_handler_locks_that_method_alone() {
         use axum::handler::Handler;
         async fn handler() {}
-        let app = |locks| Router::new().route("/a/{id}", post(handler.layer(lock(locks))).get(async || ()));
+        let app = |locks| {
+            Router::new().route("/a/{id}", post(handler.layer(lock(locks))).get(async || ()))
+        };
         assert_eq!(locked(app).await, [LOCKED, NONE, METHOD, OK]);
     }
 
@@ -173,14 +206,20 @@ mod placement {
     #[tokio::test]
     async fn a_route_layer_on_the_router_runs_for_all_methods_of_its_routes() {
         let app = |locks| {
-            Router::new().route("/a/{id}", post(async || ()).get(async || ())).route_layer(lock(locks))
+            Router::new()
+                .route("/a/{id}", post(async || ()).get(async || ()))
+                .route_layer(lock(locks))
         };
         assert_eq!(locked(app).await, [LOCKED, NONE, LOCKED, LOCKED]);
     }
 
     #[tokio::test]
     async fn a_layer_on_the_router_runs_for_everything() {
-        let app = |locks| Router::new().route("/a/{id}", post(async || ()).get(async || ())).layer(lock(locks));
+        let app = |locks| {
+            Router::new()
+                .route("/a/{id}", post(async || ()).get(async || ()))
+                .layer(lock(locks))
+        };
         assert_eq!(locked(app).await, [LOCKED, LOCKED, LOCKED, LOCKED]);
     }
 
@@ -189,7 +228,9 @@ mod placement {
         for on in [true, false] {
             let app = |locks| {
                 let stack = ServiceBuilder::new().layer(option_layer(on.then(|| lock(locks))));
-                Router::new().route("/a/{id}", post(async || ())).layer(stack)
+                Router::new()
+                    .route("/a/{id}", post(async || ()))
+                    .layer(stack)
             };
             assert_eq!(locked(app).await[0], if on { LOCKED } else { OK });
         }
@@ -215,18 +256,29 @@ mod extractor {
             .route("/b", get(with_or_without))
             .layer(DistributedLockLayer::new(locks, path::<Body>));
         let address = serve(app).await;
-        assert_eq!(send("POST", address, "/a/7").await, (StatusCode::OK, "7 /a/7 true".into()));
+        assert_eq!(
+            send("POST", address, "/a/7").await,
+            (StatusCode::OK, "7 /a/7 true".into())
+        );
         assert_eq!(send("GET", address, "/b").await.1, "true");
     }
 
     #[tokio::test]
     async fn a_handler_without_its_layer_says_what_is_missing() {
-        let app = Router::new().route("/a/{id}", post(handler)).route("/b", get(with_or_without));
+        let app = Router::new()
+            .route("/a/{id}", post(handler))
+            .route("/b", get(with_or_without));
         let address = serve(app).await;
         let (status, text) = send("POST", address, "/a/7").await;
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(text.contains("put a `DistributedLockLayer` around this route"), "{text}");
-        assert_eq!(send("GET", address, "/b").await, (StatusCode::OK, "false".into()));
+        assert!(
+            text.contains("put a `DistributedLockLayer` around this route"),
+            "{text}"
+        );
+        assert_eq!(
+            send("GET", address, "/b").await,
+            (StatusCode::OK, "false".into())
+        );
     }
 }
 
@@ -267,7 +319,10 @@ mod grpc {
         type Future = std::future::Ready<Result<tonic::Response<Text>, Status>>;
 
         fn call(&mut self, request: tonic::Request<Text>) -> Self::Future {
-            let lock = request.extensions().get::<HeldLock>().expect("a `HeldLock`");
+            let lock = request
+                .extensions()
+                .get::<HeldLock>()
+                .expect("a `HeldLock`");
             let text = format!("{} under {}", request.get_ref().text, lock.key());
             std::future::ready(Ok(tonic::Response::new(Text { text })))
         }
@@ -294,8 +349,14 @@ mod grpc {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();
         let lock = DistributedLockLayer::new(locks, |request: &http::Request<Body>| {
-            let account = request.headers().get("account").ok_or("no account")?.as_bytes();
-            Ok::<_, tower_distributed_lock::error::BoxError>(LockKey::from_parts([b"account", account])?)
+            let account = request
+                .headers()
+                .get("account")
+                .ok_or("no account")?
+                .as_bytes();
+            Ok::<_, tower_distributed_lock::error::BoxError>(LockKey::from_parts([
+                b"account", account,
+            ])?)
         })
         .options(LockOptions::builder().retries(0).build().unwrap());
         let server = Server::builder().layer(lock).add_service(Echo);
@@ -304,11 +365,18 @@ mod grpc {
         Grpc::new(channel.connect().await.unwrap())
     }
 
-    async fn echo(client: &mut Grpc<Channel>, account: Option<&'static str>) -> Result<String, Status> {
+    async fn echo(
+        client: &mut Grpc<Channel>,
+        account: Option<&'static str>,
+    ) -> Result<String, Status> {
         client.ready().await.unwrap();
-        let mut request = tonic::Request::new(Text { text: "hello".into() });
+        let mut request = tonic::Request::new(Text {
+            text: "hello".into(),
+        });
         if let Some(account) = account {
-            request.metadata_mut().insert("account", account.parse().unwrap());
+            request
+                .metadata_mut()
+                .insert("account", account.parse().unwrap());
         }
         let codec = ProstCodec::<Text, Text>::default();
         let path = http::uri::PathAndQuery::from_static("/test.Echo/Echo");
@@ -320,17 +388,35 @@ mod grpc {
     async fn a_tonic_client_gets_its_answer_or_a_grpc_status() {
         let locks = LockFactory::new(MemoryStorage::new());
         let mut client = client(locks.clone()).await;
-        assert_eq!(echo(&mut client, Some("7")).await.unwrap(), "hello under account/7");
+        assert_eq!(
+            echo(&mut client, Some("7")).await.unwrap(),
+            "hello under account/7"
+        );
 
         let held = locks.create_lock("account/7").unwrap();
         let held = held.lock(LockOptions::default()).await.unwrap();
-        assert_eq!(echo(&mut client, Some("7")).await.unwrap_err().code(), Code::Aborted);
-        assert_eq!(echo(&mut client, Some("8")).await.unwrap(), "hello under account/8");
-        assert_eq!(echo(&mut client, None).await.unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(
+            echo(&mut client, Some("7")).await.unwrap_err().code(),
+            Code::Aborted
+        );
+        assert_eq!(
+            echo(&mut client, Some("8")).await.unwrap(),
+            "hello under account/8"
+        );
+        assert_eq!(
+            echo(&mut client, None).await.unwrap_err().code(),
+            Code::InvalidArgument
+        );
         drop(held);
-        assert_eq!(echo(&mut client, Some("7")).await.unwrap(), "hello under account/7");
+        assert_eq!(
+            echo(&mut client, Some("7")).await.unwrap(),
+            "hello under account/7"
+        );
 
         locks.drain(LIMIT).await;
-        assert_eq!(echo(&mut client, Some("7")).await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(
+            echo(&mut client, Some("7")).await.unwrap_err().code(),
+            Code::Unavailable
+        );
     }
 }

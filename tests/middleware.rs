@@ -1,6 +1,10 @@
 //! The layer as tower sees it: readiness, one call for each ready, and a lock that is given back in every case.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it fails"
+)]
 
 use std::{
     convert::Infallible,
@@ -41,7 +45,10 @@ fn request(path: &str) -> Req {
 }
 
 fn grpc(path: &str) -> Req {
-    Request::post(path).header("content-type", "application/grpc+proto").body(()).unwrap()
+    Request::post(path)
+        .header("content-type", "application/grpc+proto")
+        .body(())
+        .unwrap()
 }
 
 fn options() -> LockOptions {
@@ -64,13 +71,27 @@ impl World {
     fn new() -> Self {
         let clock = Clock::tokio();
         let storage = MemoryStorage::with_clock(clock);
-        let factory = || LockFactory::builder(storage.clone()).clock(clock).build().unwrap();
-        Self { factory: factory(), other: factory(), storage }
+        let factory = || {
+            LockFactory::builder(storage.clone())
+                .clock(clock)
+                .build()
+                .unwrap()
+        };
+        Self {
+            factory: factory(),
+            other: factory(),
+            storage,
+        }
     }
 
     /// The other replica takes the lock of `path`.
     async fn taken_elsewhere(&self, path: &str) -> LockGuard {
-        self.other.create_lock(path).unwrap().try_lock(LockOptions::default()).await.unwrap()
+        self.other
+            .create_lock(path)
+            .unwrap()
+            .try_lock(LockOptions::default())
+            .await
+            .unwrap()
     }
 
     fn assert_nothing_left(&self) {
@@ -108,7 +129,9 @@ impl Handler {
         Ok(Res::new(()))
     }
 
-    fn service(&self) -> impl Service<Req, Response = Res, Error = Infallible, Future: Send> + Clone + use<> {
+    fn service(
+        &self,
+    ) -> impl Service<Req, Response = Res, Error = Infallible, Future: Send> + Clone + use<> {
         let handler = self.clone();
         service_fn(move |request| handler.clone().run(request))
     }
@@ -118,7 +141,11 @@ impl Handler {
     }
 
     fn lock(&self) -> HeldLock {
-        self.lock.lock().unwrap().clone().expect("the request carries a `HeldLock`")
+        self.lock
+            .lock()
+            .unwrap()
+            .clone()
+            .expect("the request carries a `HeldLock`")
     }
 }
 
@@ -167,7 +194,10 @@ mod contract {
         }
 
         fn call(&mut self, _: Req) -> Self::Future {
-            assert!(std::mem::take(&mut self.ready), "called without being ready");
+            assert!(
+                std::mem::take(&mut self.ready),
+                "called without being ready"
+            );
             std::future::ready(Ok(Res::new(())))
         }
     }
@@ -175,9 +205,16 @@ mod contract {
     #[tokio::test(start_paused = true)]
     async fn the_service_that_was_ready_is_the_one_that_is_called() {
         let world = World::new();
-        let mut service = DistributedLockLayer::new(world.factory.clone(), path).layer(Strict::default());
+        let mut service =
+            DistributedLockLayer::new(world.factory.clone(), path).layer(Strict::default());
         for _ in 0..3 {
-            service.ready().await.unwrap().call(request("/a")).await.unwrap();
+            service
+                .ready()
+                .await
+                .unwrap()
+                .call(request("/a"))
+                .await
+                .unwrap();
         }
         // Two at a time: the second waits for its lock with a service of its own.
         let first = service.ready().await.unwrap().call(request("/a"));
@@ -197,7 +234,10 @@ mod contract {
         let mut response = task::spawn(service.call(request("/a")));
         assert_pending!(response.poll());
         let mut called = pin!(inner.next_request());
-        assert!(futures_util::poll!(&mut called).is_pending(), "called without the lock");
+        assert!(
+            futures_util::poll!(&mut called).is_pending(),
+            "called without the lock"
+        );
 
         assert_eq!(elsewhere.unlock().await.unwrap(), Unlocked::Held);
         tokio::time::advance(Duration::from_millis(11)).await;
@@ -255,14 +295,19 @@ mod release {
     async fn the_lock_is_held_until_the_response_is_ready() {
         let world = World::new();
         let handler = Handler::default();
-        let service = DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
+        let service =
+            DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
         let response = tokio::spawn(service.oneshot(request("/a")));
         handler.started.notified().await;
         assert_eq!(world.storage.len(), 1);
         handler.stop.notify_one();
         assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
         world.assert_nothing_left();
-        assert_eq!(*handler.held_at_end.lock().unwrap(), Some(true), "the work ends first");
+        assert_eq!(
+            *handler.held_at_end.lock().unwrap(),
+            Some(true),
+            "the work ends first"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -273,15 +318,27 @@ mod release {
             tokio::task::yield_now().await;
             panic!("a bug in the handler")
         }));
-        assert!(tokio::spawn(service.oneshot(request("/a"))).await.unwrap_err().is_panic());
+        assert!(
+            tokio::spawn(service.oneshot(request("/a")))
+                .await
+                .unwrap_err()
+                .is_panic()
+        );
         world.assert_nothing_left();
 
         // Not only in the future: also in the call that makes it.
         let layer = DistributedLockLayer::new(world.factory.clone(), path);
-        let service = layer.layer(service_fn(|_: Req| -> std::future::Ready<Result<Res, Infallible>> {
-            panic!("a bug in the service")
-        }));
-        assert!(tokio::spawn(service.oneshot(request("/a"))).await.unwrap_err().is_panic());
+        let service = layer.layer(service_fn(
+            |_: Req| -> std::future::Ready<Result<Res, Infallible>> {
+                panic!("a bug in the service")
+            },
+        ));
+        assert!(
+            tokio::spawn(service.oneshot(request("/a")))
+                .await
+                .unwrap_err()
+                .is_panic()
+        );
         world.assert_nothing_left();
     }
 
@@ -289,10 +346,17 @@ mod release {
     async fn a_request_dropped_in_any_phase_leaves_nothing() {
         let world = World::new();
         let handler = Handler::default();
-        let mut service =
-            DistributedLockLayer::new(world.factory.clone(), path).options(options()).layer(handler.service());
+        let mut service = DistributedLockLayer::new(world.factory.clone(), path)
+            .options(options())
+            .layer(handler.service());
 
-        drop(service.ready().await.unwrap().call(request("/never-polled")));
+        drop(
+            service
+                .ready()
+                .await
+                .unwrap()
+                .call(request("/never-polled")),
+        );
         world.assert_nothing_left();
 
         let elsewhere = world.taken_elsewhere("/a").await;
@@ -307,7 +371,11 @@ mod release {
         assert_pending!(running.poll());
         assert_eq!(handler.running(), 1);
         drop(running);
-        assert_eq!(*handler.held_at_end.lock().unwrap(), Some(true), "the work ends first");
+        assert_eq!(
+            *handler.held_at_end.lock().unwrap(),
+            Some(true),
+            "the work ends first"
+        );
         assert_eq!(handler.running(), 0);
         world.assert_nothing_left();
     }
@@ -316,7 +384,8 @@ mod release {
     async fn a_handler_can_release_early_and_goes_on() {
         let world = World::new();
         let handler = Handler::default();
-        let service = DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
+        let service =
+            DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
         let response = tokio::spawn(service.oneshot(request("/a")));
         handler.started.notified().await;
         handler.lock().release();
@@ -327,7 +396,11 @@ mod release {
         assert!(!handler.lock().is_held());
         tokio::time::advance(Duration::from_secs(60)).await;
         handler.stop.notify_one();
-        assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK, "not taken for a loss");
+        assert_eq!(
+            response.await.unwrap().unwrap().status(),
+            StatusCode::OK,
+            "not taken for a loss"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -336,7 +409,8 @@ mod release {
             let slow = SlowRelease::default();
             let factory = LockFactory::new(slow.clone());
             let layer = DistributedLockLayer::new(factory, path).await_release(await_release);
-            let mut service = layer.layer(service_fn(async |_: Req| Ok::<_, Infallible>(Res::new(()))));
+            let mut service =
+                layer.layer(service_fn(async |_: Req| Ok::<_, Infallible>(Res::new(()))));
             let mut response = task::spawn(service.ready().await.unwrap().call(request("/a")));
             if await_release {
                 assert_pending!(response.poll());
@@ -355,9 +429,18 @@ mod release {
             async { Ok::<_, Infallible>(Res::new(())) }
         });
         let layer = DistributedLockLayer::new(world.factory.clone(), path).await_release(true);
-        let cancelled = layer.layer(forgets.clone()).oneshot(request("/a")).await.unwrap();
+        let cancelled = layer
+            .layer(forgets.clone())
+            .oneshot(request("/a"))
+            .await
+            .unwrap();
         assert_eq!(cancelled.status(), StatusCode::SERVICE_UNAVAILABLE);
-        let signalled = layer.on_loss(OnLoss::Signal).layer(forgets).oneshot(request("/a")).await.unwrap();
+        let signalled = layer
+            .on_loss(OnLoss::Signal)
+            .layer(forgets)
+            .oneshot(request("/a"))
+            .await
+            .unwrap();
         assert_eq!(signalled.status(), StatusCode::OK);
         world.assert_nothing_left();
     }
@@ -415,7 +498,11 @@ mod keys {
         let handler = Handler::default();
         let layer = DistributedLockLayer::new(world.factory, |_: &Req| None::<LockKey>);
         handler.stop.notify_one();
-        layer.layer(handler.service()).oneshot(request("/a")).await.unwrap();
+        layer
+            .layer(handler.service())
+            .oneshot(request("/a"))
+            .await
+            .unwrap();
         assert!(handler.lock.lock().unwrap().is_none());
     }
 
@@ -423,15 +510,25 @@ mod keys {
     async fn a_key_function_may_return_text_or_an_error() {
         let world = World::new();
         let ok = || service_fn(async |_: Req| Ok::<_, Infallible>(Res::new(())));
-        let layer = DistributedLockLayer::new(world.factory.clone(), |r: &Req| r.uri().path().to_owned());
-        assert_eq!(layer.layer(ok()).oneshot(request("/a")).await.unwrap().status(), StatusCode::OK);
+        let layer =
+            DistributedLockLayer::new(world.factory.clone(), |r: &Req| r.uri().path().to_owned());
+        assert_eq!(
+            layer
+                .layer(ok())
+                .oneshot(request("/a"))
+                .await
+                .unwrap()
+                .status(),
+            StatusCode::OK
+        );
 
         let layer = DistributedLockLayer::new(world.factory.clone(), |_: &Req| {
             Err::<LockKey, BoxError>("no account in the request".into())
         });
         let response = layer.layer(ok()).oneshot(request("/a")).await.unwrap();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
-        let too_long = DistributedLockLayer::new(world.factory.clone(), |_: &Req| "x".repeat(2_000));
+        let too_long =
+            DistributedLockLayer::new(world.factory.clone(), |_: &Req| "x".repeat(2_000));
         let response = too_long.layer(ok()).oneshot(request("/a")).await.unwrap();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         world.assert_nothing_left();
@@ -482,7 +579,10 @@ mod loss {
             self.0.acquire(request).await
         }
         async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
-            requests.iter().map(|_| Err(StorageError::new(StorageErrorKind::Unavailable))).collect()
+            requests
+                .iter()
+                .map(|_| Err(StorageError::new(StorageErrorKind::Unavailable)))
+                .collect()
         }
         async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
             self.0.release(request).await
@@ -515,7 +615,10 @@ mod loss {
         assert_eq!(start.elapsed(), deadline, "cancelled at the deadline");
         let polls = polls.lock().unwrap();
         let last = *polls.last().unwrap();
-        assert!(last < deadline && last >= deadline - Duration::from_millis(2), "{last:?}");
+        assert!(
+            last < deadline && last >= deadline - Duration::from_millis(2),
+            "{last:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -575,7 +678,10 @@ mod rejection {
     #[track_caller]
     fn assert_grpc(response: &Res, code: &str) {
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(header(response.headers(), "content-type"), Some("application/grpc"));
+        assert_eq!(
+            header(response.headers(), "content-type"),
+            Some("application/grpc")
+        );
         assert_eq!(header(response.headers(), "grpc-status"), Some(code));
         assert!(header(response.headers(), "grpc-message").is_some());
     }
@@ -584,7 +690,9 @@ mod rejection {
     async fn a_lock_not_obtained_is_423_or_aborted() {
         let world = World::new();
         let _elsewhere = world.taken_elsewhere("/a").await;
-        let service = DistributedLockLayer::new(world.factory.clone(), path).options(options()).layer(ok());
+        let service = DistributedLockLayer::new(world.factory.clone(), path)
+            .options(options())
+            .layer(ok());
         let start = tokio::time::Instant::now();
         let response = service.clone().oneshot(request("/a")).await.unwrap();
         assert_eq!(start.elapsed(), options().max_wait());
@@ -596,7 +704,10 @@ mod rejection {
     #[tokio::test(start_paused = true)]
     async fn too_many_waiters_is_429_or_resource_exhausted() {
         let world = World::new();
-        let factory = LockFactory::builder(world.storage.clone()).max_waiters_per_key(1).build().unwrap();
+        let factory = LockFactory::builder(world.storage.clone())
+            .max_waiters_per_key(1)
+            .build()
+            .unwrap();
         let handler = Handler::default();
         let service = DistributedLockLayer::new(factory, path).layer(handler.service());
         let first = tokio::spawn(service.clone().oneshot(request("/a")));
@@ -616,7 +727,11 @@ mod rejection {
     async fn an_invalid_key_is_400_or_invalid_argument() {
         let world = World::new();
         let service = DistributedLockLayer::new(world.factory, |_: &Req| String::new()).layer(ok());
-        assert_http(&service.clone().oneshot(request("/a")).await.unwrap(), 400, None);
+        assert_http(
+            &service.clone().oneshot(request("/a")).await.unwrap(),
+            400,
+            None,
+        );
         assert_grpc(&service.oneshot(grpc("/a")).await.unwrap(), "3");
     }
 
@@ -638,7 +753,8 @@ mod rejection {
     async fn a_process_that_shuts_down_answers_503_or_unavailable() {
         let world = World::new();
         let handler = Handler::default();
-        let service = DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
+        let service =
+            DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
         let running = tokio::spawn(service.clone().oneshot(request("/a")));
         handler.started.notified().await;
         let waiting = tokio::spawn(service.clone().oneshot(request("/a")));
@@ -676,7 +792,10 @@ mod rejection {
             Err(StorageError::new(StorageErrorKind::Unavailable))
         }
         async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
-            requests.iter().map(|_| Err(StorageError::new(StorageErrorKind::Unavailable))).collect()
+            requests
+                .iter()
+                .map(|_| Err(StorageError::new(StorageErrorKind::Unavailable)))
+                .collect()
         }
         async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
             Err(StorageError::new(StorageErrorKind::Unavailable))
@@ -691,16 +810,25 @@ mod rejection {
             seen.store(request.extensions().get::<HeldLock>().is_none(), SeqCst);
             async { Ok::<_, Infallible>(Res::new(())) }
         });
-        let factory = LockFactory::builder(Away).clock(Clock::tokio()).build().unwrap();
+        let factory = LockFactory::builder(Away)
+            .clock(Clock::tokio())
+            .build()
+            .unwrap();
         let layer = DistributedLockLayer::new(factory, path).options(options());
         let start = tokio::time::Instant::now();
         let closed = layer.layer(inner.clone());
-        assert_http(&closed.clone().oneshot(request("/a")).await.unwrap(), 503, None);
+        assert_http(
+            &closed.clone().oneshot(request("/a")).await.unwrap(),
+            503,
+            None,
+        );
         assert_eq!(start.elapsed(), options().max_wait());
         assert_grpc(&closed.oneshot(grpc("/a")).await.unwrap(), "14");
         assert!(!called.load(SeqCst));
 
-        let open = layer.on_storage_failure(OnStorageFailure::FailOpen).layer(inner);
+        let open = layer
+            .on_storage_failure(OnStorageFailure::FailOpen)
+            .layer(inner);
         assert_http(&open.oneshot(request("/a")).await.unwrap(), 200, None);
         assert!(called.load(SeqCst), "served, and without a `HeldLock`");
     }
@@ -713,24 +841,43 @@ mod rejection {
             .options(options())
             .on_reject(|rejection: Rejection| {
                 let mut response = Res::new(());
-                if matches!(rejection, Rejection::NotObtained(NotObtained { attempts: 1.., .. })) {
+                if matches!(
+                    rejection,
+                    Rejection::NotObtained(NotObtained { attempts: 1.., .. })
+                ) {
                     *response.status_mut() = StatusCode::CONFLICT;
                 }
                 response
             })
             .layer(ok());
-        assert_eq!(service.oneshot(request("/a")).await.unwrap().status(), StatusCode::CONFLICT);
+        assert_eq!(
+            service.oneshot(request("/a")).await.unwrap().status(),
+            StatusCode::CONFLICT
+        );
     }
 
     #[test]
     fn grpc_is_told_by_its_content_type() {
         let protocol = |content_type: &str| {
-            Protocol::of(&Request::post("/").header("content-type", content_type).body(()).unwrap())
+            Protocol::of(
+                &Request::post("/")
+                    .header("content-type", content_type)
+                    .body(())
+                    .unwrap(),
+            )
         };
-        for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+        for grpc in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;charset=utf-8",
+        ] {
             assert_eq!(protocol(grpc), Protocol::Grpc, "{grpc}");
         }
-        for http in ["application/json", "application/grpc-web", "application/grpcx"] {
+        for http in [
+            "application/json",
+            "application/grpc-web",
+            "application/grpcx",
+        ] {
             assert_eq!(protocol(http), Protocol::Http, "{http}");
         }
         assert_eq!(Protocol::of(&request("/")), Protocol::Http);
@@ -762,7 +909,13 @@ async fn any_tower_service_can_have_the_layer() {
         assert!(job.lock.is_some_and(|lock| lock.is_held()));
         Ok::<_, Infallible>(Outcome::Done)
     }));
-    let job = |account| Job { account, lock: None };
-    assert_eq!(service.clone().oneshot(job("1")).await.unwrap(), Outcome::Done);
+    let job = |account| Job {
+        account,
+        lock: None,
+    };
+    assert_eq!(
+        service.clone().oneshot(job("1")).await.unwrap(),
+        Outcome::Done
+    );
     assert_eq!(service.oneshot(job("2")).await.unwrap(), Outcome::Busy);
 }

@@ -170,6 +170,10 @@ impl Waiter {
                         .send(&self.cell, attempt, self.options, now);
                     self.flight = Some(flight);
                 }
+                // Another caller's attempt, which this one found under way, brought nothing.
+                Next::WaitUntil(_) if self.options.max_wait().is_zero() => {
+                    return Err(self.given_up(now));
+                }
                 Next::WaitUntil(at) => return Ok(Progress::Until(at.min(end))),
                 Next::Wait => return Ok(Progress::Until(end)),
             }

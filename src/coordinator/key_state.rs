@@ -74,6 +74,10 @@ enum Phase {
     Asking {
         claim: Claim,
         sent: Timestamp,
+        /// An attempt with this claim before got no answer.
+        repeated: bool,
+        /// A release of ours was on its way when it was sent, and may be carried out after it.
+        crosses_release: bool,
     },
     Held(Held),
 }
@@ -297,6 +301,15 @@ impl<W> KeyState<W> {
                 waiter.wake = Some(wake());
                 return (Step::AskAt(*until), effects);
             }
+            // Carried out late, it would set its own ttl on the token.
+            Phase::BackOff {
+                unanswered: Some(claim),
+                ..
+            } if claim.ttl != ttl => {
+                effects.release = Some(*claim);
+                self.releasing += 1;
+                None
+            }
             Phase::BackOff { unanswered, .. } => *unanswered,
             Phase::Idle => None,
             Phase::Held(held) if held.lease.claim.ttl == ttl && !held.lease.is_over(now) => {
@@ -337,6 +350,8 @@ impl<W> KeyState<W> {
         self.phase = Phase::Asking {
             claim: attempt.claim,
             sent: now,
+            repeated: unanswered.is_some(),
+            crosses_release: self.releasing > 0,
         };
         (Step::Ask(attempt), effects)
     }
@@ -362,13 +377,19 @@ impl<W> KeyState<W> {
         now: Timestamp,
         retry_at: Timestamp,
     ) -> Effects<W> {
-        let sent = match self.phase {
-            Phase::Asking { claim: asked, sent } if asked == claim => sent,
+        let (sent, repeated, crosses_release) = match self.phase {
+            Phase::Asking {
+                claim: asked,
+                sent,
+                repeated,
+                crosses_release,
+            } if asked == claim => (sent, repeated, crosses_release),
             _ => {
                 debug_assert!(false, "a reply that nothing asked for");
                 return self.release(claim);
             }
         };
+        let mut until = retry_at;
         let unanswered = match outcome {
             Outcome::Granted => {
                 self.failures = 0;
@@ -396,19 +417,21 @@ impl<W> KeyState<W> {
             Outcome::Denied { holder_ttl } => {
                 self.last_error = None;
                 self.held_elsewhere = holder_ttl.map(|ttl| now + ttl);
+                // It may have met our own old token, which is gone by now.
+                if crosses_release && self.releasing == 0 {
+                    until = now;
+                }
                 None
             }
             Outcome::Failed(error) => {
-                let open = error.kind().is_transient();
+                // A refusal says that this one was not carried out, and nothing of those before it.
+                let open = repeated || error.kind().is_transient();
                 self.last_error = Some(error);
                 open.then_some(claim)
             }
         };
         self.failures = self.failures.saturating_add(1);
-        self.phase = Phase::BackOff {
-            until: retry_at,
-            unanswered,
-        };
+        self.phase = Phase::BackOff { until, unanswered };
         if self.queue.is_empty() {
             self.nobody_waits()
         } else {
@@ -441,8 +464,9 @@ impl<W> KeyState<W> {
         } else {
             Ended::Released
         };
+        let ttl = lease.claim.ttl;
         let go_on = ended == Ended::Released
-            && !self.queue.is_empty()
+            && self.queue.first_mut().is_some_and(|next| next.ttl == ttl)
             && lease.can_be_handed_over(now)
             && turns < limit.turns
             && now.since(since) < limit.time;
@@ -491,10 +515,14 @@ impl<W> KeyState<W> {
             return tick;
         };
         if held.lease.is_over(now) {
-            let had_turn = held.turn.is_some_and(|turn| !turn.revoked);
+            let (claim, turn) = (held.lease.claim, held.turn);
             tick.effects = self.lose(LossReason::Expired);
-            if !had_turn {
+            if turn.is_none_or(|turn| turn.revoked) {
                 tick.effects.lost = None;
+            }
+            // With a turn, its end brings the release.
+            if turn.is_none() {
+                tick.effects.release = self.release(claim).release;
             }
             return tick;
         }

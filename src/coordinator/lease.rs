@@ -103,10 +103,7 @@ mod tests {
     #[test]
     fn a_lease_ends_before_the_storage_forgets_it() {
         assert_eq!(validity(10 * SECOND), Duration::from_millis(9898));
-        assert_eq!(
-            validity(Duration::from_millis(10)),
-            Duration::from_micros(7900)
-        );
+        assert_eq!(validity(LockOptions::MIN_TTL), Duration::from_micros(7900));
         assert_eq!(validity(Duration::from_millis(1)), Duration::ZERO);
         let lease = lease();
         assert!(!lease.is_over(Timestamp::ORIGIN + Duration::from_nanos(9_897_999_999)));

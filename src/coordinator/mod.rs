@@ -8,7 +8,7 @@
 //! | `backoff` | when to ask again |
 //! | `table` | the keys in use |
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
-//! | `release` | a claim on its way out of the storage |
+//! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
@@ -23,6 +23,7 @@ pub(crate) mod key_state;
 pub(crate) mod lease;
 mod queue;
 mod release;
+mod renewal;
 pub(crate) mod signal;
 mod table;
 pub(crate) mod turn;
@@ -47,23 +48,18 @@ use self::{
     lease::Claim,
     queue::Place,
     release::{Done, Release},
+    renewal::Renewal,
     signal::Signal,
     table::{Cell, Slot, Table},
     turn::Turn,
 };
 use crate::{
     clock::{Clock, Timestamp},
-    error::{
-        LockError, LossReason, NotObtained, StorageError, StorageErrorKind, TooManyWaiters,
-        WaiterScope,
-    },
+    error::{LockError, LossReason, NotObtained, TooManyWaiters, WaiterScope},
     key::LockName,
     options::LockOptions,
-    storage::{AcquireRequest, DynStorage, OwnerToken, RenewReply, RenewRequest},
+    storage::{AcquireRequest, DynStorage, OwnerToken},
 };
-
-/// How many leases one renewal call carries at most.
-const RENEWAL_BATCH: usize = 256;
 
 /// What a factory's builder can set.
 #[derive(Clone, Debug)]
@@ -300,45 +296,11 @@ impl Coordinator {
             self.carry_out(&cell, told, effect, None);
         }
         while !renewals.is_empty() {
-            let rest = renewals.split_off(renewals.len().min(RENEWAL_BATCH));
+            let rest = renewals.split_off(renewals.len().min(renewal::BATCH));
             let batch = std::mem::replace(&mut renewals, rest);
-            job(Box::pin(Arc::clone(self).renew(batch)));
+            job(Box::pin(Renewal::new(Arc::clone(self), batch).run()));
         }
         next
-    }
-
-    async fn renew(self: Arc<Self>, leases: Vec<(Arc<Cell>, Claim)>) {
-        let requests = leases.iter().map(|(cell, claim)| RenewRequest {
-            name: cell.name.clone(),
-            token: claim.token,
-            ttl: claim.ttl,
-        });
-        let requests: Vec<_> = requests.collect();
-        let sent = self.clock.now();
-        let call = Arc::clone(&self.storage).renew(requests);
-        let replies = match timeout(self.limits.storage_timeout, call).await {
-            Ok(replies) if replies.len() == leases.len() => replies,
-            Ok(_) => {
-                tracing::error!("the lock storage broke its contract: not one reply per renewal");
-                vec![Err(StorageError::new(StorageErrorKind::Rejected)); leases.len()]
-            }
-            Err(_) => vec![Err(StorageError::new(StorageErrorKind::Timeout)); leases.len()],
-        };
-        let now = self.clock.now();
-        for ((cell, claim), reply) in leases.iter().zip(replies) {
-            let renewed = match reply {
-                Ok(reply) => Some(reply == RenewReply::Renewed),
-                Err(error) => {
-                    tracing::warn!(key = cell.name.key(), %error, "renewal failed, trying again");
-                    None
-                }
-            };
-            self.update(cell, None, |slot| {
-                ((), slot.state.renewed(*claim, sent, renewed, now))
-            });
-        }
-        // The leases are due at another time now.
-        self.keeper.look_by(&self, now);
     }
 
     fn release(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim, done: Option<Done>) {
