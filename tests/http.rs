@@ -137,6 +137,33 @@ async fn the_response_head_comes_with_the_lock_released() {
     assert_eq!(locks.keys(), 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_panics_or_times_out_outside_the_lock_releases_it() {
+    use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
+
+    async fn panics() {
+        panic!("a bug in the handler")
+    }
+
+    let locks = LockFactory::new(MemoryStorage::new());
+    let stack = ServiceBuilder::new()
+        .layer(CatchPanicLayer::new())
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::GATEWAY_TIMEOUT,
+            Duration::from_millis(20),
+        ))
+        .layer(DistributedLockLayer::new(locks.clone(), path::<Body>));
+    let app = Router::new()
+        .route("/panics", post(panics))
+        .route("/hangs", post(async || std::future::pending::<()>().await))
+        .layer(stack);
+    let address = serve(app).await;
+    for (path, status) in [("/panics", 500), ("/hangs", 504)] {
+        assert_eq!(send("POST", address, path).await.0, status);
+        eventually("the lock is released", || locks.keys() == 0).await;
+    }
+}
+
 mod placement {
     use super::*;
 
