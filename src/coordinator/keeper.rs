@@ -49,20 +49,16 @@ impl Keeper {
 
     /// Gives the keeper something to do. Without a runtime to run on, the job is dropped.
     pub(crate) fn submit(self: &Arc<Self>, coordinator: &Arc<Coordinator>, job: Job) {
-        let refused = {
-            let mut inbox = self.inbox();
-            if self.start(&mut inbox, coordinator) {
-                inbox.jobs.push(job);
-                None
-            } else {
-                Some(job)
-            }
-        };
-        match refused {
-            None => self.wake.notify_one(),
+        let runtime = Handle::try_current().ok();
+        let mut inbox = self.inbox();
+        if !inbox.running && runtime.is_none() {
+            drop(inbox);
             // Outside the lock: what a job does when it is dropped may lead back here.
-            Some(job) => drop(job),
+            return drop(job);
         }
+        inbox.jobs.push(job);
+        self.start(inbox, runtime, coordinator);
+        self.wake.notify_one();
     }
 
     /// A lease has to be looked at by then.
@@ -70,7 +66,7 @@ impl Keeper {
         if self.due.load(SeqCst) > due.as_nanos()
             && self.due.fetch_min(due.as_nanos(), SeqCst) > due.as_nanos()
         {
-            self.start(&mut self.inbox(), coordinator);
+            self.start(self.inbox(), Handle::try_current().ok(), coordinator);
             self.wake.notify_one();
         }
     }
@@ -80,16 +76,22 @@ impl Keeper {
         self.wake.notify_one();
     }
 
-    /// Whether the keeper runs now.
-    fn start(self: &Arc<Self>, inbox: &mut Inbox, coordinator: &Arc<Coordinator>) -> bool {
+    /// Starts the keeper if it does not run.
+    fn start(
+        self: &Arc<Self>,
+        mut inbox: MutexGuard<'_, Inbox>,
+        runtime: Option<Handle>,
+        coordinator: &Arc<Coordinator>,
+    ) {
         if !inbox.running
-            && let Ok(runtime) = Handle::try_current()
+            && let Some(runtime) = runtime
         {
             inbox.running = true;
+            // A runtime that is shutting down drops the new task inside `spawn`, and `Alive` wants the inbox.
+            drop(inbox);
             let alive = Alive(Arc::clone(self));
             runtime.spawn(run(alive, Arc::downgrade(coordinator)));
         }
-        inbox.running
     }
 }
 

@@ -1,0 +1,244 @@
+//! A redis-server process of one's own.
+
+use std::{
+    env,
+    fs::{self, File},
+    io,
+    path::PathBuf,
+    process::{self, Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+
+use redis::{AsyncConnectionConfig, FromRedisValue, RedisError};
+
+use super::{LIMIT, signal};
+
+/// How a server is started. The default: no password, nothing is kept on disk.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    pub password: Option<&'static str>,
+    /// Every write is on the disk before it is answered (`appendfsync always`), so that keys survive `kill` and
+    /// `restart`.
+    pub durable: bool,
+}
+
+/// A redis-server on a free port of the loopback interface, with a directory of its own. Both end with this value.
+pub struct RedisServer {
+    port: u16,
+    folder: PathBuf,
+    options: ServerOptions,
+    /// `None` while the server is down.
+    process: Option<Child>,
+}
+
+/// Counts the servers of this process, so that no two of them try the same port or directory.
+static STARTED: AtomicU16 = AtomicU16::new(0);
+
+/// Ports below those that the kernel gives to outgoing connections: a port whose server is down for a moment is not
+/// taken by one of them.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+impl RedisServer {
+    pub async fn start() -> Self {
+        Self::start_with(ServerOptions::default()).await
+    }
+
+    /// Returns when the server accepts commands.
+    pub async fn start_with(options: ServerOptions) -> Self {
+        // Another program may have the port: then redis-server ends at once, and the next port is tried.
+        for _ in 0..50 {
+            let number = STARTED.fetch_add(1, Ordering::Relaxed);
+            // Different for test binaries that run at the same time.
+            let first = (process::id() % 400) as u16 * 50;
+            let port = PORTS.start + (first + number) % (PORTS.end - PORTS.start);
+            let folder = env::temp_dir().join(format!("redis-kit-{}-{number}", process::id()));
+            fs::create_dir(&folder).expect("a directory for the server can be made");
+            let mut server = Self {
+                port,
+                folder,
+                options: options.clone(),
+                process: None,
+            };
+            if server.spawn().await {
+                return server;
+            }
+        }
+        panic!("redis-server did not find a free port in 50 tries");
+    }
+
+    /// The URL with the right password, if there is one.
+    pub fn url(&self) -> String {
+        match self.options.password {
+            Some(password) => self.url_with_password(password),
+            None => format!("redis://127.0.0.1:{}", self.port),
+        }
+    }
+
+    pub fn url_with_password(&self, password: &str) -> String {
+        format!("redis://:{password}@127.0.0.1:{}", self.port)
+    }
+
+    /// Ends the server as a power cut does (SIGKILL). What was not on the disk is lost.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("the server can be killed");
+            process.wait().expect("the server has ended");
+        }
+    }
+
+    /// Starts the server again, on the same port and with what it had on its disk. Returns when it accepts commands.
+    pub async fn restart(&mut self) {
+        self.kill();
+        let started = Instant::now();
+        while !self.spawn().await {
+            assert!(started.elapsed() < LIMIT, "the server's port stays taken");
+        }
+    }
+
+    /// Stops the server where it stands (SIGSTOP): its sockets stay open and nothing is answered.
+    pub fn pause(&self) {
+        signal("STOP", self.process());
+    }
+
+    /// Lets it go on. It carries out what it was sent meanwhile.
+    pub fn resume(&self) {
+        signal("CONT", self.process());
+    }
+
+    fn process(&self) -> &Child {
+        self.process.as_ref().expect("the server runs")
+    }
+
+    /// Runs one command, words separated by spaces, on a connection of its own.
+    pub async fn run<T: FromRedisValue>(&self, command: &str) -> T {
+        match self.try_run(command).await {
+            Ok(value) => value,
+            Err(error) => panic!("`{command}` failed: {error}"),
+        }
+    }
+
+    async fn try_run<T: FromRedisValue>(&self, command: &str) -> Result<T, RedisError> {
+        let client = redis::Client::open(self.url())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(LIMIT))
+            .set_response_timeout(Some(LIMIT));
+        let mut connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        let mut words = command.split(' ');
+        let mut command = redis::cmd(words.next().unwrap_or_default());
+        for word in words {
+            command.arg(word);
+        }
+        command.query_async(&mut connection).await
+    }
+
+    /// One field of `INFO`.
+    pub async fn info(&self, field: &str) -> Option<String> {
+        let info: String = self.run("INFO everything").await;
+        find_field(&info, field)
+    }
+
+    /// How often a command was carried out since `CONFIG RESETSTAT`, also inside scripts.
+    pub async fn calls(&self, command: &str) -> u64 {
+        self.all_calls()
+            .await
+            .into_iter()
+            .find_map(|(name, calls)| (name == command).then_some(calls))
+            .unwrap_or(0)
+    }
+
+    /// The same for all commands that were carried out, by name.
+    pub async fn all_calls(&self) -> Vec<(String, u64)> {
+        let info: String = self.run("INFO commandstats").await;
+        let mut calls: Vec<_> = info
+            .lines()
+            .filter_map(|line| {
+                let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+                let (calls, _) = rest.split_once(',')?;
+                Some((name.to_owned(), calls.parse().ok()?))
+            })
+            .collect();
+        calls.sort();
+        calls
+    }
+
+    /// How many keys there are, those aside that are past their time.
+    pub async fn keys(&self) -> usize {
+        // Not DBSIZE: it counts keys that have run out and that nobody has looked at since.
+        self.run::<Vec<String>>("KEYS *").await.len()
+    }
+
+    /// Whether the server runs now. `false` if it could not have the port.
+    async fn spawn(&mut self) -> bool {
+        let log = self.folder.join("log");
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--bind", "127.0.0.1"])
+            .args(["--port", &self.port.to_string()])
+            .args(["--save", ""])
+            .args(["--appendfsync", "always"])
+            .args([
+                "--appendonly",
+                if self.options.durable { "yes" } else { "no" },
+            ])
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(File::create(&log).expect("the server's log can be made"))
+            .stderr(Stdio::null());
+        if let Some(password) = self.options.password {
+            command.args(["--requirepass", password]);
+        }
+        let process = match command.spawn() {
+            Ok(process) => process,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(
+                "redis-server is not on the PATH: run scripts/test once, or install it, e.g. \
+                 `apt-get install redis-server`"
+            ),
+            Err(error) => panic!("redis-server cannot be run: {error}"),
+        };
+        let id = process.id().to_string();
+        self.process = Some(process);
+
+        let started = Instant::now();
+        loop {
+            let process = self.process.as_mut().expect("just started");
+            if let Some(status) = process.try_wait().expect("the server can be waited for") {
+                self.process = None;
+                let log = fs::read_to_string(&log).unwrap_or_default();
+                assert!(
+                    log.contains("Address already in use"),
+                    "redis-server ended ({status}):\n{log}"
+                );
+                return false;
+            }
+            // A reply alone proves nothing: it may come from somebody else's server on this port.
+            if let Ok(info) = self.try_run::<String>("INFO everything").await
+                && find_field(&info, "process_id").is_some_and(|server| server == id)
+                && find_field(&info, "loading").is_some_and(|loading| loading == "0")
+            {
+                return true;
+            }
+            assert!(started.elapsed() < LIMIT, "redis-server does not accept");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn find_field(info: &str, field: &str) -> Option<String> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // The test has its result; a server that cannot be killed does not change it.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}

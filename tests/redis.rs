@@ -1,0 +1,775 @@
+//! The promises of the lock over a real Redis server, most of all while that server fails.
+//!
+//! Two factories in a test stand for two replicas of a service: they share nothing but the server.
+
+// A test says what it expects by panicking, and has no users who read its documentation.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod kit;
+
+use std::{
+    cell::Cell,
+    error::Error,
+    fmt::Debug,
+    pin::pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Waker},
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+use tower_distributed_lock::{
+    Lock, LockFactory, LockGuard, LockOptions, Unlocked,
+    error::{LockError, LossReason, StorageError, StorageErrorKind},
+    storage::{RedisStorage, conformance},
+};
+
+use self::kit::{LIMIT, RedisServer, ServerOptions, eventually, ms, within};
+
+async fn storage(server: &RedisServer) -> RedisStorage {
+    // The limits are not what is tested, except where a test says so: a slow machine must not meet them.
+    RedisStorage::builder(server.url())
+        .connect_timeout(LIMIT)
+        .connect()
+        .await
+        .unwrap()
+}
+
+async fn factory(server: &RedisServer) -> LockFactory {
+    LockFactory::new(storage(server).await)
+}
+
+async fn lock(server: &RedisServer, key: &str) -> Lock {
+    factory(server).await.create_lock(key).unwrap()
+}
+
+/// Waits for up to `wait`, asking every 10 to 20 ms.
+fn options(ttl: Duration, wait: Duration) -> LockOptions {
+    LockOptions::builder()
+        .ttl(ttl)
+        .interval(ms(20))
+        .retries((wait.as_millis() / 20).try_into().unwrap())
+        .build()
+        .unwrap()
+}
+
+/// A ttl that does not end during a test: what disappears was removed.
+const LONG: Duration = Duration::from_secs(300);
+
+fn patient() -> LockOptions {
+    options(LONG, LIMIT)
+}
+
+fn storage_error(result: Result<LockGuard, LockError>) -> StorageError {
+    match result {
+        Err(LockError::Storage(error)) => error,
+        other => panic!("expected a storage error, got {other:?}"),
+    }
+}
+
+async fn no_key_is_left(server: &RedisServer) {
+    eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_the_contract_of_a_storage() {
+    let server = RedisServer::start().await;
+    conformance::check(storage(&server).await).await;
+    assert_eq!(server.keys().await, 0);
+}
+
+#[tokio::test]
+async fn a_free_lock_costs_one_set_and_one_evalsha() {
+    let server = RedisServer::start().await;
+    let factory = factory(&server).await;
+    let lock = factory.create_lock("cheap").unwrap();
+    // The first release teaches the server the script.
+    drop(lock.lock(patient()).await.unwrap());
+    no_key_is_left(&server).await;
+
+    let () = server.run("CONFIG RESETSTAT").await;
+    for turns in 1..=5 {
+        let guard = lock.lock(patient()).await.unwrap();
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        // `get` and `del` are those inside the script. The test's own connections say hello and ask for this.
+        let mut calls = server.all_calls().await;
+        calls.retain(|(name, _)| {
+            !["hello", "client", "config", "info"].contains(&name.split('|').next().unwrap())
+        });
+        let expected = ["del", "evalsha", "get", "set"];
+        assert_eq!(calls, expected.map(|name| (name.to_owned(), turns)));
+    }
+}
+
+#[tokio::test]
+async fn a_late_unlock_does_not_free_the_lock_of_the_next_holder() {
+    let server = RedisServer::start().await;
+    let (first, second) = (lock(&server, "late").await, lock(&server, "late").await);
+
+    let late = first.lock(patient()).await.unwrap();
+    let () = server.run("DEL distributed-locks:late").await;
+    let next = second.lock(patient()).await.unwrap();
+    let owner: String = server.run("GET distributed-locks:late").await;
+
+    assert_eq!(late.unlock().await.unwrap(), Unlocked::Lost);
+    let still: Option<String> = server.run("GET distributed-locks:late").await;
+    assert_eq!(still, Some(owner));
+    assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+    assert_eq!(server.keys().await, 0);
+}
+
+#[tokio::test]
+async fn a_client_of_another_kind_excludes_us_and_is_excluded() {
+    let server = RedisServer::start().await;
+    let lock = lock(&server, "orders/42").await;
+    let take = "SET distributed-locks:orders/42 theirs NX PX 300000";
+
+    let taken: Option<String> = server.run(take).await;
+    assert_eq!(taken.as_deref(), Some("OK"));
+    match lock.try_lock(patient()).await {
+        Err(LockError::NotObtained(refused)) => {
+            let left = refused.holder_ttl.unwrap();
+            assert!(left <= LONG && left > LONG / 2, "{left:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+
+    // It sends no wake-up when it releases, and we come all the same.
+    let waiting = tokio::spawn(lock.lock(patient()));
+    eventually("the waiter has asked", LIMIT, async || {
+        server.calls("evalsha").await > 1
+    })
+    .await;
+    let theirs: String = server.run("GET distributed-locks:orders/42").await;
+    assert_eq!(theirs, "theirs");
+    let () = server.run("DEL distributed-locks:orders/42").await;
+    let guard = within(LIMIT, "our turn", waiting).await.unwrap().unwrap();
+
+    let refused: Option<String> = server.run(take).await;
+    assert_eq!(refused, None);
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    let taken: Option<String> = server.run(take).await;
+    assert_eq!(taken.as_deref(), Some("OK"));
+}
+
+#[tokio::test]
+async fn a_killed_server_is_an_error_in_the_callers_own_time_and_heals_by_itself() {
+    let mut server = RedisServer::start().await;
+    let (first, second) = (factory(&server).await, factory(&server).await);
+    let held = first.create_lock("k").unwrap();
+    let wanted = second.create_lock("k").unwrap();
+    let guard = held.lock(patient()).await.unwrap();
+
+    let budget = Duration::from_secs(2);
+    let started = Instant::now();
+    let mut waiters = JoinSet::new();
+    for _ in 0..3 {
+        let waiter = wanted.lock(options(LONG, budget));
+        waiters.spawn(async move {
+            let error = storage_error(waiter.await);
+            (error, started.elapsed())
+        });
+    }
+    eventually("they wait", LIMIT, async || server.calls("eval").await > 0).await;
+    server.kill();
+
+    // Also for a caller that comes now, on another key and to another factory.
+    let came = Instant::now();
+    let late = first.create_lock("other").unwrap();
+    waiters.spawn(async move {
+        let error = storage_error(late.lock(options(LONG, budget)).await);
+        (error, came.elapsed())
+    });
+    let at_once = Instant::now();
+    let error = storage_error(second.create_lock("k2").unwrap().try_lock(patient()).await);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable);
+    assert!(at_once.elapsed() < budget, "{:?}", at_once.elapsed());
+
+    while let Some(told) = within(LIMIT, "all are told", waiters.join_next()).await {
+        let (error, after) = told.unwrap();
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+        // Not before, because the server may come back; and not later.
+        assert!(after >= budget, "{after:?}");
+        assert!(after < budget + ms(1500), "{after:?}");
+    }
+
+    server.restart().await;
+    let next = wanted.lock(patient()).await.unwrap();
+    // This server has kept nothing on disk.
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
+    assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&server).await;
+}
+
+/// When somebody relied on a lock: from a moment after it was granted to the last one at which it said that it is held.
+struct Stays(Mutex<Vec<(Instant, Instant)>>);
+
+impl Stays {
+    fn add(&self, from: Instant, to: Instant) {
+        self.0.lock().unwrap().push((from, to));
+    }
+
+    fn assert_none_overlap(&self) -> usize {
+        let mut stays = self.0.lock().unwrap();
+        stays.sort();
+        for pair in stays.windows(2) {
+            let ((_, to), (from, _)) = (pair[0], pair[1]);
+            assert!(to <= from, "two holders, for {:?}", to - from);
+        }
+        stays.len()
+    }
+
+    fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_paused_beyond_the_ttl_costs_the_holder_its_lock_and_nobody_overlaps() {
+    let server = RedisServer::start().await;
+    let ttl = ms(1000);
+    let factories = [factory(&server).await, factory(&server).await];
+
+    let stays = Arc::new(Stays(Mutex::default()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut workers = JoinSet::new();
+    for worker in 0..8 {
+        let lock = factories[worker % 2].create_lock("busy").unwrap();
+        let (stays, stop) = (Arc::clone(&stays), Arc::clone(&stop));
+        workers.spawn(async move {
+            while !stop.load(SeqCst) {
+                // While the server stands still this fails, as it should.
+                let Ok(guard) = lock.lock(options(ttl, ms(2000))).await else {
+                    continue;
+                };
+                let from = Instant::now();
+                let mut to = None;
+                for _ in 0..5 {
+                    let now = Instant::now();
+                    if !guard.is_held() {
+                        break;
+                    }
+                    to = Some(now);
+                    tokio::time::sleep(ms(2)).await;
+                }
+                if let Some(to) = to {
+                    stays.add(from, to);
+                }
+                let _ = guard.unlock().await;
+            }
+        });
+    }
+
+    for round in 0..2 {
+        let key = format!("slow{round}");
+        let slow = factories[0].create_lock(key.as_str()).unwrap();
+        let guard = slow.lock(options(ttl, LIMIT)).await.unwrap();
+        let before = stays.count();
+        eventually("work goes on", LIMIT, async || stays.count() > before + 10).await;
+
+        assert!(guard.is_held());
+        let paused = Instant::now();
+        server.pause();
+        let reason = within(LIMIT, "the holder is told", guard.lost()).await;
+        let told = paused.elapsed();
+        assert_eq!(reason, LossReason::Expired);
+        // The last renewal before the pause may have been sent up to a third of the ttl earlier, or a moment later.
+        assert!(told >= ttl / 2 && told < ttl + ms(2000), "{told:?}");
+        assert!(!guard.is_held());
+        assert_eq!(guard.remaining(), Duration::ZERO);
+        // Let what is on its way to the server grow old.
+        tokio::time::sleep(ttl / 2).await;
+        let before = stays.count();
+        server.resume();
+
+        let other = factories[1].create_lock(key.as_str()).unwrap();
+        let next = other.lock(options(LONG, LIMIT)).await.unwrap();
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
+        assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+        eventually("work goes on", LIMIT, async || stays.count() > before + 10).await;
+    }
+
+    stop.store(true, SeqCst);
+    within(LIMIT, "the workers end", workers.join_all()).await;
+    stays.assert_none_overlap();
+    no_key_is_left(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_under_load_let_nobody_overlap_and_leave_no_key() {
+    let mut server = RedisServer::start_with(ServerOptions {
+        durable: true,
+        ..ServerOptions::default()
+    })
+    .await;
+    let factories = [factory(&server).await, factory(&server).await];
+    let counter = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut workers = JoinSet::new();
+    for worker in 0..8 {
+        let lock = factories[worker % 2].create_lock("counter").unwrap();
+        let (counter, stop) = (Arc::clone(&counter), Arc::clone(&stop));
+        workers.spawn(async move {
+            let mut done = 0;
+            while !stop.load(SeqCst) {
+                // A lock that was left behind would be in the way for longer than anybody waits: the ttl is longer.
+                let guard = lock.lock(options(LONG, LIMIT)).await.unwrap();
+                let seen = counter.load(SeqCst);
+                tokio::time::sleep(ms(1)).await;
+                // Whoever was in here meanwhile is forgotten.
+                counter.store(seen + 1, SeqCst);
+                done += 1;
+                match guard.unlock().await {
+                    Ok(unlocked) => assert_eq!(unlocked, Unlocked::Held),
+                    Err(error) => assert!(error.kind().is_transient(), "{error}"),
+                }
+            }
+            done
+        });
+    }
+    for _ in 0..5 {
+        let before = counter.load(SeqCst);
+        eventually("work goes on", LIMIT, async || {
+            counter.load(SeqCst) > before + 20
+        })
+        .await;
+        server.kill();
+        server.restart().await;
+    }
+    stop.store(true, SeqCst);
+    let done: u64 = within(LIMIT, "the workers end", workers.join_all())
+        .await
+        .into_iter()
+        .sum();
+    assert_eq!(counter.load(SeqCst), done, "updates were lost");
+    no_key_is_left(&server).await;
+}
+
+const PASSWORD: &str = "hunter2-secret";
+
+/// Neither the text nor the debug output of any of these may tell how to log in.
+fn assert_no_secret(text: impl Debug, url: &str) {
+    let text = format!("{text:?}\n{text:#?}");
+    for secret in [PASSWORD, "guessed-secret", url] {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+fn texts(error: &impl Error) -> Vec<String> {
+    let mut texts = vec![format!("{error:?} {error:#?} {error}")];
+    let mut source = error.source();
+    while let Some(error) = source {
+        texts.push(format!("{error:?} {error}"));
+        source = error.source();
+    }
+    texts
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_at_once_and_no_text_repeats_it() {
+    let server = RedisServer::start_with(ServerOptions {
+        password: Some(PASSWORD),
+        ..ServerOptions::default()
+    })
+    .await;
+    let none = server.url().replace(&format!(":{PASSWORD}@"), "");
+    for url in [server.url_with_password("guessed-secret"), none] {
+        let started = Instant::now();
+        let builder = RedisStorage::builder(&url).connect_timeout(LIMIT);
+        assert_no_secret(&builder, &url);
+        let error = builder.connect().await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Unauthorized, "{error}");
+        assert_no_secret(texts(&error), &url);
+
+        let storage = RedisStorage::builder(&url).connect_lazily().unwrap();
+        assert_no_secret(&storage, &url);
+        let builder = LockFactory::builder(storage);
+        assert_no_secret(&builder, &url);
+        let factory = builder.build().unwrap();
+        assert_no_secret(&factory, &url);
+        let refused = factory.create_lock("k").unwrap().lock(patient()).await;
+        let error = LockError::from(storage_error(refused));
+        assert!(matches!(&error, LockError::Storage(error)
+            if error.kind() == StorageErrorKind::Unauthorized));
+        assert_no_secret(texts(&error), &url);
+        // These callers were ready to wait for much longer.
+        assert!(started.elapsed() < LIMIT / 2, "{:?}", started.elapsed());
+        assert_eq!((factory.keys(), factory.waiters()), (0, 0));
+    }
+
+    let storage = storage(&server).await;
+    assert_no_secret(&storage, &server.url());
+    let factory = LockFactory::new(storage);
+    let lock = factory.create_lock("k").unwrap();
+    let guard = lock.lock(patient()).await.unwrap();
+    // Whoever knows the owner's token can free the lock.
+    let token: String = server.run("GET distributed-locks:k").await;
+    let (id, _) = token.split_once(':').unwrap();
+    for text in [
+        format!("{factory:?}"),
+        format!("{lock:?}"),
+        format!("{guard:?}"),
+    ] {
+        assert!(!text.contains(id), "{text}");
+        assert_no_secret(text, &server.url());
+    }
+}
+
+#[tokio::test]
+async fn an_unreadable_url_is_refused_and_not_repeated() {
+    for url in [
+        "hunter2-secret",
+        "http://user:hunter2-secret@localhost",
+        "redis://:hunter2-secret@localhost:not-a-port",
+        "redis://:hunter2-secret@localhost/not-a-database",
+        "redis://user:hunter2-secret@",
+    ] {
+        let eager = RedisStorage::connect(url).await.unwrap_err();
+        let lazy = RedisStorage::builder(url).connect_lazily().unwrap_err();
+        for error in [eager, lazy] {
+            assert_eq!(error.kind(), StorageErrorKind::Rejected, "{url}: {error}");
+            assert_no_secret(texts(&error), url);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_told_and_left_untouched() {
+    let server = RedisServer::start().await;
+    let lock = lock(&server, "list").await;
+    let push = "RPUSH distributed-locks:list a b";
+    let list = async || -> Vec<String> { server.run("LRANGE distributed-locks:list 0 -1").await };
+
+    let () = server.run(push).await;
+    // It cannot heal by waiting, so nobody waits.
+    let started = Instant::now();
+    let error = storage_error(lock.lock(patient()).await);
+    assert_eq!(error.kind(), StorageErrorKind::WrongType);
+    assert!(started.elapsed() < LIMIT / 2);
+    assert_eq!(list().await, ["a", "b"]);
+
+    // And when it takes the place of a lock that is held.
+    let () = server.run("DEL distributed-locks:list").await;
+    let guard = lock
+        .lock(options(Duration::from_secs(6), LIMIT))
+        .await
+        .unwrap();
+    let () = server.run("DEL distributed-locks:list").await;
+    let () = server.run(push).await;
+    let reason = within(LIMIT, "the holder is told", guard.lost()).await;
+    assert_eq!(reason, LossReason::NotOurs);
+    let () = server.run("CONFIG RESETSTAT").await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
+    // What it may still have is given back in the background.
+    eventually("it releases", LIMIT, async || {
+        server.calls("evalsha").await > 0
+    })
+    .await;
+    assert_eq!(list().await, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_flushed_script_cache_changes_nothing() {
+    let server = RedisServer::start().await;
+    let (first, second) = (lock(&server, "flush").await, lock(&server, "flush").await);
+    let options = options(Duration::from_secs(2), LIMIT);
+    let flush = async || -> () {
+        let () = server.run("SCRIPT FLUSH SYNC").await;
+        let () = server.run("CONFIG RESETSTAT").await;
+    };
+
+    // Renewal, of a lease that would run out.
+    let guard = first.lock(options).await.unwrap();
+    for _ in 0..2 {
+        flush().await;
+        eventually("it is renewed", LIMIT, async || {
+            server.calls("pexpire").await > 0
+        })
+        .await;
+        assert!(server.calls("eval").await > 0, "the cache was empty");
+    }
+    // Acquire, by a waiter that is asking already.
+    let waiter = tokio::spawn(second.lock(options));
+    eventually("it asks", LIMIT, async || server.calls("pttl").await > 0).await;
+    flush().await;
+    eventually("it asks", LIMIT, async || server.calls("pttl").await > 0).await;
+    // Release.
+    flush().await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    let next = within(LIMIT, "the next turn", waiter)
+        .await
+        .unwrap()
+        .unwrap();
+    flush().await;
+    assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+    assert_eq!(server.keys().await, 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closed_is_replaced_at_once() {
+    let server = RedisServer::start().await;
+    // Limits so long that whoever waits for them is found out.
+    let factory = LockFactory::builder(storage(&server).await)
+        .storage_timeout(LIMIT)
+        .build()
+        .unwrap();
+    let lock = factory.create_lock("k").unwrap();
+    for _ in 0..20 {
+        let guard = lock.lock(patient()).await.unwrap();
+        let closed: u64 = server.run("CLIENT KILL TYPE normal SKIPME yes").await;
+        assert!(closed > 0);
+        let started = Instant::now();
+        let other = factory.create_lock("other").unwrap();
+        let next = other.lock(patient()).await.unwrap();
+        assert!(started.elapsed() < ms(1000), "{:?}", started.elapsed());
+        assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_the_server_closed_is_noticed_without_a_command() {
+    let server = RedisServer::start().await;
+    let storage = storage(&server).await;
+    assert!(format!("{storage:?}").contains("connected: true"));
+    let () = server.run("CLIENT KILL TYPE normal SKIPME yes").await;
+    eventually("it is noticed", LIMIT, async || {
+        format!("{storage:?}").contains("connected: false")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_starts_while_redis_is_away() {
+    let mut server = RedisServer::start().await;
+    server.kill();
+    let error = RedisStorage::connect(server.url()).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+
+    let storage = RedisStorage::builder(server.url())
+        .connect_lazily()
+        .unwrap();
+    let lock = LockFactory::new(storage).create_lock("k").unwrap();
+    let error = storage_error(lock.try_lock(patient()).await);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+
+    // A caller that has the time gets its lock when the server is there.
+    let waiting = tokio::spawn(lock.lock(patient()));
+    server.restart().await;
+    let guard = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
+    assert_eq!(server.keys().await, 1);
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+}
+
+#[tokio::test]
+async fn a_lock_is_renewed_for_as_long_as_it_is_held() {
+    let server = RedisServer::start().await;
+    let lock = lock(&server, "renewed").await;
+    let ttl = ms(1200);
+    let guard = lock.lock(options(ttl, LIMIT)).await.unwrap();
+    let owner: String = server.run("GET distributed-locks:renewed").await;
+    let started = Instant::now();
+    while started.elapsed() < 3 * ttl {
+        let left: i64 = server.run("PTTL distributed-locks:renewed").await;
+        assert!(
+            left > 0 && left <= 1200,
+            "{left} after {:?}",
+            started.elapsed()
+        );
+        let still: Option<String> = server.run("GET distributed-locks:renewed").await;
+        assert_eq!(still.as_ref(), Some(&owner));
+        assert!(guard.is_held());
+        tokio::time::sleep(ms(20)).await;
+    }
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    assert_eq!(server.keys().await, 0);
+}
+
+#[tokio::test]
+async fn a_holder_whose_key_was_removed_is_told_by_the_next_renewal() {
+    let server = RedisServer::start().await;
+    let lock = lock(&server, "removed").await;
+    let ttl = Duration::from_secs(6);
+    let guard = lock.lock(options(ttl, LIMIT)).await.unwrap();
+    let () = server.run("DEL distributed-locks:removed").await;
+    let removed = Instant::now();
+    let reason = within(LIMIT, "the holder is told", guard.lost()).await;
+    assert_eq!(reason, LossReason::NotOurs);
+    assert!(
+        removed.elapsed() < ttl / 3 + ms(1500),
+        "{:?}",
+        removed.elapsed()
+    );
+    assert!(!guard.is_held());
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
+    assert_eq!(
+        server.keys().await,
+        0,
+        "the renewal has not brought it back"
+    );
+}
+
+#[tokio::test]
+async fn a_caller_that_is_dropped_while_it_asks_leaves_no_key() {
+    let server = RedisServer::start().await;
+    let factory = factory(&server).await;
+    let lock = factory.create_lock("dropped").unwrap();
+    // Now there is a connection, and what is asked goes out at once.
+    let guard = lock.lock(patient()).await.unwrap();
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    let () = server.run("CONFIG RESETSTAT").await;
+
+    server.pause();
+    {
+        let mut asks = pin!(lock.lock(patient()));
+        let polled = asks.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending());
+    }
+    server.resume();
+    eventually("the key was taken and freed", LIMIT, async || {
+        server.calls("set").await == 1 && server.keys().await == 0
+    })
+    .await;
+    eventually("nothing is kept", LIMIT, async || factory.keys() == 0).await;
+    assert_eq!(factory.waiters(), 0);
+}
+
+#[tokio::test]
+async fn a_dropped_waiter_leaves_no_key() {
+    let server = RedisServer::start().await;
+    let (first, second) = (factory(&server).await, factory(&server).await);
+    let lock = second.create_lock("k").unwrap();
+    for round in 0..100_u64 {
+        let guard = first
+            .create_lock("k")
+            .unwrap()
+            .lock(patient())
+            .await
+            .unwrap();
+        // Some stand behind others, some ask, some are about to have it; and all go at some moment.
+        let mut waiters: Vec<_> = (0..4).map(|_| tokio::spawn(lock.lock(patient()))).collect();
+        let wait = Duration::from_micros(round * 50);
+        tokio::time::sleep(wait).await;
+        let releasing = tokio::spawn(guard.unlock());
+        tokio::time::sleep(wait).await;
+        // Every other time the last one stays, and comes up whoever has gone before it.
+        let stays = (round % 2 == 0).then(|| waiters.pop()).flatten();
+        for waiter in waiters {
+            waiter.abort();
+            // A guard that it has got already is dropped here.
+            let _ = waiter.await;
+        }
+        let released = within(LIMIT, "the release", releasing).await.unwrap();
+        assert_eq!(released.unwrap(), Unlocked::Held);
+        if let Some(waiter) = stays {
+            let guard = within(2 * LIMIT, "its turn", waiter).await.unwrap();
+            assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
+        }
+        // The next one is not held up. (It would be, until the ttl, by a key that was left.)
+        let next = lock.lock(patient()).await.unwrap();
+        assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+    }
+    no_key_is_left(&server).await;
+    eventually("nothing is kept", LIMIT, async || {
+        [&first, &second].map(|factory| (factory.keys(), factory.waiters())) == [(0, 0); 2]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_tasks_exclude_each_other_and_leave_no_key() {
+    const KEYS: usize = 40;
+    let server = RedisServer::start().await;
+    let factories = [factory(&server).await, factory(&server).await];
+    let inside: Arc<Vec<AtomicBool>> = Arc::new((0..KEYS).map(|_| false.into()).collect());
+    let mut tasks = JoinSet::new();
+    for task in 0..1000_usize {
+        let factory = factories[task % 2].clone();
+        let inside = Arc::clone(&inside);
+        tasks.spawn(async move {
+            // A walk over the keys that differs from task to task.
+            let random = Cell::new(task * 7919 + 17);
+            for _ in 0..3 {
+                random.set(
+                    random
+                        .get()
+                        .wrapping_mul(6364136223846793005)
+                        .rotate_left(17)
+                        | 1,
+                );
+                let key = (random.get() >> 8) % KEYS;
+                let lock = factory.create_lock(format!("key{key}")).unwrap();
+                let guard = lock.lock(options(LONG, 3 * LIMIT)).await.unwrap();
+                assert!(!inside[key].swap(true, SeqCst), "two holders");
+                tokio::task::yield_now().await;
+                inside[key].store(false, SeqCst);
+                if task % 3 == 0 {
+                    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+                }
+            }
+        });
+    }
+    within(4 * LIMIT, "all had their turns", tasks.join_all()).await;
+    no_key_is_left(&server).await;
+    eventually("nothing is kept", LIMIT, async || {
+        factories
+            .iter()
+            .all(|factory| factory.keys() == 0 && factory.waiters() == 0)
+    })
+    .await;
+}
+
+/// A process that shuts down with requests under way: the runtime drops holders, waiters and the keeper in any order.
+#[test]
+fn a_runtime_that_ends_while_locks_are_held_and_wanted_ends() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = runtime.block_on(RedisServer::start());
+    // The server stays here, so that it ends with the test even if the thread does not.
+    let url = server.url();
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for round in 0..20 {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let storage = RedisStorage::builder(&url).connect_timeout(LIMIT);
+                let factory = LockFactory::new(storage.connect().await.unwrap());
+                let held = Arc::new(tokio::sync::Semaphore::new(0));
+                for task in 0..20 {
+                    let lock = factory.create_lock(format!("key{round}/{task}")).unwrap();
+                    let telling = Arc::clone(&held);
+                    let waiting = lock.lock(patient());
+                    tokio::spawn(async move {
+                        let _guard = lock.lock(patient()).await;
+                        telling.add_permits(1);
+                        std::future::pending::<()>().await;
+                    });
+                    tokio::spawn(waiting);
+                }
+                // Half of them: the others are anywhere between asking and holding.
+                let half = within(LIMIT, "half are held", held.acquire_many(10)).await;
+                drop(half.unwrap());
+            });
+            drop(runtime);
+        }
+        // Nobody listens if it has taken too long.
+        let _ = ended.send(());
+    });
+    // Outside of all runtimes: it is their end that is waited for.
+    has_ended.recv_timeout(2 * LIMIT).expect("the runtime ends");
+}
