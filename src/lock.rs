@@ -176,9 +176,12 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// How much this process may do with a lock before it gives other processes a chance: a lock that is released while
-    /// others of this process wait for it goes to the next of them at once, without the storage, at most for `turns`
-    /// holders in a row and only until it has been here for `time`. Defaults 64 and 50 ms.
+    /// How long this process may keep a lock to itself: a lock that is released while others of this process wait for
+    /// it goes to the next of them at once, without the storage, at most for `turns` holders in a row and only until it
+    /// has been here for `time`. Defaults 64 and 50 ms.
+    ///
+    /// Then it is released and asked for anew. Other processes poll, so they get in between by luck: a process that
+    /// always has waiters for a key can keep others from it for long.
     pub fn handoff_limit(mut self, turns: u32, time: Duration) -> Self {
         self.limits.handoff = HandoffLimit { turns, time };
         self

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 
@@ -22,51 +22,68 @@ use crate::{clock::Timestamp, coordinator::Coordinator};
 pub(crate) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) struct Keeper {
-    inbox: Mutex<Inbox>,
+    jobs: Mutex<Vec<Job>>,
+    /// Changed only under the lock of `jobs`, so that no job is left with nobody to take it.
+    running: AtomicBool,
     wake: Notify,
     /// When the next lease has to be looked at; `u64::MAX` for never.
     due: AtomicU64,
 }
 
-#[derive(Default)]
-struct Inbox {
-    jobs: Vec<Job>,
-    running: bool,
-}
-
 impl Keeper {
     pub(crate) fn new() -> Self {
         Self {
-            inbox: Mutex::default(),
+            jobs: Mutex::default(),
+            running: AtomicBool::new(false),
             wake: Notify::new(),
             due: AtomicU64::new(u64::MAX),
         }
     }
 
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the keeper on the caller's runtime, if it does not run and there is one.
+    pub(crate) fn ensure_running(self: &Arc<Self>, coordinator: &Arc<Coordinator>) {
+        if self.running.load(SeqCst) {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let jobs = self.jobs();
+        if self.running.swap(true, SeqCst) {
+            return;
+        }
+        drop(jobs);
+        // It looks at every lease at once: the last keeper may have left some.
+        self.due.store(0, SeqCst);
+        let alive = Alive(Arc::clone(self));
+        // Outside the lock: a runtime that is shutting down drops the task in here, and `alive` with it.
+        runtime.spawn(run(alive, Arc::downgrade(coordinator)));
     }
 
     /// Gives the keeper something to do. Without a runtime to run on, the job is dropped.
     pub(crate) fn submit(self: &Arc<Self>, coordinator: &Arc<Coordinator>, job: Job) {
-        let runtime = Handle::try_current().ok();
-        let mut inbox = self.inbox();
-        if !inbox.running && runtime.is_none() {
-            drop(inbox);
+        self.ensure_running(coordinator);
+        let mut jobs = self.jobs();
+        if self.running.load(SeqCst) {
+            jobs.push(job);
+            drop(jobs);
+            self.wake.notify_one();
+        } else {
             // Outside the lock: what a job does when it is dropped may lead back here.
-            return drop(job);
+            drop(jobs);
+            drop(job);
         }
-        inbox.jobs.push(job);
-        self.start(inbox, runtime, coordinator);
-        self.wake.notify_one();
     }
 
     /// A lease has to be looked at by then.
     pub(crate) fn look_by(self: &Arc<Self>, coordinator: &Arc<Coordinator>, due: Timestamp) {
-        if self.due.load(SeqCst) > due.as_nanos()
-            && self.due.fetch_min(due.as_nanos(), SeqCst) > due.as_nanos()
-        {
-            self.start(self.inbox(), Handle::try_current().ok(), coordinator);
+        let due = due.as_nanos();
+        if self.due.load(SeqCst) > due && self.due.fetch_min(due, SeqCst) > due {
+            self.ensure_running(coordinator);
             self.wake.notify_one();
         }
     }
@@ -74,24 +91,6 @@ impl Keeper {
     /// Looks up from its sleep: there is something new to see.
     pub(crate) fn nudge(&self) {
         self.wake.notify_one();
-    }
-
-    /// Starts the keeper if it does not run.
-    fn start(
-        self: &Arc<Self>,
-        mut inbox: MutexGuard<'_, Inbox>,
-        runtime: Option<Handle>,
-        coordinator: &Arc<Coordinator>,
-    ) {
-        if !inbox.running
-            && let Some(runtime) = runtime
-        {
-            inbox.running = true;
-            // A runtime that is shutting down drops the new task inside `spawn`, and `Alive` wants the inbox.
-            drop(inbox);
-            let alive = Alive(Arc::clone(self));
-            runtime.spawn(run(alive, Arc::downgrade(coordinator)));
-        }
     }
 }
 
@@ -106,14 +105,13 @@ struct Alive(Arc<Keeper>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        let jobs = {
-            let mut inbox = self.0.inbox();
-            inbox.running = false;
-            // The next keeper looks at every lease anew.
-            self.0.due.store(u64::MAX, SeqCst);
-            std::mem::take(&mut inbox.jobs)
+        let left = {
+            let mut jobs = self.0.jobs();
+            self.0.running.store(false, SeqCst);
+            std::mem::take(&mut *jobs)
         };
-        drop(jobs);
+        // Outside the lock: what a job does when it is dropped may lead back to it.
+        drop(left);
     }
 }
 
@@ -124,7 +122,7 @@ async fn run(alive: Alive, coordinator: Weak<Coordinator>) {
     tokio::pin!(timer);
     let mut timer_due = None;
     loop {
-        jobs.extend(std::mem::take(&mut keeper.inbox().jobs));
+        jobs.extend(std::mem::take(&mut *keeper.jobs()));
         let Some(coordinator) = coordinator.upgrade() else {
             // Every job holds the coordinator, so there is none left either.
             return;

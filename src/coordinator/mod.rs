@@ -34,7 +34,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -129,6 +129,8 @@ impl Coordinator {
         if self.is_draining() {
             return Err(LockError::Draining);
         }
+        // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a holder that never does.
+        self.keeper.ensure_running(self);
         let now = self.clock.now();
         self.table.enter(name, |cell, slot| {
             let state = &mut slot.state;
@@ -305,16 +307,24 @@ impl Coordinator {
 
     fn release(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim, done: Option<Done>) {
         let release = Release::new(Arc::clone(self), Arc::clone(cell), claim);
-        let mut job: Job = Box::pin(release.run(done));
+        let mut call = release.send();
         // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next, such as an acquire of
-        // the same key; and no other task has to wake up before the next process gets its turn.
+        // the same key; and no other task has to wake up before the next process gets its turn. Only the call itself is
+        // polled: a timer made here would end with this runtime, which need not be the keeper's.
         if Handle::try_current().is_ok() {
             let mut cx = Context::from_waker(Waker::noop());
-            if job.as_mut().poll(&mut cx).is_ready() {
-                return;
+            match call.as_mut().poll(&mut cx) {
+                Poll::Ready(Ok(reply)) => {
+                    if let Some(done) = done {
+                        let _ = done.send(Ok(reply));
+                    }
+                    return;
+                }
+                Poll::Ready(failed) => call = Box::pin(std::future::ready(failed)),
+                Poll::Pending => {}
             }
         }
-        self.keeper.submit(self, job);
+        self.keeper.submit(self, Box::pin(release.run(call, done)));
     }
 
     // --- shutdown -----------------------------------------------------------------------------------------------

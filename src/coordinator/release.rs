@@ -10,7 +10,7 @@ use tokio::{sync::oneshot, time::timeout};
 use crate::{
     coordinator::{Coordinator, backoff, lease::Claim, table::Cell},
     error::{StorageError, StorageErrorKind},
-    storage::{ReleaseReply, ReleaseRequest},
+    storage::{BoxFuture, ReleaseReply, ReleaseRequest},
 };
 
 /// A release that is not answered is sent again at least this often.
@@ -35,17 +35,25 @@ impl Release {
         }
     }
 
+    /// The call, to be sent by its first poll.
+    pub(super) fn send(&self) -> BoxFuture<Result<ReleaseReply, StorageError>> {
+        let request = ReleaseRequest {
+            name: self.cell.name.clone(),
+            token: self.claim.token,
+        };
+        Arc::clone(&self.coordinator.storage).release(request)
+    }
+
     /// Sends the release, again and again if the storage does not answer, until the claim has run out by itself.
-    pub(super) async fn run(self, mut done: Option<Done>) {
+    pub(super) async fn run(
+        self,
+        mut call: BoxFuture<Result<ReleaseReply, StorageError>>,
+        mut done: Option<Done>,
+    ) {
         let coordinator = &self.coordinator;
         let runs_out = coordinator.clock.now() + self.claim.ttl;
         let mut failures = 0;
         loop {
-            let request = ReleaseRequest {
-                name: self.cell.name.clone(),
-                token: self.claim.token,
-            };
-            let call = Arc::clone(&coordinator.storage).release(request);
             let result = timeout(coordinator.limits.storage_timeout, call).await;
             let result = result.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
             let error = result.as_ref().err().cloned();
@@ -61,6 +69,7 @@ impl Release {
             let pause = backoff::after_failure(failures, LONGEST_PAUSE, fastrand::f64());
             failures += 1;
             tokio::time::sleep(pause).await;
+            call = self.send();
         }
     }
 }

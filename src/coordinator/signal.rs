@@ -121,7 +121,10 @@ impl Signal {
             if let Holding::Lost(reason) = self.look() {
                 return reason;
             }
-            notified.await;
+            let deadline = Timestamp::from_nanos(self.deadline.load(SeqCst));
+            // The keeper tells of a loss, but it may have ended with another runtime. A deadline that has moved on
+            // meanwhile is waited for anew.
+            let _ = tokio::time::timeout_at(self.clock.timer(deadline), notified).await;
         }
     }
 
