@@ -68,6 +68,7 @@ pub struct TooManyWaiters {
 
 /// What a limit on waiters counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WaiterScope {
     /// The waiters of one key.
     Key,
@@ -177,7 +178,7 @@ pub enum LossReason {
     Draining,
 }
 
-/// A key or a prefix that cannot be used.
+/// A key that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidKey {
@@ -187,9 +188,21 @@ pub enum InvalidKey {
     /// The key is longer than [`LockKey::MAX_LEN`](crate::LockKey::MAX_LEN).
     #[error("a lock key has at most 1024 bytes")]
     TooLong,
+}
+
+/// A setting of a factory out of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidSettings {
     /// The prefix is not 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`.
     #[error("a key prefix is 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`")]
-    Prefix,
+    KeyPrefix,
+    /// The storage time-out is zero or longer than 24 h.
+    #[error("storage_timeout must be more than zero and at most 24 h")]
+    StorageTimeout,
+    /// Nobody could wait, and so nobody could ask.
+    #[error("max_waiters and max_waiters_per_key must be at least 1")]
+    MaxWaiters,
 }
 
 /// An option out of its range.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::error::InvalidKey;
+use crate::error::{InvalidKey, InvalidSettings};
 
 /// What a lock is about: `orders/42`, `account:17`.
 ///
@@ -168,12 +168,12 @@ pub(crate) struct KeyPrefix(Arc<str>);
 impl KeyPrefix {
     pub(crate) const DEFAULT: &str = "distributed-locks";
 
-    pub(crate) fn new(prefix: &str) -> Result<Self, InvalidKey> {
+    pub(crate) fn new(prefix: &str) -> Result<Self, InvalidSettings> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
         if (1..=64).contains(&prefix.len()) && prefix.bytes().all(plain) {
             Ok(Self(prefix.into()))
         } else {
-            Err(InvalidKey::Prefix)
+            Err(InvalidSettings::KeyPrefix)
         }
     }
 
@@ -294,7 +294,11 @@ mod tests {
     #[test]
     fn a_prefix_with_a_separator_is_refused() {
         for bad in ["", "a:b", "a b", "{a}", "ä", &"x".repeat(65)] {
-            assert_eq!(KeyPrefix::new(bad), Err(InvalidKey::Prefix), "{bad}");
+            assert_eq!(
+                KeyPrefix::new(bad),
+                Err(InvalidSettings::KeyPrefix),
+                "{bad}"
+            );
         }
     }
 

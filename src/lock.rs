@@ -19,7 +19,7 @@ use crate::{
         signal::Holding,
         turn::Turn,
     },
-    error::{InvalidKey, LockError, LossReason, StorageError, StorageErrorKind},
+    error::{InvalidKey, InvalidSettings, LockError, LossReason, StorageError, StorageErrorKind},
     key::{KeyPrefix, LockKey, LockName},
     options::LockOptions,
     storage::{LockStorage, ReleaseReply},
@@ -30,7 +30,8 @@ use crate::{
 /// A service makes one factory at its start and shares it: clones are cheap and are the same factory. All waiters of a
 /// factory that want the same key queue in this process, and only the first of them talks to the storage.
 ///
-/// Must be used inside a tokio runtime with its timers enabled.
+/// Must be used inside a tokio runtime with its timers enabled. Locks are renewed by one background task on the runtime
+/// of the first caller; if that runtime ends, the next caller's takes over.
 ///
 /// ```
 /// use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, storage::MemoryStorage};
@@ -187,7 +188,8 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// The clock that leases are measured on. Default [`Clock::system`].
+    /// The clock that leases are measured on. Default [`Clock::system`]. A `MemoryStorage` under this factory has to have
+    /// the same.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -197,9 +199,16 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey::Prefix`] if the prefix cannot be used.
-    pub fn build(self) -> Result<LockFactory, InvalidKey> {
+    /// [`InvalidSettings`] says which setting is out of its range.
+    pub fn build(self) -> Result<LockFactory, InvalidSettings> {
         let prefix = KeyPrefix::new(&self.prefix)?;
+        let timeout = self.limits.storage_timeout;
+        if timeout.is_zero() || timeout > LockOptions::MAX_DURATION {
+            return Err(InvalidSettings::StorageTimeout);
+        }
+        if self.limits.waiters == 0 || self.limits.waiters_per_key == 0 {
+            return Err(InvalidSettings::MaxWaiters);
+        }
         Ok(self.finish(prefix))
     }
 
@@ -231,6 +240,9 @@ impl Lock {
     ///
     /// Dropping the future gives up the place in the queue. A lock that was being obtained goes to the next waiter or
     /// is released, in the background.
+    ///
+    /// Keep polling it, or drop it: the first in the queue that is neither polled nor dropped keeps those behind it
+    /// waiting.
     pub fn lock(&self, options: LockOptions) -> LockFuture {
         LockFuture {
             acquire: Acquire::new(Arc::clone(&self.coordinator), self.name.clone(), options),
@@ -260,6 +272,15 @@ impl Lock {
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Lock").field(&self.name).finish()
+    }
+}
+
+impl LockFuture {
+    /// Gives up at the first failure of the storage.
+    pub(crate) fn impatient(self) -> Self {
+        Self {
+            acquire: self.acquire.impatient(),
+        }
     }
 }
 

@@ -33,8 +33,8 @@ use tower_distributed_lock::{
     Clock, Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard, LockOptions,
     LockOptionsBuilder, Unlocked,
     error::{
-        InvalidKey, InvalidOptions, LockError, LossReason, NotObtained, StorageError,
-        StorageErrorKind, TooManyWaiters, WaiterScope,
+        InvalidKey, InvalidOptions, InvalidSettings, LockError, LossReason, NotObtained,
+        StorageError, StorageErrorKind, TooManyWaiters, WaiterScope,
     },
     storage::MemoryStorage,
 };
@@ -324,7 +324,7 @@ async fn one_waiter_too_many_is_refused_per_key_and_in_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_and_prefixes_that_cannot_be_used_are_refused() {
+async fn keys_and_settings_that_cannot_be_used_are_refused() {
     let memory = MemoryStorage::with_clock(Clock::tokio());
     let build = |prefix: &str| {
         LockFactory::builder(memory.clone())
@@ -333,7 +333,25 @@ async fn keys_and_prefixes_that_cannot_be_used_are_refused() {
             .build()
     };
     for bad in ["", "a:b", "a b", "{a}", "ä", &"x".repeat(65)] {
-        assert_eq!(build(bad).unwrap_err(), InvalidKey::Prefix, "{bad}");
+        assert_eq!(build(bad).unwrap_err(), InvalidSettings::KeyPrefix, "{bad}");
+    }
+    let settings = || LockFactory::builder(memory.clone());
+    for (bad, error) in [
+        (
+            settings().storage_timeout(Duration::ZERO),
+            InvalidSettings::StorageTimeout,
+        ),
+        (
+            settings().storage_timeout(Duration::MAX),
+            InvalidSettings::StorageTimeout,
+        ),
+        (settings().max_waiters(0), InvalidSettings::MaxWaiters),
+        (
+            settings().max_waiters_per_key(0),
+            InvalidSettings::MaxWaiters,
+        ),
+    ] {
+        assert_eq!(bad.build().unwrap_err(), error);
     }
     let (one, other) = (build("one").unwrap(), build("other").unwrap());
     assert_eq!(one.create_lock("").unwrap_err(), InvalidKey::Empty);
@@ -985,9 +1003,10 @@ async fn a_renewal_answered_after_the_deadline_revives_nothing() {
     let valve = Valve::shut();
     world.storage.always(Op::Renew, Fault::answered_by(&valve));
     let guard = world.lock().lock(patient()).await.unwrap();
-    sleep(ms(3_500)).await;
+    // The storage carries out what it does not answer. The renewal that is on its way at the deadline, 2,968 ms, is
+    // given up after a fifth of the ttl.
+    sleep(ms(3_050)).await;
     assert!(!guard.is_held());
-    // The storage renewed it at 1,000 ms and keeps it until 4,000.
     assert_eq!(world.memory.len(), 1);
     valve.open();
     settle().await;
@@ -1120,10 +1139,9 @@ async fn a_grant_that_comes_too_late_is_not_used_but_released() {
     assert_eq!(world.memory.len(), 1);
     valve.open();
     let guard = caller.await.unwrap().unwrap();
-    assert_eq!(
-        guard.remaining(),
-        VALIDITY - (start.elapsed() - VALIDITY - ms(1))
-    );
+    // Not at once: the next reply may come as late. And it counts from the sending of its own attempt.
+    assert!(start.elapsed() > VALIDITY + ms(1));
+    assert_eq!(guard.remaining(), VALIDITY);
     let acquires = world.storage.calls(Op::Acquire);
     assert_eq!(acquires.len(), 2);
     assert_ne!(acquires[0].token(), acquires[1].token());
@@ -1806,6 +1824,7 @@ fn the_types_can_be_moved_and_shared_as_servers_need() {
     error::<TooManyWaiters>();
     error::<StorageError>();
     error::<InvalidKey>();
+    error::<InvalidSettings>();
     error::<InvalidOptions>();
     error::<LossReason>();
 

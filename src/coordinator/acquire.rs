@@ -28,6 +28,7 @@ pub(crate) struct Acquire {
     coordinator: Arc<Coordinator>,
     name: LockName,
     options: LockOptions,
+    patient: bool,
     waiter: Option<Waiter>,
     #[pin]
     timer: Option<Sleep>,
@@ -40,10 +41,17 @@ impl Acquire {
             coordinator,
             name,
             options,
+            patient: true,
             waiter: None,
             timer: None,
             timer_at: None,
         }
+    }
+
+    /// Gives up at the first failure of the storage instead of asking again until the wait is over.
+    pub(crate) fn impatient(mut self) -> Self {
+        self.patient = false;
+        self
     }
 }
 
@@ -55,10 +63,12 @@ impl Future for Acquire {
         loop {
             let waiter = match this.waiter {
                 Some(waiter) => waiter,
-                None => {
-                    this.waiter
-                        .insert(Waiter::join(this.coordinator, this.name, *this.options)?)
-                }
+                None => this.waiter.insert(Waiter::join(
+                    this.coordinator,
+                    this.name,
+                    *this.options,
+                    *this.patient,
+                )?),
             };
             let come_again = match waiter.advance(cx) {
                 Ok(Progress::Granted(turn)) => {
@@ -100,8 +110,11 @@ struct Waiter {
     place: Place,
     queued: bool,
     options: LockOptions,
+    patient: bool,
     since: Timestamp,
     attempts: u32,
+    /// When the storage last told this caller that somebody holds the lock.
+    denied_at: Option<Timestamp>,
     flight: Option<Flight>,
 }
 
@@ -110,6 +123,7 @@ impl Waiter {
         coordinator: &Arc<Coordinator>,
         name: &LockName,
         options: LockOptions,
+        patient: bool,
     ) -> Result<Self, LockError> {
         let (cell, place) = coordinator.join(name, options)?;
         Ok(Self {
@@ -118,8 +132,10 @@ impl Waiter {
             place,
             queued: true,
             options,
+            patient,
             since: coordinator.clock.now(),
             attempts: 0,
+            denied_at: None,
             flight: None,
         })
     }
@@ -174,6 +190,9 @@ impl Waiter {
                 Next::WaitUntil(_) if self.options.max_wait().is_zero() => {
                     return Err(self.given_up(now));
                 }
+                Next::WaitUntil(_) if !self.patient && self.storage_fails() => {
+                    return Err(self.given_up(now));
+                }
                 Next::WaitUntil(at) => return Ok(Progress::Until(at.min(end))),
                 Next::Wait => return Ok(Progress::Until(end)),
             }
@@ -188,18 +207,25 @@ impl Waiter {
         self.attempts += 1;
         let waits = !self.options.max_wait().is_zero();
         let verdict = match &reply {
-            Ok(AcquireReply::Granted) => Ok(()),
-            Ok(AcquireReply::Held { .. }) if waits => Ok(()),
+            Ok(AcquireReply::Granted {}) => Ok(()),
+            Ok(AcquireReply::Held { .. }) if waits => {
+                self.denied_at = Some(self.coordinator.clock.now());
+                Ok(())
+            }
             Ok(AcquireReply::Held { ttl }) => Err(LockError::NotObtained(NotObtained {
                 waited: self.coordinator.clock.now().since(self.since),
                 attempts: self.attempts,
                 holder_ttl: *ttl,
             })),
-            Err(error) if waits && error.kind().is_transient() => Ok(()),
+            Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };
         flight.land(reply);
         verdict
+    }
+
+    fn storage_fails(&self) -> bool {
+        self.cell.lock().state.last_error().is_some()
     }
 
     /// `None` for a caller that does not wait: its one attempt has its own limit.
@@ -210,12 +236,18 @@ impl Waiter {
 
     fn given_up(&self, now: Timestamp) -> LockError {
         let slot = self.cell.lock();
-        // The storage never answered this caller: that is what to say, and not that somebody holds the lock.
-        if let Some(error) = slot.state.last_error() {
-            return LockError::Storage(error.clone());
-        }
-        if self.flight.is_some() && self.attempts == 0 {
-            return LockError::Storage(StorageError::new(StorageErrorKind::Timeout));
+        // A storage that failed just once at the end has said before that somebody holds the lock. One that has been away
+        // for longer is what the caller should hear of.
+        let told = self
+            .denied_at
+            .is_some_and(|at| now.since(at) <= self.options.interval());
+        if !told {
+            if let Some(error) = slot.state.last_error() {
+                return LockError::Storage(error.clone());
+            }
+            if self.flight.is_some() && self.attempts == 0 {
+                return LockError::Storage(StorageError::new(StorageErrorKind::Timeout));
+            }
         }
         LockError::NotObtained(NotObtained {
             waited: now.since(self.since),

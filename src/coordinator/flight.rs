@@ -70,7 +70,7 @@ impl Flight {
     fn report(&mut self, reply: Result<AcquireReply, StorageError>) {
         self.landed = true;
         let outcome = match reply {
-            Ok(AcquireReply::Granted) => Outcome::Granted,
+            Ok(AcquireReply::Granted {}) => Outcome::Granted,
             Ok(AcquireReply::Held { ttl }) => Outcome::Denied { holder_ttl: ttl },
             Err(error) => Outcome::Failed(error),
         };

@@ -1,8 +1,8 @@
 //! The one background task of a factory: it renews leases, sends releases, and follows attempts whose callers have
 //! gone.
 //!
-//! It runs on the tokio runtime of whoever first waits for a lock, and is started again by the next caller if that
-//! runtime is shut down. It ends with the factory's last handle and last guard.
+//! It runs on the tokio runtime of whoever first waits for a lock, and is started again by the next caller, or the next
+//! poll of a request that holds a lock, if that runtime is shut down. It ends with the factory's last handle and last guard.
 
 use std::{
     fmt,
@@ -46,7 +46,7 @@ impl Keeper {
 
     /// Starts the keeper on the caller's runtime, if it does not run and there is one.
     pub(crate) fn ensure_running(self: &Arc<Self>, coordinator: &Arc<Coordinator>) {
-        if self.running.load(SeqCst) {
+        if self.is_running() {
             return;
         }
         let Ok(runtime) = Handle::try_current() else {
@@ -59,16 +59,23 @@ impl Keeper {
         drop(jobs);
         // It looks at every lease at once: the last keeper may have left some.
         self.due.store(0, SeqCst);
-        let alive = Alive(Arc::clone(self));
+        let alive = Alive {
+            keeper: Arc::clone(self),
+            coordinator: Arc::downgrade(coordinator),
+        };
         // Outside the lock: a runtime that is shutting down drops the task in here, and `alive` with it.
-        runtime.spawn(run(alive, Arc::downgrade(coordinator)));
+        runtime.spawn(run(alive));
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(SeqCst)
     }
 
     /// Gives the keeper something to do. Without a runtime to run on, the job is dropped.
     pub(crate) fn submit(self: &Arc<Self>, coordinator: &Arc<Coordinator>, job: Job) {
         self.ensure_running(coordinator);
         let mut jobs = self.jobs();
-        if self.running.load(SeqCst) {
+        if self.is_running() {
             jobs.push(job);
             drop(jobs);
             self.wake.notify_one();
@@ -101,29 +108,36 @@ impl fmt::Debug for Keeper {
 }
 
 /// Held by the running task. Its runtime may drop it at any await.
-struct Alive(Arc<Keeper>);
+struct Alive {
+    keeper: Arc<Keeper>,
+    coordinator: Weak<Coordinator>,
+}
 
 impl Drop for Alive {
     fn drop(&mut self) {
         let left = {
-            let mut jobs = self.0.jobs();
-            self.0.running.store(false, SeqCst);
+            let mut jobs = self.keeper.jobs();
+            self.keeper.running.store(false, SeqCst);
             std::mem::take(&mut *jobs)
         };
         // Outside the lock: what a job does when it is dropped may lead back to it.
         drop(left);
+        // Whoever is polled on another runtime starts the next keeper.
+        if let Some(coordinator) = self.coordinator.upgrade() {
+            coordinator.wake_holders();
+        }
     }
 }
 
-async fn run(alive: Alive, coordinator: Weak<Coordinator>) {
-    let keeper = &*alive.0;
+async fn run(alive: Alive) {
+    let keeper = &*alive.keeper;
     let mut jobs: FuturesUnordered<Job> = FuturesUnordered::new();
     let timer = tokio::time::sleep(std::time::Duration::ZERO);
     tokio::pin!(timer);
     let mut timer_due = None;
     loop {
         jobs.extend(std::mem::take(&mut *keeper.jobs()));
-        let Some(coordinator) = coordinator.upgrade() else {
+        let Some(coordinator) = alive.coordinator.upgrade() else {
             // Every job holds the coordinator, so there is none left either.
             return;
         };

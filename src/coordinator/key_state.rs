@@ -69,6 +69,8 @@ enum Phase {
         until: Timestamp,
         /// An attempt with this claim got no answer and may have been carried out: the next one uses its token again.
         unanswered: Option<Claim>,
+        /// It was denied, perhaps because of our own old token, whose release is on its way.
+        own_release: bool,
     },
     /// An attempt is on its way.
     Asking {
@@ -169,6 +171,8 @@ pub(crate) struct Effects<W> {
     pub(crate) lost: Option<LossReason>,
     /// Tell the present turn its new deadline.
     pub(crate) deadline: Option<Timestamp>,
+    /// Let go of this one, which will not be woken: outside the key's lock, because that may run other code.
+    pub(crate) old: Option<W>,
 }
 
 impl<W> Effects<W> {
@@ -178,6 +182,7 @@ impl<W> Effects<W> {
             release: None,
             lost: None,
             deadline: None,
+            old: None,
         }
     }
 
@@ -285,7 +290,7 @@ impl<W> KeyState<W> {
             return (Step::Wait, effects);
         };
         // A waiter that goes on by itself needs no waking.
-        waiter.wake = None;
+        effects.old = waiter.wake.take();
         let (ttl, max_hold) = (waiter.ttl, waiter.max_hold);
 
         let unanswered = match &mut self.phase {
@@ -359,14 +364,16 @@ impl<W> KeyState<W> {
     /// A waiter has gone without a turn: dropped, or out of time.
     pub(crate) fn leave(&mut self, place: Place) -> Effects<W> {
         let was_first = self.queue.is_first(place);
-        self.queue.remove(place);
-        if self.queue.is_empty() {
+        let left = self.queue.remove(place);
+        let mut effects = if self.queue.is_empty() {
             self.nobody_waits()
         } else if was_first {
             self.wake_first()
         } else {
             Effects::none()
-        }
+        };
+        effects.old = left.and_then(|waiter| waiter.wake);
+        effects
     }
 
     /// An attempt has come to its end. `retry_at` is when to ask again if it brought nothing.
@@ -390,19 +397,29 @@ impl<W> KeyState<W> {
             }
         };
         let mut until = retry_at;
+        let mut own_release = false;
         let unanswered = match outcome {
             Outcome::Granted => {
-                self.failures = 0;
                 self.held_elsewhere = None;
                 self.last_error = None;
                 let lease = Lease::granted(claim, sent);
                 if lease.is_over(now) {
-                    // The reply lay somewhere for longer than the lease lasts.
-                    self.phase = Phase::Idle;
+                    // The reply lay somewhere for longer than the lease lasts. The next one may too, so not at once.
+                    self.failures = self.failures.saturating_add(1);
+                    self.phase = if self.queue.is_empty() {
+                        Phase::Idle
+                    } else {
+                        Phase::BackOff {
+                            until,
+                            unanswered: None,
+                            own_release: false,
+                        }
+                    };
                     let mut effects = self.wake_first();
                     effects.release = self.release(claim).release;
                     return effects;
                 }
+                self.failures = 0;
                 self.phase = Phase::Held(Held {
                     lease,
                     turn: None,
@@ -417,8 +434,9 @@ impl<W> KeyState<W> {
             Outcome::Denied { holder_ttl } => {
                 self.last_error = None;
                 self.held_elsewhere = holder_ttl.map(|ttl| now + ttl);
-                // It may have met our own old token, which is gone by now.
-                if crosses_release && self.releasing == 0 {
+                // It may have met our own old token. That is gone by now, or will be when its release is done.
+                own_release = crosses_release;
+                if own_release && self.releasing == 0 {
                     until = now;
                 }
                 None
@@ -431,7 +449,11 @@ impl<W> KeyState<W> {
             }
         };
         self.failures = self.failures.saturating_add(1);
-        self.phase = Phase::BackOff { until, unanswered };
+        self.phase = Phase::BackOff {
+            until,
+            unanswered,
+            own_release,
+        };
         if self.queue.is_empty() {
             self.nobody_waits()
         } else {
@@ -484,8 +506,11 @@ impl<W> KeyState<W> {
         debug_assert!(self.releasing > 0, "a release that nothing asked for");
         self.releasing = self.releasing.saturating_sub(1);
         match &mut self.phase {
-            // The lock that was in the way may have been our own.
-            Phase::BackOff { until, .. } if self.last_error.is_none() => {
+            Phase::BackOff {
+                until,
+                own_release: true,
+                ..
+            } => {
                 *until = Timestamp::from_nanos(0);
                 self.wake_first()
             }
@@ -539,15 +564,27 @@ impl<W> KeyState<W> {
                     held.lease.renewing = true;
                     tick.renew = Some(held.lease.claim);
                 }
-                tick.due = Some(turn.until);
             }
         }
-        let mut due = held.lease.deadline;
-        if tick.due.is_some() && !held.lease.renewing {
-            due = due.min(held.lease.renew_at);
-        }
-        tick.due = Some(tick.due.map_or(due, |turn_ends| due.min(turn_ends)));
+        tick.due = self.due();
         tick
+    }
+
+    /// When to look at the time again.
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        let Phase::Held(held) = &self.phase else {
+            return None;
+        };
+        let mut due = held.lease.deadline;
+        if let Some(turn) = &held.turn
+            && !turn.revoked
+        {
+            due = due.min(turn.until);
+            if !held.lease.renewing {
+                due = due.min(held.lease.renew_at);
+            }
+        }
+        Some(due)
     }
 
     /// A renewal that was sent at `sent` has come to its end: `Some(true)` renewed, `Some(false)` not ours, `None` no

@@ -132,7 +132,7 @@ impl Coordinator {
         // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a holder that never does.
         self.keeper.ensure_running(self);
         let now = self.clock.now();
-        self.table.enter(name, |cell, slot| {
+        let joined = self.table.enter(name, |cell, slot| {
             let state = &mut slot.state;
             let holder_ttl = state.holder_ttl(now);
             if options.max_wait().is_zero() && state.is_busy() {
@@ -160,7 +160,12 @@ impl Coordinator {
                 Arc::clone(cell),
                 state.join(options.ttl(), options.max_hold()),
             ))
-        })
+        });
+        if joined.is_err() && self.is_draining() {
+            // The key may have been made for this caller, and have gone with it.
+            self.forgotten.notify_waiters();
+        }
+        joined
     }
 
     fn step(
@@ -240,15 +245,15 @@ impl Coordinator {
         self.update(cell, None, |slot| {
             let random = fastrand::f64();
             let pause = match &outcome {
-                Outcome::Granted => Duration::ZERO,
                 Outcome::Denied { holder_ttl } => {
                     backoff::after_denial(*holder_ttl, options.interval(), random)
                 }
-                Outcome::Failed(error) if error.kind().is_transient() => {
+                // The caller is told; the next one may ask at once.
+                Outcome::Failed(error) if !error.kind().is_transient() => Duration::ZERO,
+                // A grant brings nothing if it comes too late.
+                Outcome::Failed(_) | Outcome::Granted => {
                     backoff::after_failure(slot.state.failures(), options.interval(), random)
                 }
-                // The caller is told; the next one may ask at once.
-                Outcome::Failed(_) => Duration::ZERO,
             };
             ((), slot.state.replied(claim, outcome, now, now + pause))
         });
@@ -311,7 +316,8 @@ impl Coordinator {
         // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next, such as an acquire of
         // the same key; and no other task has to wake up before the next process gets its turn. Only the call itself is
         // polled: a timer made here would end with this runtime, which need not be the keeper's.
-        if Handle::try_current().is_ok() {
+        self.keeper.ensure_running(self);
+        if self.keeper.is_running() && Handle::try_current().is_ok() {
             let mut cx = Context::from_waker(Waker::noop());
             match call.as_mut().poll(&mut cx) {
                 Poll::Ready(Ok(reply)) => {
@@ -325,6 +331,16 @@ impl Coordinator {
             }
         }
         self.keeper.submit(self, Box::pin(release.run(call, done)));
+    }
+
+    /// Wakes the tasks that hold a lock, so that they look at the world again.
+    fn wake_holders(&self) {
+        for cell in self.table.cells() {
+            let signal = cell.lock().signal();
+            if let Some(signal) = signal {
+                signal.wake();
+            }
+        }
     }
 
     // --- shutdown -----------------------------------------------------------------------------------------------
@@ -406,6 +422,7 @@ impl Coordinator {
         if let Some(waker) = effects.wake {
             waker.wake();
         }
+        drop(effects.old);
     }
 
     fn forget(&self, cell: &Arc<Cell>) {

@@ -2,7 +2,7 @@
 //!
 //! However it ends, the state machine of each key is told, once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -40,7 +40,11 @@ impl Renewal {
         let sent = coordinator.clock.now();
         let call = Arc::clone(&coordinator.storage).renew(requests);
         let count = self.leases.len();
-        let replies = match timeout(coordinator.limits.storage_timeout, call).await {
+        // Several tries have to fit between the first renewal and the deadline, also of the shortest lease.
+        let shortest = self.leases.iter().map(|(_, claim)| claim.ttl).min();
+        let limit = shortest.map_or(Duration::ZERO, |ttl| ttl / 5);
+        let limit = limit.min(coordinator.limits.storage_timeout);
+        let replies = match timeout(limit, call).await {
             Ok(replies) if replies.len() == count => replies,
             Ok(_) => {
                 tracing::error!("the lock storage broke its contract: not one reply per renewal");
@@ -48,42 +52,42 @@ impl Renewal {
             }
             Err(_) => vec![Err(StorageError::new(StorageErrorKind::Timeout)); count],
         };
-        for ((cell, claim), reply) in std::mem::take(&mut self.leases).iter().zip(replies) {
-            self.report(cell, *claim, sent, reply);
-        }
-        // The leases are due at another time now.
-        let now = coordinator.clock.now();
-        coordinator.keeper.look_by(&coordinator, now);
+        self.report(sent, replies);
     }
 
-    fn report(
-        &self,
-        cell: &Arc<Cell>,
-        claim: Claim,
-        sent: Timestamp,
-        reply: Result<RenewReply, StorageError>,
-    ) {
-        let renewed = match reply {
-            Ok(reply) => Some(reply == RenewReply::Renewed),
-            Err(error) => {
-                tracing::warn!(key = cell.name.key(), %error, "renewal failed, trying again");
-                None
-            }
-        };
-        let now = self.coordinator.clock.now();
-        self.coordinator.update(cell, None, |slot| {
-            ((), slot.state.renewed(claim, sent, renewed, now))
-        });
+    fn report(&mut self, sent: Timestamp, replies: Vec<Result<RenewReply, StorageError>>) {
+        let coordinator = &self.coordinator;
+        let now = coordinator.clock.now();
+        let mut next: Option<Timestamp> = None;
+        let mut failed = (0, None);
+        for ((cell, claim), reply) in std::mem::take(&mut self.leases).iter().zip(replies) {
+            let renewed = match reply {
+                Ok(reply) => Some(reply == RenewReply::Renewed),
+                Err(error) => {
+                    failed = (failed.0 + 1, Some(error));
+                    None
+                }
+            };
+            let due = coordinator.update(cell, None, |slot| {
+                let effects = slot.state.renewed(*claim, sent, renewed, now);
+                (slot.state.due(), effects)
+            });
+            next = due.map_or(next, |due| Some(next.map_or(due, |next| next.min(due))));
+        }
+        if let (leases, Some(error)) = failed {
+            tracing::warn!(leases, %error, "renewal failed, trying again");
+        }
+        if let Some(next) = next {
+            coordinator.keeper.look_by(coordinator, next);
+        }
     }
 }
 
 impl Drop for Renewal {
     fn drop(&mut self) {
         // Only the end of a runtime leaves any.
-        for (cell, claim) in std::mem::take(&mut self.leases) {
-            let error = StorageError::new(StorageErrorKind::Unavailable);
-            let now = self.coordinator.clock.now();
-            self.report(&cell, claim, now, Err(error));
-        }
+        let error = Err(StorageError::new(StorageErrorKind::Unavailable));
+        let replies = vec![error; self.leases.len()];
+        self.report(self.coordinator.clock.now(), replies);
     }
 }

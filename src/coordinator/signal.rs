@@ -106,6 +106,11 @@ impl Signal {
         }
     }
 
+    /// Wakes the watcher, lost or not.
+    pub(crate) fn wake(&self) {
+        self.watcher.wake();
+    }
+
     /// Has `waker` woken when the lock is lost. There is one watcher: the latest.
     pub(crate) fn watch(&self, waker: &Waker) {
         self.watcher.register(waker);

@@ -7,15 +7,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
+    task::Waker,
 };
 
-use crate::coordinator::{
-    Coordinator,
-    key_state::{Ended, Granted, TurnId},
-    lease::Claim,
-    release::Done,
-    signal::{Holding, Signal},
-    table::Cell,
+use crate::{
+    coordinator::{
+        Coordinator,
+        key_state::{Ended, Granted, TurnId},
+        lease::Claim,
+        release::Done,
+        signal::{Holding, Signal},
+        table::Cell,
+    },
+    error::LossReason,
 };
 
 /// Shared by the guard of a lock and its handles. It can be looked at as the [`Signal`] it holds.
@@ -47,6 +51,18 @@ impl Turn {
 
     pub(crate) fn key(&self) -> &str {
         self.cell.name.key()
+    }
+
+    /// Has `waker` woken when the lock is lost, and sees to it that somebody is there to do so.
+    pub(crate) fn watch(&self, waker: &Waker) {
+        self.signal.watch(waker);
+        self.coordinator.keeper.ensure_running(&self.coordinator);
+    }
+
+    /// Waits until the lock is lost. If it is given back first, this never ends.
+    pub(crate) async fn lost(&self) -> LossReason {
+        self.coordinator.keeper.ensure_running(&self.coordinator);
+        self.signal.lost().await
     }
 
     /// Gives the turn back. Only the first call does anything; it says how the turn ended. `done` is told what the

@@ -100,7 +100,7 @@ where
                 held: None,
             },
             Ok(RequestKey::One(key)) => State::Waiting {
-                lock: settings.factory.lock_of(&key).lock(settings.options),
+                lock: settings.policy.lock(&key),
                 waiting: Some(Waiting {
                     context: settings.on_reject.context(&request),
                     service,
@@ -157,7 +157,7 @@ where
                     // The work ends before the lock is given back.
                     this.state.set(State::Done);
                     match (lost, answer) {
-                        (None, Some(answer)) if settings.await_release => State::Releasing {
+                        (None, Some(answer)) if settings.policy.await_release => State::Releasing {
                             unlocking: Box::pin(held.guard.unlock()),
                             answer: Some((answer, held.context)),
                         },
@@ -172,7 +172,7 @@ where
                     let unlocked = ready!(unlocking.as_mut().poll(cx));
                     let (answer, context) = answer.take().unwrap_or_else(polled_again);
                     match unlocked {
-                        Ok(Unlocked::Lost) if settings.on_loss == OnLoss::Cancel => {
+                        Ok(Unlocked::Lost) if settings.policy.on_loss == OnLoss::Cancel => {
                             let rejection = Rejection::Lost(LossReason::NotOurs);
                             State::Rejecting(Some((context, rejection)))
                         }
@@ -221,7 +221,7 @@ where
                 }
             }
             Err(LockError::Storage(error))
-                if settings.on_storage_failure == OnStorageFailure::FailOpen =>
+                if settings.policy.on_storage_failure == OnStorageFailure::FailOpen =>
             {
                 tracing::warn!(%error, "serving a request without its lock");
                 State::Running {
@@ -237,7 +237,7 @@ where
 impl<C> Held<C> {
     /// Why the request must not go on, if so.
     fn lost<K, R, A>(&self, settings: &Settings<K, R, A>) -> Option<LossReason> {
-        match (settings.on_loss, self.guard.turn().look()) {
+        match (settings.policy.on_loss, self.guard.turn().look()) {
             (OnLoss::Cancel, Holding::Lost(reason)) => Some(reason),
             _ => None,
         }

@@ -10,7 +10,7 @@ use crate::{
         held_lock::DefaultOnAcquired,
         on_reject::DefaultOnReject,
         service::DistributedLock,
-        settings::{OnLoss, OnStorageFailure, Settings},
+        settings::{OnLoss, OnStorageFailure, Policy, Settings},
     },
     options::LockOptions,
 };
@@ -27,11 +27,13 @@ impl<K> DistributedLockLayer<K> {
     /// [`IntoRequestKey`](super::IntoRequestKey).
     pub fn new(factory: LockFactory, key: K) -> Self {
         let settings = Settings {
-            factory,
-            options: LockOptions::default(),
-            on_loss: OnLoss::default(),
-            on_storage_failure: OnStorageFailure::default(),
-            await_release: false,
+            policy: Policy {
+                factory,
+                options: LockOptions::default(),
+                on_loss: OnLoss::default(),
+                on_storage_failure: OnStorageFailure::default(),
+                await_release: false,
+            },
             key: Arc::new(key),
             on_reject: Arc::new(DefaultOnReject),
             on_acquired: Arc::new(DefaultOnAcquired),
@@ -44,21 +46,21 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
     /// How long locks last and how long requests wait for them. Default [`LockOptions::default`].
     #[must_use]
     pub fn options(mut self, options: LockOptions) -> Self {
-        self.settings.options = options;
+        self.settings.policy.options = options;
         self
     }
 
     /// What happens to a request whose lock is lost while its handler runs. Default [`OnLoss::Cancel`].
     #[must_use]
     pub fn on_loss(mut self, on_loss: OnLoss) -> Self {
-        self.settings.on_loss = on_loss;
+        self.settings.policy.on_loss = on_loss;
         self
     }
 
     /// What happens to a request when the storage cannot be asked. Default [`OnStorageFailure::FailClosed`].
     #[must_use]
     pub fn on_storage_failure(mut self, on_storage_failure: OnStorageFailure) -> Self {
-        self.settings.on_storage_failure = on_storage_failure;
+        self.settings.policy.on_storage_failure = on_storage_failure;
         self
     }
 
@@ -68,29 +70,16 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
     /// turns out to have been lost counts as lost (see [`OnLoss`]). It costs one round trip to the storage.
     #[must_use]
     pub fn await_release(mut self, await_release: bool) -> Self {
-        self.settings.await_release = await_release;
+        self.settings.policy.await_release = await_release;
         self
     }
 
     /// What a rejected request gets. Default [`DefaultOnReject`].
     #[must_use]
     pub fn on_reject<R2>(self, on_reject: R2) -> DistributedLockLayer<K, R2, A> {
-        let Settings {
-            factory,
-            options,
-            on_loss,
-            on_storage_failure,
-            await_release,
-            key,
-            ..
-        } = self.settings;
         let settings = Settings {
-            factory,
-            options,
-            on_loss,
-            on_storage_failure,
-            await_release,
-            key,
+            policy: self.settings.policy,
+            key: self.settings.key,
             on_reject: Arc::new(on_reject),
             on_acquired: self.settings.on_acquired,
         };
@@ -100,22 +89,9 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
     /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
     #[must_use]
     pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2> {
-        let Settings {
-            factory,
-            options,
-            on_loss,
-            on_storage_failure,
-            await_release,
-            key,
-            ..
-        } = self.settings;
         let settings = Settings {
-            factory,
-            options,
-            on_loss,
-            on_storage_failure,
-            await_release,
-            key,
+            policy: self.settings.policy,
+            key: self.settings.key,
             on_reject: self.settings.on_reject,
             on_acquired: Arc::new(on_acquired),
         };

@@ -30,12 +30,12 @@ impl<S, K, R, A> DistributedLock<S, K, R, A> {
         &self.inner
     }
 
-    /// The service inside.
+    /// The service inside, to change it. Requests that wait for their lock go on with what they were called on.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside.
+    /// Takes the layer off.
     pub fn into_inner(self) -> S {
         self.inner
     }

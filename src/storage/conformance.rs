@@ -92,7 +92,7 @@ impl<S: LockStorage> Subject<S> {
     }
 
     async fn takes(&self, key: &str, token: u64, ttl: Duration) -> bool {
-        self.acquire(key, token, ttl, false).await == AcquireReply::Granted
+        self.acquire(key, token, ttl, false).await == AcquireReply::granted()
     }
 
     async fn renew(&self, locks: &[(&str, u64, Duration)]) -> Vec<RenewReply> {
@@ -130,7 +130,7 @@ impl<S: LockStorage> Subject<S> {
             let key = if again { "held-again" } else { "held" };
             assert!(self.takes(key, 1, LONG).await, "a free lock is granted");
             match self.acquire(key, 2, LONG, again).await {
-                AcquireReply::Granted => panic!("a held lock is not granted to another token"),
+                AcquireReply::Granted {} => panic!("a held lock is not granted to another token"),
                 AcquireReply::Held { ttl: Some(ttl) } => {
                     assert!(
                         ttl <= LONG && ttl > LONG / 2,
@@ -152,7 +152,7 @@ impl<S: LockStorage> Subject<S> {
         let again = self.acquire("repeated", 1, LONG, true).await;
         assert_eq!(
             again,
-            AcquireReply::Granted,
+            AcquireReply::granted(),
             "an attempt meets its own token and is granted"
         );
         tokio::time::sleep(SHORT * 2).await;
@@ -164,7 +164,7 @@ impl<S: LockStorage> Subject<S> {
         let free = self.acquire("repeated", 3, LONG, true).await;
         assert_eq!(
             free,
-            AcquireReply::Granted,
+            AcquireReply::granted(),
             "a repeated attempt takes a free lock"
         );
         self.release("repeated", 3).await;
@@ -175,7 +175,7 @@ impl<S: LockStorage> Subject<S> {
         let replies = join_all(attempts).await;
         let winners: Vec<u64> = (0..)
             .zip(replies)
-            .filter(|(_, reply)| *reply == AcquireReply::Granted)
+            .filter(|(_, reply)| *reply == AcquireReply::granted())
             .map(|(token, _)| token)
             .collect();
         assert_eq!(

@@ -41,7 +41,8 @@ struct Owner {
 }
 
 impl MemoryStorage {
-    /// A storage with no locks, on the system's clock.
+    /// A storage with no locks, on the system's clock. A factory with [another clock](Self::with_clock) has to have a
+    /// storage with that clock.
     pub fn new() -> Self {
         Self::default()
     }
@@ -86,9 +87,7 @@ impl MemoryStorage {
         let mut locks = self.locks();
         match locks.owners.get(&request.name) {
             Some(owner) if owner.until > now && owner.token != request.token => {
-                AcquireReply::Held {
-                    ttl: Some(owner.until.since(now)),
-                }
+                AcquireReply::held(Some(owner.until.since(now)))
             }
             _ => {
                 let owner = Owner {
@@ -96,7 +95,7 @@ impl MemoryStorage {
                     until: now + request.ttl,
                 };
                 locks.insert(request.name.clone(), owner, now);
-                AcquireReply::Granted
+                AcquireReply::granted()
             }
         }
     }

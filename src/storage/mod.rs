@@ -93,13 +93,27 @@ pub struct AcquireRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcquireReply {
-    /// The lock is held by the request's token.
-    Granted,
-    /// The lock is held by somebody else.
+    /// The lock is held by the request's token. Made by [`AcquireReply::granted`].
+    #[non_exhaustive]
+    Granted {},
+    /// The lock is held by somebody else. Made by [`AcquireReply::held`].
+    #[non_exhaustive]
     Held {
         /// How long it will be held if it is not renewed, where the storage knows.
         ttl: Option<Duration>,
     },
+}
+
+impl AcquireReply {
+    /// The lock is held by the request's token.
+    pub fn granted() -> Self {
+        Self::Granted {}
+    }
+
+    /// The lock is held by somebody else, for another `ttl` if it is not renewed, where the storage knows.
+    pub fn held(ttl: Option<Duration>) -> Self {
+        Self::Held { ttl }
+    }
 }
 
 /// What [`LockStorage::renew`] is asked, for one lock.
@@ -116,6 +130,7 @@ pub struct RenewRequest {
 
 /// What became of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RenewReply {
     /// The lock is held by the request's token for the whole ttl.
     Renewed,
@@ -135,6 +150,7 @@ pub struct ReleaseRequest {
 
 /// What became of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReleaseReply {
     /// The lock was held by the request's token and is free now.
     Released,

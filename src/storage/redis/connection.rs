@@ -8,7 +8,7 @@
 //!
 //! - a command came back with an error that says so,
 //! - the server or the kernel closed it, also while it was idle (told by a RESP3 push of redis-rs),
-//! - a command was given up after a while during which nothing at all came back: a half-open socket.
+//! - commands were given up and for a while nothing at all came back: a half-open socket.
 
 use std::{
     fmt,
@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use super::error::{connect_error, ends_connection, storage_error};
 use crate::error::{StorageError, StorageErrorKind};
 
-/// After this long without any reply, a command that is given up takes its connection with it.
+/// When commands are given up and nothing at all has come back for this long, their connection is given up too.
 const STALLED: Duration = Duration::from_millis(250);
 
 /// Commands that can wait to be written at once. With redis-rs's own 50, tasks queue for a place under load.
@@ -46,6 +46,9 @@ struct Wire {
 struct Health {
     dead: AtomicBool,
     replies: AtomicU64,
+    /// When the first of those commands was sent that were given up since the last reply, and how many replies there had
+    /// been.
+    silent_since: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Health {
@@ -55,6 +58,29 @@ impl Health {
 
     fn kill(&self) {
         self.dead.store(true, Relaxed);
+    }
+
+    fn replied(&self) {
+        self.replies.fetch_add(1, Relaxed);
+    }
+
+    /// A command that was sent at `sent`, after so many replies, was given up.
+    fn given_up(&self, sent: Instant, replies: u64) {
+        if self.replies.load(Relaxed) != replies {
+            return;
+        }
+        let mut silent_since = self
+            .silent_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let since = match *silent_since {
+            Some((since, at)) if at == replies => since,
+            _ => sent,
+        };
+        *silent_since = Some((since, replies));
+        if since.elapsed() >= STALLED {
+            self.kill();
+        }
     }
 }
 
@@ -75,20 +101,19 @@ impl<'a> Unanswered<'a> {
     }
 
     fn answered(self) {
-        self.health.replies.fetch_add(1, Relaxed);
+        self.health.replied();
         std::mem::forget(self);
     }
 }
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        if self.health.replies.load(Relaxed) == self.replies && self.since.elapsed() >= STALLED {
-            self.health.kill();
-        }
+        self.health.given_up(self.since, self.replies);
     }
 }
 
 /// Makes connections for bb8.
+#[derive(Clone)]
 struct Connector {
     /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before Redis 6.
     clients: [Client; 2],
@@ -224,7 +249,8 @@ pub(super) enum Failure {
 
 /// The connection, as commands use it.
 pub(super) struct Connection {
-    pool: Pool<Connector>,
+    connector: Connector,
+    pool: RwLock<Arc<Pool<Connector>>>,
     present: RwLock<Option<Wire>>,
     failures: Failures,
 }
@@ -234,23 +260,17 @@ impl Connection {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, StorageError> {
         let connector = Connector::new(url, timeout).map_err(|_| {
             // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a password.
-            let text = "the Redis URL cannot be read; it should look like redis://host:6379";
+            let text = if url.starts_with("rediss:") || url.starts_with("valkeys:") {
+                "TLS is not supported: the Redis URL should begin with redis://"
+            } else {
+                "the Redis URL cannot be read; it should look like redis://host:6379"
+            };
             StorageError::with_source(StorageErrorKind::Rejected, text)
         })?;
         let failures = Failures::default();
-        let pool = Pool::builder()
-            .max_size(1)
-            // No reaper: it would be bound to the runtime that happens to make the pool.
-            .max_lifetime(None)
-            .idle_timeout(None)
-            // bb8 would try again and again while the caller waits without a word. The caller knows how long it can
-            // wait, so it is told, and comes again.
-            .retry_connection(false)
-            .connection_timeout(timeout)
-            .error_sink(Box::new(failures.clone()))
-            .build_unchecked(connector);
         Ok(Self {
-            pool,
+            pool: RwLock::new(Arc::new(pool(&connector, &failures))),
+            connector,
             present: RwLock::new(None),
             failures,
         })
@@ -293,22 +313,52 @@ impl Connection {
         Ok(wire)
     }
 
+    /// A pool that gives no connection and no reason may have lost the task that was to make one, with the runtime it ran
+    /// on; it would wait for it for ever.
+    fn replace(&self, broken: &Arc<Pool<Connector>>) {
+        let mut present = self.pool.write().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&present, broken) {
+            *present = Arc::new(pool(&self.connector, &self.failures));
+        }
+    }
+
     async fn pooled_wire(&self) -> Result<Wire, StorageError> {
+        let pool = Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner));
         let failed = self.failures.0.happened.notified();
         tokio::pin!(failed);
         // Before the pool is asked, so that a failure on this account is not missed.
         failed.as_mut().enable();
         tokio::select! {
             biased;
-            got = self.pool.get() => match got {
+            got = pool.get() => match got {
                 // Only a clone leaves the pool: the connection serves everybody at the same time.
                 Ok(wire) => Ok(wire.clone()),
                 Err(RunError::User(ConnectError::Failed(error))) => Err(error),
-                Err(RunError::User(ConnectError::Dead) | RunError::TimedOut) => Err(self.failures.last()),
+                Err(RunError::User(ConnectError::Dead) | RunError::TimedOut) => {
+                    self.replace(&pool);
+                    let text = "no connection in time";
+                    Err(StorageError::with_source(StorageErrorKind::Unavailable, text))
+                }
             },
             () = failed => Err(self.failures.last()),
         }
     }
+}
+
+/// A pool of one connection, none of it made yet.
+fn pool(connector: &Connector, failures: &Failures) -> Pool<Connector> {
+    Pool::builder()
+        .max_size(1)
+        // No reaper: it would be bound to the runtime that happens to make the pool.
+        .max_lifetime(None)
+        .idle_timeout(None)
+        // bb8 would try again and again while the caller waits without a word. The caller knows how long it can wait, so
+        // it is told, and comes again.
+        .retry_connection(false)
+        // Longer than RESP3 and then RESP2 may take, so that whoever waits hears of the failure itself.
+        .connection_timeout(connector.timeout * 5 / 2)
+        .error_sink(Box::new(failures.clone()))
+        .build_unchecked(connector.clone())
 }
 
 impl fmt::Debug for Connection {

@@ -33,13 +33,19 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             | ServerErrorKind::TryAgain
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::Moved
-            | ServerErrorKind::Ask,
+            | ServerErrorKind::ReadOnly,
         ) => StorageErrorKind::Unavailable,
         _ => match error.code() {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StorageErrorKind::Unauthorized,
             Some("WRONGTYPE") => StorageErrorKind::WrongType,
+            // How Redis before 7 reports it from inside a script.
+            Some("ERR")
+                if error
+                    .detail()
+                    .is_some_and(|text| text.contains("WRONGTYPE")) =>
+            {
+                StorageErrorKind::WrongType
+            }
             // A busy script, a full memory, a failed snapshot, missing replicas: all of them may heal.
             Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS") => StorageErrorKind::Unavailable,
             _ if error.is_unrecoverable_error() => StorageErrorKind::Unavailable,

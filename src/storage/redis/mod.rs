@@ -185,8 +185,9 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn unexpected() -> StorageError {
+    // Not a kind that means "not done": nobody knows what was.
     StorageError::with_source(
-        StorageErrorKind::Rejected,
+        StorageErrorKind::Unavailable,
         "a reply that the command cannot give",
     )
 }
@@ -207,7 +208,7 @@ impl LockStorage for RedisStorage {
         let token = request.token.to_text();
         if !request.again {
             match value(self.connection.run(&set_if_free(request, &token)).await)? {
-                Value::Okay => return Ok(AcquireReply::Granted),
+                Value::Okay => return Ok(AcquireReply::granted()),
                 Value::Nil => {}
                 _ => return Err(unexpected()),
             }
@@ -217,11 +218,12 @@ impl LockStorage for RedisStorage {
             .run(&self.connection, &request.name, &token, ttl)
             .await?
         {
-            Value::BulkString(owner) if owner == token.as_bytes() => Ok(AcquireReply::Granted),
-            Value::Int(left) => Ok(AcquireReply::Held {
-                // Negative: the holder's key has no expiry.
-                ttl: u64::try_from(left).ok().map(Duration::from_millis),
-            }),
+            Value::BulkString(owner) if owner == token.as_bytes() => Ok(AcquireReply::granted()),
+            // Negative: the holder's key has no expiry.
+            Value::Int(left) => {
+                let ttl = u64::try_from(left).ok().map(Duration::from_millis);
+                Ok(AcquireReply::held(ttl))
+            }
             _ => Err(unexpected()),
         }
     }
