@@ -7,9 +7,14 @@
 //! curl -X POST localhost:3000/orders/42/pay
 //! ```
 //!
-//! Send the `curl` twice at the same time: the first request pays, the second waits for it and finds the order paid.
+//! Send the `curl` twice at the same time: the first request pays, the second waits for it and
+//! finds the order paid.
 
-#![allow(clippy::unwrap_used, reason = "a poisoned mutex should end an example")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a poisoned mutex or a missing signal handler should end an example"
+)]
 
 use std::{
     collections::HashSet,
@@ -70,6 +75,14 @@ async fn print_receipt() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
+/// `/orders/42/pay` locks order 42, however the client spells it: `042` is the same order for the
+/// handler, so it has to be the same key.
+fn order_key(request: &Request) -> Result<LockKey, BoxError> {
+    let id = request.uri().path().split('/').nth(2).unwrap_or_default();
+    let order: u64 = id.parse()?;
+    Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+}
+
 fn app(locks: &LockFactory) -> Result<Router, BoxError> {
     // A holder that crashes blocks its order for 5 s. A request waits for up to 10 × 200 ms.
     let options = LockOptions::builder()
@@ -77,10 +90,8 @@ fn app(locks: &LockFactory) -> Result<Router, BoxError> {
         .retries(10)
         .interval(Duration::from_millis(200))
         .build()?;
-    let one_payment_at_a_time = DistributedLockLayer::new(locks.clone(), |request: &Request| {
-        LockKey::new(request.uri().path())
-    })
-    .options(options);
+    let one_payment_at_a_time =
+        DistributedLockLayer::new(locks.clone(), order_key).options(options);
 
     Ok(Router::new()
         // On the method, so that nothing but `POST /orders/{id}/pay` is locked.
@@ -91,6 +102,26 @@ fn app(locks: &LockFactory) -> Result<Router, BoxError> {
         .route("/health", get(|| async { "ok" }))
         .with_state(PaidOrders::default()))
 }
+
+/// Ctrl-C, or what an orchestrator sends.
+async fn shutdown_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let mut terminate = signal(SignalKind::terminate()).expect("a signal handler");
+        tokio::select! {
+            result = interrupt => result.expect("a signal handler"),
+            _ = terminate.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    interrupt.await.expect("a signal handler");
+}
+
+/// How long handlers may take to finish once the service is told to end.
+const GRACE: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -103,17 +134,18 @@ async fn main() -> Result<(), BoxError> {
     let listener = TcpListener::bind(address).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
 
+    let draining = locks.clone();
     axum::serve(listener, app(&locks)?)
-        .with_graceful_shutdown(async {
-            // An error means that no signal can ever arrive; then the service just runs.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        .with_graceful_shutdown(async move {
+            shutdown_signal().await;
+            // The server ends when its last request has. A handler that hangs loses its lock after
+            // the grace and is cancelled, so that it does.
+            tokio::spawn(async move { draining.drain(GRACE).await });
         })
         .await?;
 
-    // The requests have ended; their releases may still be on their way.
-    let left = locks.drain(Duration::from_secs(5)).await;
+    // The requests have ended; the release of the last locks may still be on its way.
+    let left = locks.drain(GRACE).await;
     tracing::info!(left, "locks given back");
     Ok(())
 }

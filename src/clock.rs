@@ -43,11 +43,12 @@ impl fmt::Debug for Timestamp {
 
 /// Where "now" comes from.
 ///
-/// The default, [`Clock::system`], goes on while the machine sleeps: a laptop lid or a paused virtual machine must not
-/// stretch a lease that runs out on the server meanwhile. `std::time::Instant` stands still during suspend on Linux and
-/// macOS.
+/// The default, [`Clock::system`], goes on while the machine sleeps: a laptop lid or a paused
+/// virtual machine must not stretch a lease that runs out on the server meanwhile.
+/// `std::time::Instant` stands still during suspend on Linux and macOS.
 ///
-/// [`Clock::tokio`] follows tokio's clock, so that code under test can run with `tokio::time::pause()`.
+/// [`Clock::tokio`] follows tokio's clock, so that code under test can run with
+/// `tokio::time::pause()`.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Source);
 
@@ -58,13 +59,14 @@ enum Source {
 }
 
 impl Clock {
-    /// The machine's monotonic clock, suspend included (`CLOCK_BOOTTIME` on Linux and Android, `CLOCK_MONOTONIC` on
-    /// Apple systems; elsewhere the monotonic clock of the standard library).
+    /// The machine's monotonic clock, suspend included (`CLOCK_BOOTTIME` on Linux and Android,
+    /// `CLOCK_MONOTONIC` on Apple systems; elsewhere the monotonic clock of the standard library).
     pub const fn system() -> Self {
         Self(Source::System)
     }
 
-    /// Tokio's clock, which stands still while it is paused. For tests and simulations: it does not count suspend.
+    /// Tokio's clock, which stands still while it is paused. For tests and simulations: it does not
+    /// count suspend.
     pub fn tokio() -> Self {
         Self(Source::Tokio {
             origin: tokio::time::Instant::now(),
@@ -81,8 +83,8 @@ impl Clock {
         Timestamp(nanos)
     }
 
-    /// The instant for tokio's timers at which this clock will show `at`. Timers do not count suspend and may fire
-    /// late, so whoever was woken by one looks at [`Clock::now`] again.
+    /// The instant for tokio's timers at which this clock will show `at`. Timers do not count
+    /// suspend and may fire late, so whoever was woken by one looks at [`Clock::now`] again.
     pub(crate) fn timer(&self, at: Timestamp) -> tokio::time::Instant {
         tokio::time::Instant::now() + at.since(self.now())
     }

@@ -35,10 +35,11 @@ pub enum LockError {
 pub struct NotObtained {
     /// How long the caller waited.
     pub waited: Duration,
-    /// How many times the storage was asked on this caller's account. 0 if it stood behind others of this process all
-    /// the time.
+    /// How many times the storage was asked on this caller's account. 0 if it stood behind others
+    /// of this process all the time.
     pub attempts: u32,
-    /// How long the holder's lock lasts if it is not renewed, as far as known. The lock may well be free earlier.
+    /// How long the holder's lock lasts if it is not renewed, as far as known. The lock may well be
+    /// free earlier.
     pub holder_ttl: Option<Duration>,
 }
 
@@ -155,7 +156,8 @@ impl fmt::Display for StorageError {
 
 impl StdError for StorageError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        // The cause is part of our own text already; what lies below it is the next link of the chain.
+        // The cause is part of our own text already; what lies below it is the next link of the
+        // chain.
         self.source.as_ref().and_then(|source| source.source())
     }
 }

@@ -6,21 +6,24 @@ use crate::error::{InvalidKey, InvalidSettings};
 
 /// What a lock is about: `orders/42`, `account:17`.
 ///
-/// Anything from 1 to [`LockKey::MAX_LEN`] bytes can be a key. Equal bytes are the same lock in every process that
-/// uses the same storage and prefix.
+/// Anything from 1 to [`LockKey::MAX_LEN`] bytes can be a key. Equal bytes are the same lock in
+/// every process that uses the same storage and prefix.
 ///
 /// # Encoding
 ///
-/// A lock is stored under the name `prefix:key`. Three rules keep apart what is meant to be apart, whatever a client
-/// sends:
+/// A lock is stored under the name `prefix:key`. Three rules keep apart what is meant to be apart,
+/// whatever a client sends:
 ///
-/// - Every byte of a key that is not plain ASCII is percent-encoded, and so are `%` itself and the braces `{` and `}`
-///   (braces choose the slot of a key in Redis Cluster). So different keys have different names.
-/// - A prefix holds no `:`, so a name has one reading: no key under one prefix equals a key under another.
-/// - [`LockKey::from_parts`] encodes `/` inside a part, so `["a/b", "c"]` and `["a", "b/c"]` differ.
+/// - Every byte of a key that is not plain ASCII is percent-encoded, and so are `%` itself and the
+///   braces `{` and `}` (braces choose the slot of a key in Redis Cluster). So different keys have
+///   different names.
+/// - A prefix holds no `:`, so a name has one reading: no key under one prefix equals a key under
+///   another.
+/// - [`LockKey::from_parts`] encodes `/` inside a part, so `["a/b", "c"]` and `["a", "b/c"]`
+///   differ.
 ///
-/// Keys of letters, digits and the usual separators are stored as they are: the key `orders/42` is the Redis key
-/// `distributed-locks:orders/42`, and a client in another language can use that name.
+/// Keys of letters, digits and the usual separators are stored as they are: the key `orders/42` is
+/// the Redis key `distributed-locks:orders/42`, and a client in another language can use that name.
 ///
 /// ```
 /// use tower_distributed_lock::LockKey;
@@ -57,8 +60,8 @@ impl LockKey {
         Ok(Self(encoded.into()))
     }
 
-    /// Makes a key of several parts, joined by `/`, so that no two lists of parts give the same key. Use this where
-    /// parts come from a client: `/` inside a part is encoded.
+    /// Makes a key of several parts, joined by `/`, so that no two lists of parts give the same
+    /// key. Use this where parts come from a client: `/` inside a part is encoded.
     ///
     /// ```
     /// use tower_distributed_lock::LockKey;
@@ -70,7 +73,8 @@ impl LockKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`] if all parts together are empty or, with their separators, longer than [`LockKey::MAX_LEN`].
+    /// [`InvalidKey`] if all parts together are empty or, with their separators, longer than
+    /// [`LockKey::MAX_LEN`].
     pub fn from_parts<P: AsRef<[u8]>>(
         parts: impl IntoIterator<Item = P>,
     ) -> Result<Self, InvalidKey> {
@@ -160,8 +164,8 @@ impl TryFrom<String> for LockKey {
 
 /// The first part of a lock's name in the storage, before the `:`.
 ///
-/// 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`. Services that must not see each other's locks on one Redis use
-/// different prefixes.
+/// 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`. Services that must not see each other's
+/// locks on one Redis use different prefixes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyPrefix(Arc<str>);
 

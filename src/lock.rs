@@ -27,11 +27,12 @@ use crate::{
 
 /// Makes locks over one storage.
 ///
-/// A service makes one factory at its start and shares it: clones are cheap and are the same factory. All waiters of a
-/// factory that want the same key queue in this process, and only the first of them talks to the storage.
+/// A service makes one factory at its start and shares it: clones are cheap and are the same
+/// factory. All waiters of a factory that want the same key queue in this process, and only the
+/// first of them talks to the storage.
 ///
-/// Must be used inside a tokio runtime with its timers enabled. Locks are renewed by one background task on the runtime
-/// of the first caller; if that runtime ends, the next caller's takes over.
+/// Must be used inside a tokio runtime with its timers enabled. Locks are renewed by one background
+/// task on the runtime of the first caller; if that runtime ends, the next caller's takes over.
 ///
 /// ```
 /// use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, storage::MemoryStorage};
@@ -103,15 +104,17 @@ impl LockFactory {
 
     /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
     ///
-    /// Callers that wait get [`LockError::Draining`]. Holders have `grace` to finish; those that have not are told that
-    /// they have lost their lock (a request under the layer is cancelled then) and have one more
-    /// [`storage_timeout`](LockFactoryBuilder::storage_timeout) to give it back.
+    /// Callers that wait get [`LockError::Draining`]. Holders have `grace` to finish; those that
+    /// have not are told that they have lost their lock (a request under the layer is cancelled
+    /// then) and have one more [`storage_timeout`](LockFactoryBuilder::storage_timeout) to give it
+    /// back.
     ///
-    /// Answers how many keys are still in use: 0 means that this process left nothing behind. A key that is still in
-    /// use belongs to a holder that did not react, or could not be released because the storage is away; its ttl frees
-    /// it.
+    /// Answers how many keys are still in use: 0 means that this process left nothing behind. A key
+    /// that is still in use belongs to a holder that did not react, or could not be released
+    /// because the storage is away; its ttl frees it.
     ///
-    /// Call it after the server has stopped (`axum::serve(..).with_graceful_shutdown(..)`), before the runtime ends.
+    /// Call it after the server has stopped (`axum::serve(..).with_graceful_shutdown(..)`), before
+    /// the runtime ends.
     ///
     /// # Cancel safety
     ///
@@ -151,21 +154,23 @@ pub struct LockFactoryBuilder<S> {
 }
 
 impl<S: LockStorage> LockFactoryBuilder<S> {
-    /// What the names of the locks start with in the storage, before a `:`. Default `distributed-locks`; 1 to 64 ASCII
-    /// letters, digits, `-`, `_`, `.` or `/`. All processes that exclude each other use the same.
+    /// What the names of the locks start with in the storage, before a `:`. Default
+    /// `distributed-locks`; 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`. All processes that
+    /// exclude each other use the same.
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long one call of the storage may take. Default 1 s. A caller that gives up earlier does not wait for it.
+    /// How long one call of the storage may take. Default 1 s. A caller that gives up earlier does
+    /// not wait for it.
     pub fn storage_timeout(mut self, timeout: Duration) -> Self {
         self.limits.storage_timeout = timeout;
         self
     }
 
-    /// How many callers may wait for one key, the one that is asking for it included. Default 10,000. One more gets
-    /// [`LockError::TooManyWaiters`].
+    /// How many callers may wait for one key, the one that is asking for it included. Default
+    /// 10,000. One more gets [`LockError::TooManyWaiters`].
     pub fn max_waiters_per_key(mut self, waiters: usize) -> Self {
         self.limits.waiters_per_key = waiters;
         self
@@ -177,19 +182,19 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// How long this process may keep a lock to itself: a lock that is released while others of this process wait for
-    /// it goes to the next of them at once, without the storage, at most for `turns` holders in a row and only until it
-    /// has been here for `time`. Defaults 64 and 50 ms.
+    /// How long this process may keep a lock to itself: a lock that is released while others of
+    /// this process wait for it goes to the next of them at once, without the storage, at most for
+    /// `turns` holders in a row and only until it has been here for `time`. Defaults 64 and 50 ms.
     ///
-    /// Then it is released and asked for anew. Other processes poll, so they get in between by luck: a process that
-    /// always has waiters for a key can keep others from it for long.
+    /// Then it is released and asked for anew. Other processes poll, so they get in between by
+    /// luck: a process that always has waiters for a key can keep others from it for long.
     pub fn handoff_limit(mut self, turns: u32, time: Duration) -> Self {
         self.limits.handoff = HandoffLimit { turns, time };
         self
     }
 
-    /// The clock that leases are measured on. Default [`Clock::system`]. A `MemoryStorage` under this factory has to have
-    /// the same.
+    /// The clock that leases are measured on. Default [`Clock::system`]. A `MemoryStorage` under
+    /// this factory has to have the same.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -228,29 +233,29 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Waits for the lock, first come first served among the callers of this factory, for at most `retries` ×
-    /// `interval`.
+    /// Waits for the lock, first come first served among the callers of this factory, for at most
+    /// `retries` × `interval`.
     ///
     /// # Errors
     ///
-    /// [`LockError`]. A storage that is away is asked again until the wait is over; one that refuses (a wrong password,
-    /// say) ends it at once.
+    /// [`LockError`]. A storage that is away is asked again until the wait is over; one that
+    /// refuses (a wrong password, say) ends it at once.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up the place in the queue. A lock that was being obtained goes to the next waiter or
-    /// is released, in the background.
+    /// Dropping the future gives up the place in the queue. A lock that was being obtained goes to
+    /// the next waiter or is released, in the background.
     ///
-    /// Keep polling it, or drop it: the first in the queue that is neither polled nor dropped keeps those behind it
-    /// waiting.
+    /// Keep polling it, or drop it: the first in the queue that is neither polled nor dropped keeps
+    /// those behind it waiting.
     pub fn lock(&self, options: LockOptions) -> LockFuture {
         LockFuture {
             acquire: Acquire::new(Arc::clone(&self.coordinator), self.name.clone(), options),
         }
     }
 
-    /// Takes the lock if it is free. Does not wait for it: `retries` is taken to be 0. The storage has
-    /// [`storage_timeout`](LockFactoryBuilder::storage_timeout) to answer.
+    /// Takes the lock if it is free. Does not wait for it: `retries` is taken to be 0. The storage
+    /// has [`storage_timeout`](LockFactoryBuilder::storage_timeout) to answer.
     ///
     /// # Errors
     ///
@@ -308,8 +313,9 @@ impl Future for LockFuture {
 
 /// A lock that is held. Dropping it gives the lock back, in the background.
 ///
-/// The lock is renewed while the guard lives, up to [`max_hold`](crate::LockOptionsBuilder::max_hold). It can be lost
-/// all the same: the storage may be away for longer than the ttl, or forget it. Work that takes long should look at
+/// The lock is renewed while the guard lives, up to
+/// [`max_hold`](crate::LockOptionsBuilder::max_hold). It can be lost all the same: the storage may
+/// be away for longer than the ttl, or forget it. Work that takes long should look at
 /// [`LockGuard::is_held`] before each step that matters, or stop when [`LockGuard::lost`] resolves.
 #[must_use = "a guard that is dropped at once gives the lock back at once"]
 pub struct LockGuard {
@@ -322,24 +328,26 @@ pub struct LockGuard {
 pub enum Unlocked {
     /// The lock was ours to the end.
     Held,
-    /// The lock was lost before, and may have had another holder since. Nothing of theirs was touched.
+    /// The lock was lost before, and may have had another holder since. Nothing of theirs was
+    /// touched.
     Lost,
 }
 
 impl LockGuard {
     /// Gives the lock back and says whether it was still ours.
     ///
-    /// If another caller of this factory waits, it has the lock at once and the storage is not asked.
+    /// If another caller of this factory waits, it has the lock at once and the storage is not
+    /// asked.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the storage could not be asked. The release is tried again in the background until the ttl
-    /// has passed.
+    /// [`StorageError`] if the storage could not be asked. The release is tried again in the
+    /// background until the ttl has passed.
     ///
     /// # Cancel safety
     ///
-    /// The release is sent at the first poll. Dropping the future before or after that gives the lock back all the
-    /// same.
+    /// The release is sent at the first poll. Dropping the future before or after that gives the
+    /// lock back all the same.
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
         let (done, reply) = oneshot::channel();
         match self.turn.give_back(Some(done)) {

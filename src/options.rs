@@ -35,7 +35,8 @@ pub struct LockOptions {
 }
 
 impl LockOptions {
-    /// The shortest ttl: below it the drift allowance (1 % and 2 ms) and a round trip would leave next to nothing.
+    /// The shortest ttl: below it the drift allowance (1 % and 2 ms) and a round trip would leave
+    /// next to nothing.
     pub const MIN_TTL: Duration = Duration::from_millis(10);
     /// The longest ttl, interval, wait and hold.
     pub const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -47,8 +48,8 @@ impl LockOptions {
         }
     }
 
-    /// How long the storage keeps the lock when nothing is heard of its holder. A holder that lives has its lock
-    /// renewed in the background every third of this.
+    /// How long the storage keeps the lock when nothing is heard of its holder. A holder that lives
+    /// has its lock renewed in the background every third of this.
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
@@ -98,17 +99,19 @@ pub struct LockOptionsBuilder {
 }
 
 impl LockOptionsBuilder {
-    /// How long the storage keeps the lock when nothing is heard of its holder. Default 10 s; from 10 ms to 24 h.
+    /// How long the storage keeps the lock when nothing is heard of its holder. Default 10 s; from
+    /// 10 ms to 24 h.
     ///
-    /// Short: a crashed holder blocks others for less long. Long: the lock survives longer pauses of the holder and of
-    /// the storage. The holder itself counts on a little less: 1 % and 2 ms are kept back for clocks that run at
-    /// different rates.
+    /// Short: a crashed holder blocks others for less long. Long: the lock survives longer pauses
+    /// of the holder and of the storage. The holder itself counts on a little less: 1 % and 2 ms
+    /// are kept back for clocks that run at different rates.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.options.ttl = ttl;
         self
     }
 
-    /// How many intervals the caller waits before it gives up. Default 3. With 0 the lock is had at once or not at all.
+    /// How many intervals the caller waits before it gives up. Default 3. With 0 the lock is had at
+    /// once or not at all.
     pub fn retries(mut self, retries: u32) -> Self {
         self.options.retries = retries;
         self
@@ -116,17 +119,19 @@ impl LockOptionsBuilder {
 
     /// How often a lock that another process holds is asked for. Default 1 s; from 1 ms to 24 h.
     ///
-    /// Waiters of one process do not poll: they are woken in the order in which they came, and only the first of them
-    /// asks the storage.
+    /// Waiters of one process do not poll: they are woken in the order in which they came, and only
+    /// the first of them asks the storage.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.options.interval = interval;
         self
     }
 
-    /// How long one holder may keep the lock by background renewal. Default 5 min; from 10 ms to 24 h.
+    /// How long one holder may keep the lock by background renewal. Default 5 min; from 10 ms to 24
+    /// h.
     ///
-    /// A holder that has not finished by then loses the lock as if it had expired. Without this bound a handler that
-    /// hangs, or a connection whose end is never noticed, would hold its key for ever.
+    /// A holder that has not finished by then loses the lock as if it had expired. Without this
+    /// bound a handler that hangs, or a connection whose end is never noticed, would hold its key
+    /// for ever.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.options.max_hold = max_hold;
         self

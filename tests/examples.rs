@@ -34,7 +34,8 @@ fn example(name: &str) -> Command {
     Command::new(profile.join("examples").join(name))
 }
 
-/// The columns of a row of the table that `lost_update` prints: lost updates, and rejected requests.
+/// The columns of a row of the table that `lost_update` prints: lost updates, and rejected
+/// requests.
 fn row(output: &Output, name: &str) -> (u32, u32) {
     let text = String::from_utf8_lossy(&output.stdout);
     let row = text.lines().find_map(|line| line.strip_prefix(name));

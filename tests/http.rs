@@ -66,7 +66,8 @@ async fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(LIMIT, happens).await.is_ok(), "{what}");
 }
 
-/// Sends a request and leaves before the answer; says when the server has it by what `arrived` waits for.
+/// Sends a request and leaves before the answer; says when the server has it by what `arrived`
+/// waits for.
 async fn request_and_leave(address: SocketAddr, path: &str, arrived: impl Future<Output = ()>) {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
@@ -167,8 +168,9 @@ async fn a_request_that_panics_or_times_out_outside_the_lock_releases_it() {
 mod placement {
     use super::*;
 
-    /// Which requests take a lock, under each placement that the README names. Every path is held, so a request that
-    /// takes a lock is answered with 423, and one that does not with what the router has for it.
+    /// Which requests take a lock, under each placement that the README names. Every path is held,
+    /// so a request that takes a lock is answered with 423, and one that does not with what the
+    /// router has for it.
     async fn locked(app: impl FnOnce(LockFactory) -> Router) -> [StatusCode; 4] {
         let locks = LockFactory::new(MemoryStorage::new());
         let address = serve(app(locks.clone())).await;

@@ -1,4 +1,5 @@
-//! The layer as tower sees it: readiness, one call for each ready, and a lock that is given back in every case.
+//! The layer as tower sees it: readiness, one call for each ready, and a lock that is given back in
+//! every case.
 
 #![allow(
     clippy::unwrap_used,
@@ -171,7 +172,8 @@ mod contract {
         assert!(assert_ready!(service.poll_ready()).is_err());
     }
 
-    /// Panics if it is called without having been ready, or twice for one ready. A clone is not ready.
+    /// Panics if it is called without having been ready, or twice for one ready. A clone is not
+    /// ready.
     #[derive(Default)]
     struct Strict {
         ready: bool,
@@ -829,8 +831,10 @@ mod rejection {
         let open = layer
             .on_storage_failure(OnStorageFailure::FailOpen)
             .layer(inner);
+        let start = tokio::time::Instant::now();
         assert_http(&open.oneshot(request("/a")).await.unwrap(), 200, None);
         assert!(called.load(SeqCst), "served, and without a `HeldLock`");
+        assert_eq!(start.elapsed(), Duration::ZERO, "at the first failure");
     }
 
     #[tokio::test(start_paused = true)]

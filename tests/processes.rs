@@ -1,7 +1,7 @@
 //! The promises of the lock between processes: what no test inside one process can show.
 //!
-//! This binary has no test harness of its own kind: called with the first argument `replica` it is one replica of a
-//! service, which the tests start, watch, stop and kill.
+//! This binary has no test harness of its own kind: called with the first argument `replica` it is
+//! one replica of a service, which the tests start, watch, stop and kill.
 
 // A test says what it expects by panicking, and has no users who read its documentation.
 #![allow(
@@ -101,8 +101,8 @@ fn say(line: &str) {
 
 const TASKS: u64 = 4;
 
-/// Adds 1 to the key `counter`, `times` times in each of some tasks, by reading it and writing it back. Nothing but the
-/// lock keeps others from doing the same in between.
+/// Adds 1 to the key `counter`, `times` times in each of some tasks, by reading it and writing it
+/// back. Nothing but the lock keeps others from doing the same in between.
 async fn increment(url: &str, name: &str, times: usize) {
     let lock = factory(url).await.create_lock("counter").unwrap();
     let client = redis::Client::open(url).unwrap();
@@ -124,7 +124,8 @@ async fn increment(url: &str, name: &str, times: usize) {
                 // Other work, so that the processes take turns.
                 tokio::time::sleep(ms((turn as u64 * 7 + task) % 5)).await;
                 let guard = lock.lock(options(LIMIT)).await.unwrap();
-                // The server keeps the diary, so its order is the true one, whatever the clocks say.
+                // The server keeps the diary, so its order is the true one, whatever the clocks
+                // say.
                 let (_, seen): ((), Option<u64>) = redis::pipe()
                     .rpush("diary", format!("{name} enters"))
                     .get("counter")
@@ -313,7 +314,8 @@ async fn a_process_that_stood_still_knows_that_it_has_lost_its_lock() {
     assert_eq!(replica.says().await, "lost: Expired, held: false");
     assert_eq!(replica.says().await, "Lost");
 
-    // It gives back what it may still have. (Its first script, so the server did not know the text.)
+    // It gives back what it may still have. (Its first script, so the server did not know the
+    // text.)
     eventually("it releases", LIMIT, async || {
         server.calls("eval").await > 0
     })

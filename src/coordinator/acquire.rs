@@ -1,7 +1,8 @@
 //! The future of one caller that wants a lock.
 //!
-//! It stands in its key's queue. When it is first, it talks to the storage itself, inside its own `poll`: an
-//! uncontended acquire needs no other task. If it is dropped meanwhile, the keeper takes over what it has begun.
+//! It stands in its key's queue. When it is first, it talks to the storage itself, inside its own
+//! `poll`: an uncontended acquire needs no other task. If it is dropped meanwhile, the keeper takes
+//! over what it has begun.
 
 use std::{
     pin::Pin,
@@ -236,8 +237,8 @@ impl Waiter {
 
     fn given_up(&self, now: Timestamp) -> LockError {
         let slot = self.cell.lock();
-        // A storage that failed just once at the end has said before that somebody holds the lock. One that has been away
-        // for longer is what the caller should hear of.
+        // A storage that failed just once at the end has said before that somebody holds the lock.
+        // One that has been away for longer is what the caller should hear of.
         let told = self
             .denied_at
             .is_some_and(|at| now.since(at) <= self.options.interval());

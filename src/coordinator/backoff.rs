@@ -5,8 +5,9 @@ use std::time::Duration;
 /// After a failure, from this on, doubling.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 
-/// How long after a denial to ask again: when the holder's lock runs out at the latest, and every `interval` until then
-/// because it may be released before. `random` is from 0 to 1; it keeps the waiters of different processes apart.
+/// How long after a denial to ask again: when the holder's lock runs out at the latest, and every
+/// `interval` until then because it may be released before. `random` is from 0 to 1; it keeps the
+/// waiters of different processes apart.
 pub(crate) fn after_denial(
     holder_ttl: Option<Duration>,
     interval: Duration,

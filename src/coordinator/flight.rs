@@ -1,7 +1,8 @@
 //! One attempt at the storage, from its sending to its reply.
 //!
-//! Whatever becomes of the caller, the key's state machine is told how the attempt ended, once. An attempt whose caller
-//! has gone is followed by the keeper: if it turns out to be granted, the next waiter gets the lease, or it is released.
+//! Whatever becomes of the caller, the key's state machine is told how the attempt ended, once. An
+//! attempt whose caller has gone is followed by the keeper: if it turns out to be granted, the next
+//! waiter gets the lease, or it is released.
 
 use std::{
     fmt,

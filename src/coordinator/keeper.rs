@@ -1,8 +1,9 @@
-//! The one background task of a factory: it renews leases, sends releases, and follows attempts whose callers have
-//! gone.
+//! The one background task of a factory: it renews leases, sends releases, and follows attempts
+//! whose callers have gone.
 //!
-//! It runs on the tokio runtime of whoever first waits for a lock, and is started again by the next caller, or the next
-//! poll of a request that holds a lock, if that runtime is shut down. It ends with the factory's last handle and last guard.
+//! It runs on the tokio runtime of whoever first waits for a lock, and is started again by the next
+//! caller, or the next poll of a request that holds a lock, if that runtime is shut down. It ends
+//! with the factory's last handle and last guard.
 
 use std::{
     fmt,
@@ -18,7 +19,8 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use crate::{clock::Timestamp, coordinator::Coordinator};
 
-/// Work for the keeper: it polls it to its end. Dropped before its end, work puts its key's state in order by itself.
+/// Work for the keeper: it polls it to its end. Dropped before its end, work puts its key's state
+/// in order by itself.
 pub(crate) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) struct Keeper {
@@ -63,7 +65,8 @@ impl Keeper {
             keeper: Arc::clone(self),
             coordinator: Arc::downgrade(coordinator),
         };
-        // Outside the lock: a runtime that is shutting down drops the task in here, and `alive` with it.
+        // Outside the lock: a runtime that is shutting down drops the task in here, and `alive`
+        // with it.
         runtime.spawn(run(alive));
     }
 

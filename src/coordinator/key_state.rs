@@ -1,8 +1,9 @@
-//! One key's state machine: who of this process waits for the key, whether this process owns it, and who uses it.
+//! One key's state machine: who of this process waits for the key, whether this process owns it,
+//! and who uses it.
 //!
-//! It does no I/O, reads no clock and takes no lock. Whoever drives it tells it what happened and when, and carries out
-//! the [`Effects`] it answers with. So the same code runs in production and under tests that try event orders no
-//! network would show in a year.
+//! It does no I/O, reads no clock and takes no lock. Whoever drives it tells it what happened and
+//! when, and carries out the [`Effects`] it answers with. So the same code runs in production and
+//! under tests that try event orders no network would show in a year.
 //!
 //! # The path of a key
 //!
@@ -17,19 +18,21 @@
 //!    └───────────────────────── given up, or lost ────────────────────────────────┘
 //! ```
 //!
-//! - Only the **first in the queue** makes anything happen: it asks the storage, or takes over a lease. All others
-//!   sleep until they are first.
-//! - **One attempt at a time**: while `Asking`, nobody else asks. If the caller of an attempt leaves, the attempt is
-//!   still followed to its reply; whoever is first then gets what it brought.
-//! - A **lease** outlives a holder's turn: when a turn is done and somebody waits here, the next turn starts on the same
-//!   lease, without a word to the storage. [`HandoffLimit`] bounds this, so that other processes get theirs.
-//! - A lease that is **over** (its deadline passed, or the storage said "not yours") is never handed over and never
-//!   comes back to life.
+//! - Only the **first in the queue** makes anything happen: it asks the storage, or takes over a
+//!   lease. All others sleep until they are first.
+//! - **One attempt at a time**: while `Asking`, nobody else asks. If the caller of an attempt
+//!   leaves, the attempt is still followed to its reply; whoever is first then gets what it
+//!   brought.
+//! - A **lease** outlives a holder's turn: when a turn is done and somebody waits here, the next
+//!   turn starts on the same lease, without a word to the storage. [`HandoffLimit`] bounds this, so
+//!   that other processes get theirs.
+//! - A lease that is **over** (its deadline passed, or the storage said "not yours") is never
+//!   handed over and never comes back to life.
 //!
 //! # What holds at every moment
 //!
-//! At most one turn exists whose deadline lies ahead; turns are given in the order of arrival; a token that is no longer
-//! of use has been, or is about to be, released.
+//! At most one turn exists whose deadline lies ahead; turns are given in the order of arrival; a
+//! token that is no longer of use has been, or is about to be, released.
 
 use std::time::Duration;
 
@@ -43,7 +46,8 @@ use crate::{
     storage::OwnerToken,
 };
 
-/// How much a lease may serve the waiters of this process before it is given up for those of others.
+/// How much a lease may serve the waiters of this process before it is given up for those of
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HandoffLimit {
     /// Turns on one lease.
@@ -67,7 +71,8 @@ enum Phase {
     /// The first in the queue waits before it asks (again).
     BackOff {
         until: Timestamp,
-        /// An attempt with this claim got no answer and may have been carried out: the next one uses its token again.
+        /// An attempt with this claim got no answer and may have been carried out: the next one
+        /// uses its token again.
         unanswered: Option<Claim>,
         /// It was denied, perhaps because of our own old token, whose release is on its way.
         own_release: bool,
@@ -165,13 +170,15 @@ pub(crate) enum Ended {
 pub(crate) struct Effects<W> {
     /// Wake this waiter.
     pub(crate) wake: Option<W>,
-    /// Release this claim in the storage and report with [`KeyState::release_done`] when it is done.
+    /// Release this claim in the storage and report with [`KeyState::release_done`] when it is
+    /// done.
     pub(crate) release: Option<Claim>,
     /// Tell the present turn that it has lost the lock.
     pub(crate) lost: Option<LossReason>,
     /// Tell the present turn its new deadline.
     pub(crate) deadline: Option<Timestamp>,
-    /// Let go of this one, which will not be woken: outside the key's lock, because that may run other code.
+    /// Let go of this one, which will not be woken: outside the key's lock, because that may run
+    /// other code.
     pub(crate) old: Option<W>,
 }
 
@@ -208,12 +215,14 @@ pub(crate) struct Tick<W> {
 pub(crate) struct KeyState<W> {
     queue: Queue<Waiter<W>>,
     phase: Phase,
-    /// Releases that were sent and not answered. While there are any, a denial may be about our own old token.
+    /// Releases that were sent and not answered. While there are any, a denial may be about our own
+    /// old token.
     releasing: u32,
     /// Denials and failures in a row, since the key was last held or idle.
     failures: u32,
     next_turn: u64,
-    /// What is known of a holder elsewhere: it keeps the lock until then, unless it renews or releases it.
+    /// What is known of a holder elsewhere: it keeps the lock until then, unless it renews or
+    /// releases it.
     held_elsewhere: Option<Timestamp>,
     /// Why the last attempt failed, if it did.
     last_error: Option<StorageError>,
@@ -404,7 +413,8 @@ impl<W> KeyState<W> {
                 self.last_error = None;
                 let lease = Lease::granted(claim, sent);
                 if lease.is_over(now) {
-                    // The reply lay somewhere for longer than the lease lasts. The next one may too, so not at once.
+                    // The reply lay somewhere for longer than the lease lasts. The next one may
+                    // too, so not at once.
                     self.failures = self.failures.saturating_add(1);
                     self.phase = if self.queue.is_empty() {
                         Phase::Idle
@@ -434,7 +444,8 @@ impl<W> KeyState<W> {
             Outcome::Denied { holder_ttl } => {
                 self.last_error = None;
                 self.held_elsewhere = holder_ttl.map(|ttl| now + ttl);
-                // It may have met our own old token. That is gone by now, or will be when its release is done.
+                // It may have met our own old token. That is gone by now, or will be when its
+                // release is done.
                 own_release = crosses_release;
                 if own_release && self.releasing == 0 {
                     until = now;
@@ -477,8 +488,8 @@ impl<W> KeyState<W> {
                 }
                 _ => return (Ended::Lost, self.release(claim)),
             },
-            // The lease was lost while the turn went on. A renewal that was on its way then may have prolonged it in
-            // the storage; if so, free it.
+            // The lease was lost while the turn went on. A renewal that was on its way then may
+            // have prolonged it in the storage; if so, free it.
             _ => return (Ended::Lost, self.release(claim)),
         };
         let ended = if turn.revoked || lease.is_over(now) || now >= turn.until {
@@ -518,8 +529,8 @@ impl<W> KeyState<W> {
         }
     }
 
-    /// Takes the present turn away for a reason that has nothing to do with the storage. Its lease is released when the
-    /// turn is given back, or left to expire.
+    /// Takes the present turn away for a reason that has nothing to do with the storage. Its lease
+    /// is released when the turn is given back, or left to expire.
     pub(crate) fn revoke(&mut self) -> bool {
         match &mut self.phase {
             Phase::Held(Held {
@@ -551,8 +562,8 @@ impl<W> KeyState<W> {
             }
             return tick;
         }
-        // Without a turn nothing is renewed: a waiter that was given the lease and is never polled must not keep it
-        // from the rest of the world.
+        // Without a turn nothing is renewed: a waiter that was given the lease and is never polled
+        // must not keep it from the rest of the world.
         if let Some(turn) = &mut held.turn
             && !turn.revoked
         {
@@ -587,8 +598,8 @@ impl<W> KeyState<W> {
         Some(due)
     }
 
-    /// A renewal that was sent at `sent` has come to its end: `Some(true)` renewed, `Some(false)` not ours, `None` no
-    /// answer.
+    /// A renewal that was sent at `sent` has come to its end: `Some(true)` renewed, `Some(false)`
+    /// not ours, `None` no answer.
     pub(crate) fn renewed(
         &mut self,
         claim: Claim,

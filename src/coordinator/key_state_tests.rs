@@ -1,5 +1,5 @@
-//! What the machine promises: first one promise a test, in the order of a key's life; then a small world of several
-//! processes around one storage, where whatever can happen happens in any order.
+//! What the machine promises: first one promise a test, in the order of a key's life; then a small
+//! world of several processes around one storage, where whatever can happen happens in any order.
 
 #![allow(
     clippy::unwrap_used,
@@ -233,7 +233,7 @@ impl Key {
     }
 }
 
-// --- asking -----------------------------------------------------------------------------------------------------
+// --- asking --------------------------------------------------------------------------------------
 
 #[test]
 fn an_uncontended_key_is_asked_for_held_released_and_forgotten() {
@@ -321,8 +321,8 @@ fn an_unanswered_attempt_is_repeated_with_its_own_token() {
     assert_eq!(key.take(a).deadline, sent + VALID);
 }
 
-/// The first attempt may yet be carried out, after the second was granted, and would then set its own ttl under the
-/// second's token.
+/// The first attempt may yet be carried out, after the second was granted, and would then set its
+/// own ttl under the second's token.
 #[test]
 fn an_unanswered_attempt_is_released_and_not_repeated_by_a_waiter_with_another_ttl() {
     let mut key = Key::new();
@@ -436,7 +436,7 @@ fn a_release_that_lands_does_not_hurry_a_storage_in_trouble() {
     assert_eq!(key.doze(a), at);
 }
 
-// --- waiting ----------------------------------------------------------------------------------------------------
+// --- waiting -------------------------------------------------------------------------------------
 
 #[test]
 fn turns_are_given_in_the_order_of_arrival() {
@@ -535,7 +535,7 @@ fn everybody_can_be_made_to_look_up() {
     assert_eq!(key.state.wake_all(), [], "they are awake");
 }
 
-// --- handing over -----------------------------------------------------------------------------------------------
+// --- handing over --------------------------------------------------------------------------------
 
 #[test]
 fn turns_are_bounded_by_count_and_by_time() {
@@ -650,7 +650,7 @@ fn a_turn_that_was_lost_ends_no_other() {
     );
 }
 
-// --- what ends a turn -------------------------------------------------------------------------------------------
+// --- what ends a turn ----------------------------------------------------------------------------
 
 #[test]
 fn max_hold_ends_a_turn_and_its_lease_is_not_handed_over() {
@@ -719,7 +719,7 @@ fn a_renewal_never_outlasts_max_hold() {
     );
 }
 
-// --- renewing ---------------------------------------------------------------------------------------------------
+// --- renewing ------------------------------------------------------------------------------------
 
 #[test]
 fn a_lease_in_use_is_renewed_at_a_third_of_its_ttl_and_counts_from_the_sending() {
@@ -829,7 +829,8 @@ fn a_lease_without_a_turn_is_not_renewed() {
     assert_eq!(key.tick(), (None, Some(turn.deadline)));
 }
 
-/// The storage may hold it for much longer than it was valid here: it counts from when it got the attempt.
+/// The storage may hold it for much longer than it was valid here: it counts from when it got the
+/// attempt.
 #[test]
 fn a_lease_that_runs_out_without_a_turn_is_released() {
     let (mut key, turn) = Key::held();
@@ -840,10 +841,11 @@ fn a_lease_that_runs_out_without_a_turn_is_released() {
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
 }
 
-// --- everything at once -----------------------------------------------------------------------------------------
+// --- everything at once --------------------------------------------------------------------------
 
 /// Several processes with a machine each, around one storage that keeps the contract of
-/// [`LockStorage`](crate::storage::LockStorage) and no more: messages arrive late, in any order, and replies get lost.
+/// [`LockStorage`](crate::storage::LockStorage) and no more: messages arrive late, in any order,
+/// and replies get lost.
 mod world {
     use std::collections::HashSet;
 
@@ -1073,7 +1075,7 @@ mod world {
             }
         }
 
-        // --- the storage ----------------------------------------------------------------------------------------
+        // --- the storage -------------------------------------------------------------------------
 
         fn storage_now(&self) -> Timestamp {
             let faster = (1_000 + self.drift).unsigned_abs();
@@ -1104,7 +1106,7 @@ mod world {
             });
         }
 
-        // --- the driver -----------------------------------------------------------------------------------------
+        // --- the driver --------------------------------------------------------------------------
 
         fn send(&mut self, process: usize, call: Call, claim: Claim) {
             self.messages.push(Message {
@@ -1392,7 +1394,7 @@ mod world {
             }
         }
 
-        // --- what must hold -------------------------------------------------------------------------------------
+        // --- what must hold ----------------------------------------------------------------------
 
         fn check(&self) {
             let holders = self.processes.iter().flat_map(|process| &process.holders);
@@ -1420,10 +1422,11 @@ mod world {
             }
         }
 
-        // --- how it ends ----------------------------------------------------------------------------------------
+        // --- how it ends -------------------------------------------------------------------------
 
-        /// From now on the network works, tasks run when they are woken and timers when they are due, holders finish,
-        /// and nobody new comes. Then everybody gets a turn, and nothing is left.
+        /// From now on the network works, tasks run when they are woken and timers when they are
+        /// due, holders finish, and nobody new comes. Then everybody gets a turn, and nothing is
+        /// left.
         fn settle(&mut self) {
             for round in 0.. {
                 assert!(round < 1_000, "somebody waits for ever: {self:#?}");
@@ -1518,7 +1521,8 @@ mod world {
         }
     }
 
-    /// A trace that is too long for chance to find often: a repetition must not share its token with another ttl.
+    /// A trace that is too long for chance to find often: a repetition must not share its token
+    /// with another ttl.
     #[test]
     fn an_attempt_that_arrives_late_shortens_nobodys_lease() {
         let (process, pick, pause) = (0, 0, 0);

@@ -1,16 +1,17 @@
 //! A lease: this process's ownership of a key in the storage, and for how long it can be relied on.
 //!
-//! The storage forgets a lock one ttl after it carried out the command, by its own clock. When that was, nobody here
-//! knows; but not before the command was sent. So a lease is counted from the moment *before* the first byte of the
-//! command that set the expiry was sent, and a little is kept back because clocks run at different rates:
+//! The storage forgets a lock one ttl after it carried out the command, by its own clock. When that
+//! was, nobody here knows; but not before the command was sent. So a lease is counted from the
+//! moment *before* the first byte of the command that set the expiry was sent, and a little is kept
+//! back because clocks run at different rates:
 //!
 //! ```text
 //! deadline = sent + ttl - (1 % of ttl + 2 ms)
 //! ```
 //!
-//! The 1 % is far above the error of any quartz clock; the 2 ms cover the millisecond in which Redis counts expiries on
-//! either side. The formula is that of the Redlock algorithm in the Redis documentation ("Distributed Locks with
-//! Redis").
+//! The 1 % is far above the error of any quartz clock; the 2 ms cover the millisecond in which
+//! Redis counts expiries on either side. The formula is that of the Redlock algorithm in the Redis
+//! documentation ("Distributed Locks with Redis").
 
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ pub(crate) fn renewal_slack(ttl: Duration) -> Duration {
     ttl / 30
 }
 
-/// A token that the storage may hold under the key, for up to `ttl` after the last command that set it.
+/// A token that the storage may hold under the key, for up to `ttl` after the last command that set
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
     pub(crate) token: OwnerToken,
@@ -71,15 +73,15 @@ impl Lease {
         self.renew_at = sent + self.claim.ttl / 3;
     }
 
-    /// A renewal failed in a way that says nothing of the lock: try again, often enough to have several more tries
-    /// before the deadline.
+    /// A renewal failed in a way that says nothing of the lock: try again, often enough to have
+    /// several more tries before the deadline.
     pub(crate) fn renewal_failed(&mut self, now: Timestamp) {
         self.renewing = false;
         self.renew_at = now + self.claim.ttl / 10;
     }
 
-    /// Whether enough is left to start another holder on this lease. With renewals at a third of the ttl, less than
-    /// half means that they fail.
+    /// Whether enough is left to start another holder on this lease. With renewals at a third of
+    /// the ttl, less than half means that they fail.
     pub(crate) fn can_be_handed_over(&self, now: Timestamp) -> bool {
         self.deadline.since(now) >= self.claim.ttl / 2
     }

@@ -12,8 +12,8 @@
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
-//! Here they are put together: every method feeds one event into a key's machine and carries out what the machine
-//! answers, outside all locks.
+//! Here they are put together: every method feeds one event into a key's machine and carries out
+//! what the machine answers, outside all locks.
 
 mod acquire;
 mod backoff;
@@ -119,7 +119,7 @@ impl Coordinator {
         OwnerToken::new(self.factory, self.next_token.fetch_add(1, Relaxed))
     }
 
-    // --- a caller's way to a turn -------------------------------------------------------------------------------
+    // --- a caller's way to a turn ----------------------------------------------------------------
 
     fn join(
         self: &Arc<Self>,
@@ -129,7 +129,8 @@ impl Coordinator {
         if self.is_draining() {
             return Err(LockError::Draining);
         }
-        // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a holder that never does.
+        // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a
+        // holder that never does.
         self.keeper.ensure_running(self);
         let now = self.clock.now();
         let joined = self.table.enter(name, |cell, slot| {
@@ -259,7 +260,7 @@ impl Coordinator {
         });
     }
 
-    // --- a holder's turn ----------------------------------------------------------------------------------------
+    // --- a holder's turn -------------------------------------------------------------------------
 
     fn turn_done(
         self: &Arc<Self>,
@@ -275,7 +276,7 @@ impl Coordinator {
         })
     }
 
-    // --- the keeper's work --------------------------------------------------------------------------------------
+    // --- the keeper's work -----------------------------------------------------------------------
 
     /// Looks at every lease: hands out the renewals that are due, and says when to look again.
     fn look(self: &Arc<Self>, mut job: impl FnMut(Job)) -> Option<Timestamp> {
@@ -313,9 +314,10 @@ impl Coordinator {
     fn release(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim, done: Option<Done>) {
         let release = Release::new(Arc::clone(self), Arc::clone(cell), claim);
         let mut call = release.send();
-        // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next, such as an acquire of
-        // the same key; and no other task has to wake up before the next process gets its turn. Only the call itself is
-        // polled: a timer made here would end with this runtime, which need not be the keeper's.
+        // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next,
+        // such as an acquire of the same key; and no other task has to wake up before the next
+        // process gets its turn. Only the call itself is polled: a timer made here would end with
+        // this runtime, which need not be the keeper's.
         self.keeper.ensure_running(self);
         if self.keeper.is_running() && Handle::try_current().is_ok() {
             let mut cx = Context::from_waker(Waker::noop());
@@ -343,7 +345,7 @@ impl Coordinator {
         }
     }
 
-    // --- shutdown -----------------------------------------------------------------------------------------------
+    // --- shutdown --------------------------------------------------------------------------------
 
     /// See [`crate::LockFactory::drain`].
     pub(crate) async fn drain(self: &Arc<Self>, grace: Duration) -> usize {
@@ -382,7 +384,7 @@ impl Coordinator {
         }
     }
 
-    // --- putting it together ------------------------------------------------------------------------------------
+    // --- putting it together ---------------------------------------------------------------------
 
     /// Feeds one event into a key's machine and carries out its effects.
     fn update<R>(

@@ -1,7 +1,7 @@
 //! A claim on its way out of the storage.
 //!
-//! It is sent again and again if the storage does not answer, until the claim has run out by itself. However it ends, the
-//! key's state machine is told, once.
+//! It is sent again and again if the storage does not answer, until the claim has run out by
+//! itself. However it ends, the key's state machine is told, once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,8 @@ impl Release {
         Arc::clone(&self.coordinator.storage).release(request)
     }
 
-    /// Sends the release, again and again if the storage does not answer, until the claim has run out by itself.
+    /// Sends the release, again and again if the storage does not answer, until the claim has run
+    /// out by itself.
     pub(super) async fn run(
         self,
         mut call: BoxFuture<Result<ReleaseReply, StorageError>>,

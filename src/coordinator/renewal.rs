@@ -40,7 +40,8 @@ impl Renewal {
         let sent = coordinator.clock.now();
         let call = Arc::clone(&coordinator.storage).renew(requests);
         let count = self.leases.len();
-        // Several tries have to fit between the first renewal and the deadline, also of the shortest lease.
+        // Several tries have to fit between the first renewal and the deadline, also of the
+        // shortest lease.
         let shortest = self.leases.iter().map(|(_, claim)| claim.ttl).min();
         let limit = shortest.map_or(Duration::ZERO, |ttl| ttl / 5);
         let limit = limit.min(coordinator.limits.storage_timeout);

@@ -1,6 +1,7 @@
 //! What a holder knows of its lock: is it still mine, and tell me when not.
 //!
-//! Shared by the holder, which looks, and the coordinator, which tells of renewals and of the loss. Looking takes no lock.
+//! Shared by the holder, which looks, and the coordinator, which tells of renewals and of the loss.
+//! Looking takes no lock.
 
 use std::{
     fmt,
@@ -77,7 +78,8 @@ impl Signal {
         }
     }
 
-    /// Looks at the clock: a lock whose deadline has come is lost from then on, also if a renewal succeeds later.
+    /// Looks at the clock: a lock whose deadline has come is lost from then on, also if a renewal
+    /// succeeds later.
     pub(crate) fn look(&self) -> Holding {
         let state = decode(self.state.load(SeqCst));
         if state == Holding::Held {
@@ -95,7 +97,8 @@ impl Signal {
         state
     }
 
-    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost or given back.
+    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost
+    /// or given back.
     pub(crate) fn remaining(&self) -> Duration {
         match self.look() {
             Holding::Held => {
@@ -127,13 +130,14 @@ impl Signal {
                 return reason;
             }
             let deadline = Timestamp::from_nanos(self.deadline.load(SeqCst));
-            // The keeper tells of a loss, but it may have ended with another runtime. A deadline that has moved on
-            // meanwhile is waited for anew.
+            // The keeper tells of a loss, but it may have ended with another runtime. A deadline
+            // that has moved on meanwhile is waited for anew.
             let _ = tokio::time::timeout_at(self.clock.timer(deadline), notified).await;
         }
     }
 
-    /// The lock is no longer the holder's. Whether this is news: it may have been lost or given back before.
+    /// The lock is no longer the holder's. Whether this is news: it may have been lost or given
+    /// back before.
     pub(crate) fn lose(&self, reason: LossReason) -> bool {
         let news = self.leave_held(encode_loss(reason));
         if news {

@@ -1,8 +1,8 @@
 //! The keys this process has to do with at the moment.
 //!
-//! A key has a [`Cell`] from its first waiter to its last trace (a release that is on its way), and none before and
-//! after, so the table's size follows the keys in use and not the keys ever seen. The table is split into shards, each
-//! with its own lock. Lock order: shard, then cell.
+//! A key has a [`Cell`] from its first waiter to its last trace (a release that is on its way), and
+//! none before and after, so the table's size follows the keys in use and not the keys ever seen.
+//! The table is split into shards, each with its own lock. Lock order: shard, then cell.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -44,7 +44,8 @@ impl Slot {
 
 impl Cell {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Slot> {
-        // Poison would mean a panic inside the state machine; every step leaves it in one piece or not begun.
+        // Poison would mean a panic inside the state machine; every step leaves it in one piece or
+        // not begun.
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,8 +73,8 @@ impl Table {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `enter` on the key's cell, which is made if there is none. The cell stays in the table at least until
-    /// `enter` returns.
+    /// Runs `enter` on the key's cell, which is made if there is none. The cell stays in the table
+    /// at least until `enter` returns.
     pub(crate) fn enter<R>(
         &self,
         name: &LockName,

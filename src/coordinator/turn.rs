@@ -65,8 +65,8 @@ impl Turn {
         self.signal.lost().await
     }
 
-    /// Gives the turn back. Only the first call does anything; it says how the turn ended. `done` is told what the
-    /// storage said, if it is asked.
+    /// Gives the turn back. Only the first call does anything; it says how the turn ended. `done`
+    /// is told what the storage said, if it is asked.
     pub(crate) fn give_back(&self, done: Option<Done>) -> Option<Ended> {
         if self.given_back.swap(true, SeqCst) {
             return None;

@@ -27,7 +27,8 @@ type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + S
 
 /// The response future of [`DistributedLock`](super::DistributedLock).
 ///
-/// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in the queue.
+/// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in
+/// the queue.
 #[pin_project]
 pub struct ResponseFuture<S, Req, K, R, A>
 where
@@ -54,7 +55,8 @@ where
         lock: LockFuture,
         waiting: Option<Waiting<S, Req, C>>,
     },
-    /// The handler runs. Fields are dropped in this order: the work ends before the lock is given back.
+    /// The handler runs. Fields are dropped in this order: the work ends before the lock is given
+    /// back.
     Running {
         #[pin]
         response: S::Future,
@@ -146,8 +148,8 @@ where
                 } => {
                     let Some(held) = slot else { continue };
                     held.guard.turn().watch(cx.waker());
-                    // Before the poll: the handler does nothing at or past the deadline. And after it, because one poll
-                    // may have taken longer than the lock lasted.
+                    // Before the poll: the handler does nothing at or past the deadline. And after
+                    // it, because one poll may have taken longer than the lock lasted.
                     let mut answer = None;
                     if held.lost(settings).is_none() {
                         answer = Some(ready!(response.poll(cx)));
@@ -244,7 +246,8 @@ impl<C> Held<C> {
     }
 }
 
-/// A future that has given its result may do anything when it is polled again; this is what the standard library's do.
+/// A future that has given its result may do anything when it is polled again; this is what the
+/// standard library's do.
 fn polled_again<T>() -> T {
     panic!("`ResponseFuture` polled after completion")
 }

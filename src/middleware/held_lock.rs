@@ -10,8 +10,8 @@ use crate::{
 
 /// The lock under which a request runs.
 ///
-/// The layer puts it into the request's extensions; with the feature `axum` it is an extractor. Clones are handles on
-/// the same lock. Keeping one does not keep the lock.
+/// The layer puts it into the request's extensions; with the feature `axum` it is an extractor.
+/// Clones are handles on the same lock. Keeping one does not keep the lock.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -45,7 +45,8 @@ impl HeldLock {
         self.turn.look() == Holding::Held
     }
 
-    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost or released.
+    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost
+    /// or released.
     pub fn remaining(&self) -> Duration {
         self.turn.remaining()
     }
@@ -59,8 +60,8 @@ impl HeldLock {
         self.turn.lost().await
     }
 
-    /// Releases the lock before the response is ready. Say so when the part that needs it is done: the rest of the
-    /// handler runs without the lock, and losing it no longer matters.
+    /// Releases the lock before the response is ready. Say so when the part that needs it is done:
+    /// the rest of the handler runs without the lock, and losing it no longer matters.
     ///
     /// Does nothing if it was released before.
     pub fn release(&self) {

@@ -17,14 +17,15 @@ use crate::{
 
 /// Serialises requests per key. See the [module documentation](super).
 ///
-/// `K` is the key function, `R` the [`OnReject`](super::OnReject) and `A` the [`OnAcquired`](super::OnAcquired) hook.
+/// `K` is the key function, `R` the [`OnReject`](super::OnReject) and `A` the
+/// [`OnAcquired`](super::OnAcquired) hook.
 pub struct DistributedLockLayer<K, R = DefaultOnReject, A = DefaultOnAcquired> {
     settings: Settings<K, R, A>,
 }
 
 impl<K> DistributedLockLayer<K> {
-    /// A layer that takes the lock key from each request with `key`, a function from `&Request` to anything that is
-    /// [`IntoRequestKey`](super::IntoRequestKey).
+    /// A layer that takes the lock key from each request with `key`, a function from `&Request` to
+    /// anything that is [`IntoRequestKey`](super::IntoRequestKey).
     pub fn new(factory: LockFactory, key: K) -> Self {
         let settings = Settings {
             policy: Policy {
@@ -50,14 +51,16 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
         self
     }
 
-    /// What happens to a request whose lock is lost while its handler runs. Default [`OnLoss::Cancel`].
+    /// What happens to a request whose lock is lost while its handler runs. Default
+    /// [`OnLoss::Cancel`].
     #[must_use]
     pub fn on_loss(mut self, on_loss: OnLoss) -> Self {
         self.settings.policy.on_loss = on_loss;
         self
     }
 
-    /// What happens to a request when the storage cannot be asked. Default [`OnStorageFailure::FailClosed`].
+    /// What happens to a request when the storage cannot be asked. Default
+    /// [`OnStorageFailure::FailClosed`].
     #[must_use]
     pub fn on_storage_failure(mut self, on_storage_failure: OnStorageFailure) -> Self {
         self.settings.policy.on_storage_failure = on_storage_failure;
@@ -66,8 +69,9 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
 
     /// Whether a response waits until the storage has confirmed the release. Default `false`.
     ///
-    /// With `true` the client hears of its success only when the lock is free for its next request, and a lock that
-    /// turns out to have been lost counts as lost (see [`OnLoss`]). It costs one round trip to the storage.
+    /// With `true` the client hears of its success only when the lock is free for its next request,
+    /// and a lock that turns out to have been lost counts as lost (see [`OnLoss`]). It costs one
+    /// round trip to the storage.
     #[must_use]
     pub fn await_release(mut self, await_release: bool) -> Self {
         self.settings.policy.await_release = await_release;

@@ -1,45 +1,53 @@
 //! The tower middleware: one request at a time for each key, across all replicas of a service.
 //!
-//! [`DistributedLockLayer`] takes a lock key from each request with a function of yours, obtains that lock, calls the
-//! inner service, holds the lock while the response future is polled, and releases it when that completes or is
-//! dropped.
+//! [`DistributedLockLayer`] takes a lock key from each request with a function of yours, obtains
+//! that lock, calls the inner service, holds the lock while the response future is polled, and
+//! releases it when that completes or is dropped.
 //!
 //! ```
 //! use axum::{Router, extract::Request, routing::post};
 //! use tower_distributed_lock::{
-//!     DistributedLockLayer, LockFactory, LockKey, storage::MemoryStorage,
+//!     DistributedLockLayer, LockFactory, LockKey, error::BoxError, storage::MemoryStorage,
 //! };
 //!
 //! async fn pay() -> &'static str {
 //!     "paid"
 //! }
 //!
+//! fn order_key(request: &Request) -> Result<LockKey, BoxError> {
+//!     let id = request.uri().path().split('/').nth(2).unwrap_or_default();
+//!     let order: u64 = id.parse()?;
+//!     Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+//! }
+//!
 //! let factory = LockFactory::new(MemoryStorage::new());
-//! let one_at_a_time = DistributedLockLayer::new(factory, |request: &Request| {
-//!     LockKey::new(request.uri().path())
-//! });
+//! let one_at_a_time = DistributedLockLayer::new(factory, order_key);
 //! let app: Router = Router::new().route("/orders/{id}/pay", post(pay).route_layer(one_at_a_time));
 //! ```
 //!
 //! # The path of a request
 //!
-//! 1. The key function sees the request. [No key](RequestKey): the request runs without a lock. An error: it is
-//!    rejected.
-//! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow. The inner service is not
-//!    called meanwhile, though it is already reserved: do not put a `ConcurrencyLimit` inside this layer, or requests
-//!    that wait for a lock use up its permits.
+//! 1. The key function sees the request. [No key](RequestKey): the request runs without a lock. An
+//!    error: it is rejected.
+//! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow. The
+//!    inner service is not called meanwhile, though it is already reserved: do not put a
+//!    `ConcurrencyLimit` inside this layer, or requests that wait for a lock use up its permits.
 //! 3. The inner service is called. The request carries a [`HeldLock`] in its extensions.
-//! 4. Before each poll of the response future the lock's deadline is looked at. If the lock is lost, the future is
-//!    dropped and the request rejected (or the handler is only told, see [`OnLoss`]).
-//! 5. When the response future is done or dropped, so is the lock: first the work ends, then the lock is released. The
-//!    response does not wait for that (see [`DistributedLockLayer::await_release`]). A body that is streamed after the
-//!    response head is no longer under the lock.
+//! 4. Before each poll of the response future the lock's deadline is looked at. If the lock is
+//!    lost, the future is dropped and the request rejected (or the handler is only told, see
+//!    [`OnLoss`]).
+//! 5. When the response future is done or dropped, so is the lock: first the work ends, then the
+//!    lock is released. The response does not wait for that (see
+//!    [`DistributedLockLayer::await_release`]). A body that is streamed after the response head is
+//!    no longer under the lock.
 //!
-//! A request whose client disconnects is dropped by the server, and so is its lock or its place in the queue.
+//! A request whose client disconnects is dropped by the server, and so is its lock or its place in
+//! the queue.
 //!
 //! # Rejections
 //!
-//! What a rejected request gets is up to [`OnReject`]; the default, [`DefaultOnReject`], speaks HTTP and gRPC:
+//! What a rejected request gets is up to [`OnReject`]; the default, [`DefaultOnReject`], speaks
+//! HTTP and gRPC:
 //!
 //! | [`Rejection`] | HTTP | gRPC |
 //! |---|---|---|

@@ -18,8 +18,8 @@ pub enum Rejection {
     Storage(StorageError),
     /// This process shuts down. The request was not served.
     Draining,
-    /// The lock was lost while the request was being served. Its work was cut off, or ended too late: what it has done
-    /// so far is done.
+    /// The lock was lost while the request was being served. Its work was cut off, or ended too
+    /// late: what it has done so far is done.
     Lost(LossReason),
     /// The key function failed. The request was not served.
     InvalidKey(BoxError),
@@ -50,7 +50,8 @@ impl Rejection {
         }
     }
 
-    /// When it makes sense to come again, as far as known: when the lock in the way runs out, if it is not renewed.
+    /// When it makes sense to come again, as far as known: when the lock in the way runs out, if it
+    /// is not renewed.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NotObtained(error) => error.holder_ttl,
@@ -100,16 +101,16 @@ impl From<LockError> for Rejection {
 
 /// Makes the answer to a request that could not have its lock.
 ///
-/// Implemented for closures from [`Rejection`] to the response. Implement it yourself if the answer depends on the
-/// request, which is no longer there when the answer is made: what is needed of it is taken out before, as
-/// [`Context`](OnReject::Context).
+/// Implemented for closures from [`Rejection`] to the response. Implement it yourself if the answer
+/// depends on the request, which is no longer there when the answer is made: what is needed of it
+/// is taken out before, as [`Context`](OnReject::Context).
 ///
 /// ```
 /// use axum::{body::Body, extract::Request, http::{Response, StatusCode}};
 /// use tower_distributed_lock::{DistributedLockLayer, LockFactory, middleware::Rejection, storage::MemoryStorage};
 ///
 /// let factory = LockFactory::new(MemoryStorage::new());
-/// let layer = DistributedLockLayer::new(factory, |request: &Request| request.uri().path().to_owned())
+/// let layer = DistributedLockLayer::new(factory, |_: &Request| "reports".to_owned())
 ///     .on_reject(|rejection: Rejection| {
 ///         let mut response = Response::new(Body::from(rejection.to_string()));
 ///         *response.status_mut() = StatusCode::CONFLICT;
@@ -144,8 +145,8 @@ where
     }
 }
 
-/// Answers HTTP requests with a status and gRPC requests with a gRPC status, both without a body. See the table in the
-/// [module documentation](super).
+/// Answers HTTP requests with a status and gRPC requests with a gRPC status, both without a body.
+/// See the table in the [module documentation](super).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultOnReject;
 
@@ -196,7 +197,8 @@ where
                 }
             }
             Protocol::Grpc => {
-                // A gRPC error without a message body is an HTTP 200 whose headers carry the status ("trailers-only").
+                // A gRPC error without a message body is an HTTP 200 whose headers carry the status
+                // ("trailers-only").
                 let headers = response.headers_mut();
                 let grpc = HeaderValue::from_static("application/grpc");
                 headers.insert(header::CONTENT_TYPE, grpc);

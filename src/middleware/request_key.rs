@@ -12,17 +12,21 @@ pub enum RequestKey {
     One(LockKey),
 }
 
-/// What a key function may return: a [`LockKey`], text, an `Option` or a `Result` of these, or both.
+/// What a key function may return: a [`LockKey`], owned text, an `Option` or a `Result` of these,
+/// or both.
 ///
 /// `None` means that the request runs without a lock; an error rejects it.
+///
+/// Name the resource, not the URL: a handler that takes `Path<u64>` treats `/orders/42` and
+/// `/orders/042` as one, so the key function has to parse the id as well.
 ///
 /// ```
 /// use http::Request;
 /// use tower_distributed_lock::{LockKey, error::InvalidKey};
 ///
-/// // Locks nothing for GET requests, and the path for all others.
-/// fn key<B>(request: &Request<B>) -> Option<Result<LockKey, InvalidKey>> {
-///     (request.method() != http::Method::GET).then(|| LockKey::new(request.uri().path()))
+/// // Locks nothing for GET requests, and the whole service for all others.
+/// fn writes<B>(request: &Request<B>) -> Option<Result<LockKey, InvalidKey>> {
+///     (request.method() != http::Method::GET).then(|| LockKey::new("writes"))
 /// }
 ///
 /// // Demands a header.

@@ -30,7 +30,8 @@ impl<S, K, R, A> DistributedLock<S, K, R, A> {
         &self.inner
     }
 
-    /// The service inside, to change it. Requests that wait for their lock go on with what they were called on.
+    /// The service inside, to change it. Requests that wait for their lock go on with what they
+    /// were called on.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -58,7 +59,8 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        // The request waits with the service that said it was ready; the next request gets the fresh clone.
+        // The request waits with the service that said it was ready; the next request gets the
+        // fresh clone.
         let fresh = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, fresh);
         let key = (self.settings.key)(&request).into_request_key();

@@ -12,8 +12,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnLoss {
-    /// The response future is dropped at the first await after the loss, and the request is rejected with
-    /// [`Rejection::Lost`](super::Rejection::Lost). What the handler has handed to other tasks goes on.
+    /// The response future is dropped at the first await after the loss, and the request is
+    /// rejected with [`Rejection::Lost`](super::Rejection::Lost). What the handler has handed to
+    /// other tasks goes on.
     #[default]
     Cancel,
     /// The handler goes on. It can learn of the loss from its [`HeldLock`](super::HeldLock).
@@ -27,11 +28,12 @@ pub enum OnStorageFailure {
     /// It is rejected with [`Rejection::Storage`](super::Rejection::Storage).
     #[default]
     FailClosed,
-    /// It is served without the lock, at the first failure, not at the end of its wait. For routes where an outage of
-    /// the storage is worse than two requests at a time. Such a request carries no [`HeldLock`](super::HeldLock).
+    /// It is served without the lock, at the first failure, not at the end of its wait. For routes
+    /// where an outage of the storage is worse than two requests at a time. Such a request carries
+    /// no [`HeldLock`](super::HeldLock).
     ///
-    /// Requests that could not be queued ([`Rejection::TooManyWaiters`](super::Rejection::TooManyWaiters)) are rejected
-    /// all the same.
+    /// Requests that could not be queued
+    /// ([`Rejection::TooManyWaiters`](super::Rejection::TooManyWaiters)) are rejected all the same.
     FailOpen,
 }
 

@@ -32,8 +32,8 @@ const SHORT: Duration = Duration::from_millis(300);
 /// How late a lock may disappear: the storage's own 0.1 %, and a busy machine.
 const LATE: Duration = Duration::from_secs(5);
 
-/// Runs `storage` through the contract. Takes about two seconds; uses locks under the prefix `conformance` with random
-/// keys.
+/// Runs `storage` through the contract. Takes about two seconds; uses locks under the prefix
+/// `conformance` with random keys.
 ///
 /// # Panics
 ///

@@ -18,9 +18,9 @@ use crate::{
 
 /// Locks kept in this process's memory.
 ///
-/// For trying the crate out, for tests, and for a service that runs as a single replica. Clones share their locks, so
-/// two [`LockFactory`](crate::LockFactory)s over clones of one `MemoryStorage` exclude each other as two replicas over
-/// one Redis do.
+/// For trying the crate out, for tests, and for a service that runs as a single replica. Clones
+/// share their locks, so two [`LockFactory`](crate::LockFactory)s over clones of one
+/// `MemoryStorage` exclude each other as two replicas over one Redis do.
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
     clock: Clock,
@@ -41,8 +41,8 @@ struct Owner {
 }
 
 impl MemoryStorage {
-    /// A storage with no locks, on the system's clock. A factory with [another clock](Self::with_clock) has to have a
-    /// storage with that clock.
+    /// A storage with no locks, on the system's clock. A factory with [another
+    /// clock](Self::with_clock) has to have a storage with that clock.
     pub fn new() -> Self {
         Self::default()
     }
@@ -71,8 +71,8 @@ impl MemoryStorage {
         self.len() == 0
     }
 
-    /// Removes every lock, whoever holds it: what a flushed or restarted Redis does. Holders learn of it at their next
-    /// renewal.
+    /// Removes every lock, whoever holds it: what a flushed or restarted Redis does. Holders learn
+    /// of it at their next renewal.
     pub fn clear(&self) {
         *self.locks() = Locks::default();
     }
@@ -131,8 +131,8 @@ impl MemoryStorage {
 
 impl Locks {
     fn insert(&mut self, name: LockName, owner: Owner, now: Timestamp) {
-        // Locks that were never released would pile up. Sweeping when their number has doubled costs a constant time
-        // per insert.
+        // Locks that were never released would pile up. Sweeping when their number has doubled
+        // costs a constant time per insert.
         if self.owners.len() >= self.sweep_at {
             self.owners.retain(|_, owner| owner.until > now);
             self.sweep_at = (2 * self.owners.len()).max(64);

@@ -6,9 +6,10 @@
 //! | `RedisStorage` (feature `redis`) | many processes, one Redis server |
 //! | your own | whatever can compare and set with an expiry |
 //!
-//! A storage does three things, each in one step that nothing can come between: set a name to a token if the name is
-//! free, set its expiry anew if it still holds the token, delete it if it still holds the token. It knows nothing of
-//! callers, queues and deadlines; these are the business of [`LockFactory`](crate::LockFactory).
+//! A storage does three things, each in one step that nothing can come between: set a name to a
+//! token if the name is free, set its expiry anew if it still holds the token, delete it if it
+//! still holds the token. It knows nothing of callers, queues and deadlines; these are the business
+//! of [`LockFactory`](crate::LockFactory).
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -28,26 +29,29 @@ pub use crate::key::LockName;
 ///
 /// # Contract
 ///
-/// What an implementation must keep (`conformance::check`, with the feature `conformance`, tests it):
+/// What an implementation must keep (`conformance::check`, with the feature `conformance`, tests
+/// it):
 ///
 /// 1. Each call is atomic, against other calls and other processes.
-/// 2. **acquire** answers [`AcquireReply::Granted`] only if the name was free, or already held by the very same token,
-///    and now holds the token for the whole `ttl`. An attempt that is sent again after a lost reply has to succeed: it
-///    meets its own token.
-/// 3. **renew** touches a name only if it holds the request's token, and then sets its time to live to the whole
-///    `ttl`. It never brings back a name that has expired.
-/// 4. **release** deletes a name only if it holds the request's token. Releasing what is not held changes nothing.
-/// 5. A name disappears by itself when its time to live is over, also if no process is left to ask. It may disappear
-///    up to 0.1 % late but never early.
-/// 6. An error leaves the outcome open: callers assume neither that it was done nor that it was not. An error of a kind
-///    that is not [transient](crate::error::StorageErrorKind::is_transient) means that it was not done.
-/// 7. Calls started one after the other need not be carried out in that order, but a storage that keeps the order
-///    saves its callers a wait.
+/// 2. **acquire** answers [`AcquireReply::Granted`] only if the name was free, or already held by
+///    the very same token, and now holds the token for the whole `ttl`. An attempt that is sent
+///    again after a lost reply has to succeed: it meets its own token.
+/// 3. **renew** touches a name only if it holds the request's token, and then sets its time to live
+///    to the whole `ttl`. It never brings back a name that has expired.
+/// 4. **release** deletes a name only if it holds the request's token. Releasing what is not held
+///    changes nothing.
+/// 5. A name disappears by itself when its time to live is over, also if no process is left to ask.
+///    It may disappear up to 0.1 % late but never early.
+/// 6. An error leaves the outcome open: callers assume neither that it was done nor that it was
+///    not. An error of a kind that is not [transient](crate::error::StorageErrorKind::is_transient)
+///    means that it was not done.
+/// 7. Calls started one after the other need not be carried out in that order, but a storage that
+///    keeps the order saves its callers a wait.
 ///
 /// # Cancel safety
 ///
-/// A call's future may be dropped at any time, and also be moved to another task half-way. Dropped after its first
-/// poll, the call may be carried out or not.
+/// A call's future may be dropped at any time, and also be moved to another task half-way. Dropped
+/// after its first poll, the call may be carried out or not.
 ///
 /// # Time limits
 ///
@@ -60,8 +64,8 @@ pub trait LockStorage: Send + Sync + 'static {
         request: &AcquireRequest,
     ) -> impl Future<Output = Result<AcquireReply, StorageError>> + Send;
 
-    /// Sets the time to live of each lock anew where it still belongs to the request's token. One reply per request, in
-    /// their order.
+    /// Sets the time to live of each lock anew where it still belongs to the request's token. One
+    /// reply per request, in their order.
     fn renew(
         &self,
         requests: &[RenewRequest],
@@ -84,8 +88,9 @@ pub struct AcquireRequest {
     pub token: OwnerToken,
     /// For how long, from the moment it is set. Whole milliseconds.
     pub ttl: Duration,
-    /// Whether the lock was asked for before and not obtained, or the reply was lost. A storage that has a cheap form
-    /// for the lock that is probably free, and another that tells more about the holder, takes the second then.
+    /// Whether the lock was asked for before and not obtained, or the reply was lost. A storage
+    /// that has a cheap form for the lock that is probably free, and another that tells more about
+    /// the holder, takes the second then.
     pub again: bool,
 }
 
@@ -110,7 +115,8 @@ impl AcquireReply {
         Self::Granted {}
     }
 
-    /// The lock is held by somebody else, for another `ttl` if it is not renewed, where the storage knows.
+    /// The lock is held by somebody else, for another `ttl` if it is not renewed, where the storage
+    /// knows.
     pub fn held(ttl: Option<Duration>) -> Self {
         Self::Held { ttl }
     }
@@ -158,10 +164,11 @@ pub enum ReleaseReply {
     NotOurs,
 }
 
-/// Who owns a lock: an id of the factory that took it, 128 random bits, and a number that is new for every attempt.
+/// Who owns a lock: an id of the factory that took it, 128 random bits, and a number that is new
+/// for every attempt.
 ///
-/// Whoever knows a token can free its lock, so `Debug` shows the number alone; [`OwnerToken::to_text`] is what a
-/// storage writes.
+/// Whoever knows a token can free its lock, so `Debug` shows the number alone;
+/// [`OwnerToken::to_text`] is what a storage writes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OwnerToken {
     factory: u128,
@@ -188,8 +195,8 @@ impl fmt::Debug for OwnerToken {
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Reply<T> = Result<T, StorageError>;
 
-/// A [`LockStorage`] without its type. Its futures own what they need, so that a call whose caller has gone can be
-/// followed to its end by another task.
+/// A [`LockStorage`] without its type. Its futures own what they need, so that a call whose caller
+/// has gone can be followed to its end by another task.
 pub(crate) trait DynStorage: Send + Sync + 'static {
     fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>>;
     fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>>;

@@ -1,8 +1,9 @@
 //! The connection to a Redis server: one, shared by all commands, replaced when it is broken.
 //!
-//! Commands of many tasks go through one multiplexed connection, in the order in which they were sent, each packed into
-//! the same write as its neighbours where they come together. bb8 makes that connection and replaces it. It is asked for
-//! it only when the present one is known to be dead; there is no PING and no checkout on a command's way.
+//! Commands of many tasks go through one multiplexed connection, in the order in which they were
+//! sent, each packed into the same write as its neighbours where they come together. bb8 makes that
+//! connection and replaces it. It is asked for it only when the present one is known to be dead;
+//! there is no PING and no checkout on a command's way.
 //!
 //! A connection is dead when
 //!
@@ -29,10 +30,12 @@ use tokio::sync::Notify;
 use super::error::{connect_error, ends_connection, storage_error};
 use crate::error::{StorageError, StorageErrorKind};
 
-/// When commands are given up and nothing at all has come back for this long, their connection is given up too.
+/// When commands are given up and nothing at all has come back for this long, their connection is
+/// given up too.
 const STALLED: Duration = Duration::from_millis(250);
 
-/// Commands that can wait to be written at once. With redis-rs's own 50, tasks queue for a place under load.
+/// Commands that can wait to be written at once. With redis-rs's own 50, tasks queue for a place
+/// under load.
 const PIPELINE: usize = 1024;
 
 /// One connection and what is known of its health.
@@ -46,8 +49,8 @@ struct Wire {
 struct Health {
     dead: AtomicBool,
     replies: AtomicU64,
-    /// When the first of those commands was sent that were given up since the last reply, and how many replies there had
-    /// been.
+    /// When the first of those commands was sent that were given up since the last reply, and how
+    /// many replies there had been.
     silent_since: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -84,7 +87,8 @@ impl Health {
     }
 }
 
-/// A command on its way. Dropped without its reply, it looks whether the connection still gives any.
+/// A command on its way. Dropped without its reply, it looks whether the connection still gives
+/// any.
 struct Unanswered<'a> {
     health: &'a Health,
     replies: u64,
@@ -115,7 +119,8 @@ impl Drop for Unanswered<'_> {
 /// Makes connections for bb8.
 #[derive(Clone)]
 struct Connector {
-    /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before Redis 6.
+    /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before
+    /// Redis 6.
     clients: [Client; 2],
     timeout: Duration,
 }
@@ -173,7 +178,8 @@ impl Connector {
     fn config(&self) -> AsyncConnectionConfig {
         AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
-            // Whoever sends a command has its own limit; a second one here would cost a timer per command.
+            // Whoever sends a command has its own limit; a second one here would cost a timer per
+            // command.
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE)
     }
@@ -208,8 +214,8 @@ impl ManageConnection for Connector {
     }
 }
 
-/// Where bb8 says why it could not connect. Whoever waits for a connection is told at once, instead of after bb8's
-/// whole time-out.
+/// Where bb8 says why it could not connect. Whoever waits for a connection is told at once, instead
+/// of after bb8's whole time-out.
 #[derive(Clone, Debug, Default)]
 struct Failures(Arc<FailuresInner>);
 
@@ -259,7 +265,8 @@ impl Connection {
     /// Does not connect yet. `timeout` bounds the making of a connection, handshake included.
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, StorageError> {
         let connector = Connector::new(url, timeout).map_err(|_| {
-            // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a password.
+            // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a
+            // password.
             let text = if url.starts_with("rediss:") || url.starts_with("valkeys:") {
                 "TLS is not supported: the Redis URL should begin with redis://"
             } else {
@@ -313,8 +320,8 @@ impl Connection {
         Ok(wire)
     }
 
-    /// A pool that gives no connection and no reason may have lost the task that was to make one, with the runtime it ran
-    /// on; it would wait for it for ever.
+    /// A pool that gives no connection and no reason may have lost the task that was to make one,
+    /// with the runtime it ran on; it would wait for it for ever.
     fn replace(&self, broken: &Arc<Pool<Connector>>) {
         let mut present = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&present, broken) {
@@ -352,10 +359,11 @@ fn pool(connector: &Connector, failures: &Failures) -> Pool<Connector> {
         // No reaper: it would be bound to the runtime that happens to make the pool.
         .max_lifetime(None)
         .idle_timeout(None)
-        // bb8 would try again and again while the caller waits without a word. The caller knows how long it can wait, so
-        // it is told, and comes again.
+        // bb8 would try again and again while the caller waits without a word. The caller knows how
+        // long it can wait, so it is told, and comes again.
         .retry_connection(false)
-        // Longer than RESP3 and then RESP2 may take, so that whoever waits hears of the failure itself.
+        // Longer than RESP3 and then RESP2 may take, so that whoever waits hears of the failure
+        // itself.
         .connection_timeout(connector.timeout * 5 / 2)
         .error_sink(Box::new(failures.clone()))
         .build_unchecked(connector.clone())

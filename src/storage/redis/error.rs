@@ -4,7 +4,8 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::error::{StorageError, StorageErrorKind};
 
-/// A storage error of the same meaning. Redis never repeats a password or a key's value in its errors.
+/// A storage error of the same meaning. Redis never repeats a password or a key's value in its
+/// errors.
 pub(super) fn storage_error(error: RedisError) -> StorageError {
     StorageError::with_source(kind(&error), error)
 }
@@ -46,7 +47,8 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             {
                 StorageErrorKind::WrongType
             }
-            // A busy script, a full memory, a failed snapshot, missing replicas: all of them may heal.
+            // A busy script, a full memory, a failed snapshot, missing replicas: all of them may
+            // heal.
             Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS") => StorageErrorKind::Unavailable,
             _ if error.is_unrecoverable_error() => StorageErrorKind::Unavailable,
             _ => StorageErrorKind::Rejected,
@@ -54,8 +56,8 @@ fn kind(error: &RedisError) -> StorageErrorKind {
     }
 }
 
-/// Whether the connection that brought this error should carry no further commands: it is broken, or its server is no
-/// longer one that can be written to.
+/// Whether the connection that brought this error should carry no further commands: it is broken,
+/// or its server is no longer one that can be written to.
 pub(super) fn ends_connection(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.is_connection_dropped()

@@ -1,23 +1,25 @@
 //! Locks in one Redis server.
 //!
-//! A lock is a plain string: its name is `prefix:key`, its value the owner's token, its expiry the ttl. It is taken by
-//! `SET name token NX PX ttl`, and renewed and released by scripts that look at the token first, as the Redis
-//! documentation has it ("Distributed Locks with Redis"). So a client in any language that keeps to the same three
-//! steps on the same name excludes us and is excluded.
+//! A lock is a plain string: its name is `prefix:key`, its value the owner's token, its expiry the
+//! ttl. It is taken by `SET name token NX PX ttl`, and renewed and released by scripts that look at
+//! the token first, as the Redis documentation has it ("Distributed Locks with Redis"). So a client
+//! in any language that keeps to the same three steps on the same name excludes us and is excluded.
 //!
-//! A lock that is free costs one round trip and one plain command. Where `SET` finds it taken, a script asks again: it
-//! tells how long the holder has left, and recognises our own token if an earlier reply was lost.
+//! A lock that is free costs one round trip and one plain command. Where `SET` finds it taken, a
+//! script asks again: it tells how long the holder has left, and recognises our own token if an
+//! earlier reply was lost.
 //!
 //! # What the server has to be
 //!
-//! Redis 2.6.12 or later, or Valkey. The user needs `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EVAL` and `EVALSHA` on
-//! `prefix:*`.
+//! Redis 2.6.12 or later, or Valkey. The user needs `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EVAL`
+//! and `EVALSHA` on `prefix:*`.
 //!
 //! # What it can lose
 //!
-//! A lock is as durable as the server's memory: a restart without persistence, an eviction (`maxmemory-policy` other
-//! than `noeviction`), `FLUSHALL`, and a failover to a replica that had not heard of it yet, all let a second holder in
-//! while the first goes on. The first is told at its next renewal, within a third of its ttl.
+//! A lock is as durable as the server's memory: a restart without persistence, an eviction
+//! (`maxmemory-policy` other than `noeviction`), `FLUSHALL`, and a failover to a replica that had
+//! not heard of it yet, all let a second holder in while the first goes on. The first is told at
+//! its next renewal, within a third of its ttl.
 
 mod connection;
 mod error;
@@ -57,8 +59,8 @@ impl RedisStorage {
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the URL cannot be read, the server cannot be reached within 1 s, or it does not accept us. To
-    /// start without a server, see [`RedisStorageBuilder::connect_lazily`].
+    /// [`StorageError`] if the URL cannot be read, the server cannot be reached within 1 s, or it
+    /// does not accept us. To start without a server, see [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(url: impl Into<String>) -> Result<Self, StorageError> {
         Self::builder(url).connect().await
     }
@@ -147,8 +149,8 @@ static RELEASE: Script = Script {
 };
 
 impl Script {
-    /// Runs it from the server's cache; where it is not there (a new server, `SCRIPT FLUSH`), sends the text, which puts
-    /// it there.
+    /// Runs it from the server's cache; where it is not there (a new server, `SCRIPT FLUSH`), sends
+    /// the text, which puts it there.
     async fn run(
         &self,
         connection: &Connection,
