@@ -1,5 +1,6 @@
-//! What `LockFactory`, `Lock`, `LockGuard` and `LockFuture` promise, without a server: over `MemoryStorage`, and over a
-//! storage that fails as it is told to. Where time matters it is tokio's, paused.
+//! What `LockFactory`, `Lock`, `LockGuard` and `LockFuture` promise, without a server: over
+//! `MemoryStorage`, and over a storage that fails as it is told to. Where time matters it is
+//! tokio's, paused.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +13,9 @@
 mod faulty;
 
 use std::{
+    convert::Infallible,
+    future::pending,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -26,12 +30,13 @@ use futures_util::FutureExt;
 use tokio::{
     runtime::{self, Runtime},
     sync::oneshot,
-    task::{JoinSet, yield_now},
+    task::{JoinHandle, JoinSet, yield_now},
     time::{Instant, sleep, sleep_until, timeout},
 };
+use tower::{Layer, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    Clock, Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard, LockOptions,
-    LockOptionsBuilder, Unlocked,
+    Clock, DistributedLockLayer, Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard,
+    LockKey, LockOptions, LockOptionsBuilder, Unlocked,
     error::{
         InvalidKey, InvalidOptions, InvalidSettings, LockError, LossReason, NotObtained,
         StorageError, StorageErrorKind, TooManyWaiters, WaiterScope,
@@ -61,7 +66,8 @@ fn patient() -> LockOptions {
     options().build().unwrap()
 }
 
-/// A storage behind a line that can break, and a factory at the other end. `memory` is what others see.
+/// A storage behind a line that can break, and a factory at the other end. `memory` is what others
+/// see.
 struct World {
     memory: MemoryStorage,
     storage: FaultyStorage,
@@ -377,7 +383,8 @@ async fn keys_and_settings_that_cannot_be_used_are_refused() {
 
 // --- the queue --------------------------------------------------------------------------------------------------------
 
-/// So many callers, in this order, each holding the lock for so long. Answers who was served, in order.
+/// So many callers, in this order, each holding the lock for so long. Answers who was served, in
+/// order.
 async fn crowd(lock: &Lock, callers: usize, options: LockOptions, hold: Duration) -> Vec<usize> {
     let (served, inside) = (
         Arc::new(Mutex::new(Vec::new())),
@@ -560,7 +567,8 @@ async fn ten_thousand_waiters_of_which_half_leave_are_served_in_order() {
         yield_now().await;
     }
 
-    // Half of them leave while all wait, in no order, and the rest of that half while the others are served.
+    // Half of them leave while all wait, in no order, and the rest of that half while the others
+    // are served.
     let mut numbers: Vec<_> = (0..WAITERS).collect();
     let mut random = fastrand::Rng::with_seed(42);
     random.shuffle(&mut numbers);
@@ -632,7 +640,8 @@ enum Scene {
     Free,
     HeldElsewhere,
     HeldHere,
-    /// By a holder here, and then by one elsewhere: the caller is second, then first, then asks, waits, asks again.
+    /// By a holder here, and then by one elsewhere: the caller is second, then first, then asks,
+    /// waits, asks again.
     HeldHereThenElsewhere,
 }
 
@@ -684,7 +693,8 @@ async fn stage(world: &World, scene: Scene) {
     }
 }
 
-/// Polls a caller so many times, whenever it was woken, and answers how often it was polled at most.
+/// Polls a caller so many times, whenever it was woken, and answers how often it was polled at
+/// most.
 ///
 /// Paused time goes on only where the caller waits for it.
 async fn poll_times(
@@ -706,7 +716,8 @@ async fn poll_times(
     (polls, None)
 }
 
-/// A world in which every call takes three polls, and a handoff limit that makes callers ask for themselves.
+/// A world in which every call takes three polls, and a handoff limit that makes callers ask for
+/// themselves.
 fn slow_world(scene: Scene) -> World {
     let world = World::with(|builder| {
         let turns = if scene == Scene::HeldHereThenElsewhere {
@@ -943,6 +954,20 @@ async fn a_renewal_that_fails_leaves_the_deadline_and_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_lost_renewal_reply_does_not_cost_the_shortest_lock() {
+    for lost in [Fault::hangs(), Fault::loses_its_reply()] {
+        // With the default limit of 1 s for calls of the storage, which is as long as the lock.
+        let world = World::new();
+        world.storage.next(Op::Renew, lost);
+        let options = options().ttl(ms(1_000)).build().unwrap();
+        let guard = world.lock().lock(options).await.unwrap();
+        let lost = timeout(ms(3_000), guard.lost()).await;
+        assert!(lost.is_err() && guard.is_held(), "{lost:?}");
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lock_that_cannot_be_renewed_is_lost_at_its_deadline_not_before_and_not_after() {
     let failures = [
         Fault::fails(StorageErrorKind::Unavailable),
@@ -982,7 +1007,8 @@ async fn a_lock_that_cannot_be_renewed_is_lost_at_its_deadline_not_before_and_no
 
 #[tokio::test(start_paused = true)]
 async fn a_loss_is_seen_by_a_holder_that_only_looks() {
-    // A holder that computes for long, on the thread that the background task would need: the clock alone decides.
+    // A holder that computes for long, on the thread that the background task would need: the clock
+    // alone decides.
     let goes_on = |time| assert!(tokio::time::advance(time).now_or_never().is_none());
     let world = World::new();
     let guard = world.lock().lock(patient()).await.unwrap();
@@ -1003,8 +1029,8 @@ async fn a_renewal_answered_after_the_deadline_revives_nothing() {
     let valve = Valve::shut();
     world.storage.always(Op::Renew, Fault::answered_by(&valve));
     let guard = world.lock().lock(patient()).await.unwrap();
-    // The storage carries out what it does not answer. The renewal that is on its way at the deadline, 2,968 ms, is
-    // given up after a fifth of the ttl.
+    // The storage carries out what it does not answer. The renewal that is on its way at the
+    // deadline, 2,968 ms, is given up after a fifth of the ttl.
     sleep(ms(3_050)).await;
     assert!(!guard.is_held());
     assert_eq!(world.memory.len(), 1);
@@ -1077,7 +1103,8 @@ async fn a_lock_held_for_longer_than_max_hold_is_lost() {
     assert_eq!(guard.lost().await, LossReason::MaxHold);
     assert_eq!(start.elapsed(), ms(5_000));
     assert!(!guard.is_held());
-    // The work that was under it may still go on, so nobody else is let in before it ends, or the ttl.
+    // The work that was under it may still go on, so nobody else is let in before it ends, or the
+    // ttl.
     settle().await;
     assert!(!next.is_finished());
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
@@ -1139,7 +1166,8 @@ async fn a_grant_that_comes_too_late_is_not_used_but_released() {
     assert_eq!(world.memory.len(), 1);
     valve.open();
     let guard = caller.await.unwrap().unwrap();
-    // Not at once: the next reply may come as late. And it counts from the sending of its own attempt.
+    // Not at once: the next reply may come as late. And it counts from the sending of its own
+    // attempt.
     assert!(start.elapsed() > VALIDITY + ms(1));
     assert_eq!(guard.remaining(), VALIDITY);
     let acquires = world.storage.calls(Op::Acquire);
@@ -1247,6 +1275,45 @@ async fn a_storage_that_stays_away_is_an_error_when_the_wait_is_over() {
         settle().await;
         world.assert_empty("after the error");
     }
+}
+
+/// What a caller is told that waits for 5 s, asks about every second, is told that somebody holds
+/// the lock, three times and the last time at `denied`, and whose storage is away from then on.
+async fn told_three_times(denied: Duration) -> Result<LockGuard, LockError> {
+    let world = World::with(|builder| builder.storage_timeout(ms(10_000)));
+    let _elsewhere = world.lock_elsewhere().lock(patient()).await.unwrap();
+    let third = Valve::shut();
+    world.storage.next(Op::Acquire, Fault::default());
+    world.storage.next(Op::Acquire, Fault::default());
+    world.storage.next(Op::Acquire, Fault::answered_by(&third));
+    world
+        .storage
+        .always(Op::Acquire, Fault::fails(StorageErrorKind::Unavailable));
+    let options = options().interval(ms(1_000)).retries(5).build().unwrap();
+    let start = Instant::now();
+    let caller = tokio::spawn(world.lock().lock(options));
+    sleep(denied).await;
+    assert_eq!(world.storage.count(Op::Acquire), 3);
+    third.open();
+    let told = caller.await.unwrap();
+    assert_eq!(start.elapsed(), ms(5_000));
+    // And was away for the rest.
+    assert!(world.storage.count(Op::Acquire) > 3);
+    told
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failure_at_the_end_does_not_hide_that_somebody_holds_the_lock() {
+    // It asks again 500 to 1,000 ms later, and that fails.
+    let error = not_obtained(told_three_times(ms(4_000)).await);
+    assert_eq!(error.waited, ms(5_000));
+    assert!(error.holder_ttl.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_away_for_longer_than_an_interval_is_an_error_though_somebody_held_the_lock() {
+    let kind = storage_error(told_three_times(ms(3_999)).await);
+    assert_eq!(kind, StorageErrorKind::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1586,7 +1653,8 @@ fn end_a_runtime_in_use(new_runtime: fn() -> Runtime, releases: Fault) {
         move || {
             let runtime = new_runtime();
             runtime.block_on(async {
-                // The background task is older than the tasks below, and is shut down before some of them.
+                // The background task is older than the tasks below, and is shut down before some
+                // of them.
                 drop(lock("first").await.unwrap());
                 storage.always(Op::Release, releases);
                 for key in ["a", "b", "c", "d", "e"].repeat(3) {
@@ -1732,6 +1800,188 @@ fn a_release_begun_on_a_runtime_that_ends_does_not_stop_the_background_task() {
     second.block_on(storage.sent_times(Op::Renew, 2));
     drop(first);
     second.block_on(assert_kept(&kept));
+}
+
+/// Releases that are not done at once. The last one needs a runtime that is alive and has timers.
+fn unfinished_releases() -> [Fault; 3] {
+    [
+        Fault::fails(StorageErrorKind::Unavailable),
+        Fault::hangs(),
+        Fault::timed(ms(50)),
+    ]
+}
+
+/// A lock held by a task of `runtime`, and nothing left over from another test.
+fn held_on(runtime: &Runtime, releases: Fault) -> (LockFactory, LockGuard) {
+    let storage = FaultyStorage::new(MemoryStorage::new());
+    storage.always(Op::Release, releases);
+    let factory = LockFactory::new(storage);
+    let lock = factory.create_lock("key").unwrap();
+    let guard = runtime.block_on(lock.lock(short())).unwrap();
+    (factory, guard)
+}
+
+fn assert_drop_does_not_panic(guard: LockGuard, when: &str) {
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(guard)));
+    assert!(dropped.is_ok(), "dropping a guard panicked: {when}");
+}
+
+/// Drops `guard` in a blocking task of `runtime`, after that runtime has ended.
+fn drop_in_a_blocking_task_that_outlives(runtime: Runtime, guard: LockGuard, when: &str) {
+    let (ended, has_ended) = mpsc::channel::<()>();
+    let (result, told) = mpsc::channel();
+    runtime.spawn_blocking(move || {
+        has_ended.recv().unwrap();
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(guard)));
+        result.send(dropped.is_ok()).unwrap();
+    });
+    // Waits for its threads, of which this one goes on: the others end long before.
+    runtime.shutdown_timeout(ms(200));
+    ended.send(()).unwrap();
+    let dropped = told.recv_timeout(Duration::from_secs(20));
+    assert_eq!(dropped, Ok(true), "dropping a guard panicked: {when}");
+}
+
+/// A runtime with timers takes the lock that a dropped guard may have left in the storage for its
+/// ttl.
+fn assert_goes_on(factory: &LockFactory) {
+    let lock = factory.create_lock("key").unwrap();
+    let next = one_thread().block_on(lock.lock(short()));
+    assert!(next.is_ok(), "{next:?}");
+}
+
+#[test]
+fn a_guard_dropped_in_a_blocking_task_that_outlives_its_runtime_does_not_panic() {
+    for new_runtime in RUNTIMES {
+        for releases in unfinished_releases() {
+            let runtime = new_runtime();
+            let (factory, guard) = held_on(&runtime, releases);
+            drop_in_a_blocking_task_that_outlives(runtime, guard, "the background task has ended");
+            assert_goes_on(&factory);
+        }
+    }
+}
+
+#[test]
+fn a_guard_dropped_in_a_blocking_task_of_an_ended_runtime_does_not_panic_while_another_runtime_goes_on()
+ {
+    for new_runtime in RUNTIMES {
+        for releases in unfinished_releases() {
+            // The background task runs here.
+            let alive = many_threads();
+            let (factory, guard) = held_on(&alive, releases);
+            drop_in_a_blocking_task_that_outlives(new_runtime(), guard, "it runs elsewhere");
+            assert_goes_on(&factory);
+        }
+    }
+}
+
+#[test]
+fn a_guard_dropped_within_an_ended_runtime_does_not_panic() {
+    for new_runtime in RUNTIMES {
+        for releases in unfinished_releases() {
+            let runtime = new_runtime();
+            let (factory, guard) = held_on(&runtime, releases.clone());
+            let handle = runtime.handle().clone();
+            drop(runtime);
+            {
+                let _within = handle.enter();
+                assert_drop_does_not_panic(guard, "the background task has ended");
+            }
+            assert_goes_on(&factory);
+
+            // The same while the background task runs in another runtime.
+            let alive = many_threads();
+            let (factory, guard) = held_on(&alive, releases);
+            {
+                let _within = handle.enter();
+                assert_drop_does_not_panic(guard, "the background task runs elsewhere");
+            }
+            assert_goes_on(&factory);
+        }
+    }
+}
+
+#[test]
+fn a_guard_dropped_in_a_runtime_without_timers_does_not_panic() {
+    for releases in unfinished_releases() {
+        let without = runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = many_threads();
+        let (factory, guard) = held_on(&runtime, releases.clone());
+        without.block_on(async { assert_drop_does_not_panic(guard, "another one has them") });
+        assert_goes_on(&factory);
+
+        // Also where nobody else is there to release it.
+        let runtime = many_threads();
+        let (factory, guard) = held_on(&runtime, releases);
+        drop(runtime);
+        without.block_on(async {
+            assert_drop_does_not_panic(guard, "no other one is left");
+            settle().await;
+        });
+        assert_goes_on(&factory);
+    }
+}
+
+type Response = http::Response<()>;
+
+/// A request under the layer's watch that waits for nothing, on `second`; the background task is on
+/// `first`. It is answered only if its lock is lost.
+fn request_on(
+    second: &Runtime,
+    first: &Runtime,
+    factory: &LockFactory,
+) -> JoinHandle<Result<Response, Infallible>> {
+    let other = factory.create_lock("other").unwrap();
+    drop(first.block_on(other.lock(short())).unwrap());
+    let layer =
+        DistributedLockLayer::new(factory.clone(), |_: &http::Request<()>| LockKey::new("key"));
+    let service = layer.options(short()).layer(service_fn(|_| pending()));
+    let request = second.spawn(service.oneshot(http::Request::new(())));
+    // Until the handler runs: the caller has left the queue and there is nothing else that it waits
+    // for.
+    second.block_on(async {
+        while (factory.keys(), factory.waiters()) != (1, 0) {
+            yield_now().await;
+        }
+        settle().await;
+    });
+    request
+}
+
+#[test]
+fn a_request_goes_on_being_renewed_when_the_runtime_of_the_background_task_ends() {
+    let (first, second) = (one_thread(), one_thread());
+    let memory = MemoryStorage::new();
+    let storage = FaultyStorage::new(memory.clone());
+    let factory = LockFactory::new(storage.clone());
+    let request = request_on(&second, &first, &factory);
+    drop(first);
+    second.block_on(async {
+        // Three times per ttl; nobody calls meanwhile.
+        let renewed = storage.sent_times(Op::Renew, storage.count(Op::Renew) + 6);
+        let renewed = timeout(Duration::from_secs(20), renewed).await;
+        assert!(renewed.is_ok(), "nobody renews the lock");
+        assert!(!request.is_finished());
+        let elsewhere = LockFactory::new(memory.clone()).create_lock("key").unwrap();
+        not_obtained(elsewhere.try_lock(short()).await);
+    });
+}
+
+#[test]
+fn a_request_is_told_of_its_loss_when_the_runtime_of_the_background_task_has_ended() {
+    let (first, second) = (one_thread(), one_thread());
+    let storage = FaultyStorage::new(MemoryStorage::new());
+    let factory = LockFactory::new(storage.clone());
+    let request = request_on(&second, &first, &factory);
+    storage.always(Op::Renew, Fault::fails(StorageErrorKind::Unavailable));
+    drop(first);
+    second.block_on(async {
+        let response = timeout(Duration::from_secs(20), request).await;
+        let response = response.expect("it waits for ever").unwrap().unwrap();
+        assert!(response.status().is_server_error(), "{response:?}");
+        assert!(storage.count(Op::Renew) > 1);
+    });
 }
 
 #[test]

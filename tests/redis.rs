@@ -32,10 +32,11 @@ use tower_distributed_lock::{
     storage::{RedisStorage, conformance},
 };
 
-use self::kit::{LIMIT, RedisServer, ServerOptions, eventually, ms, within};
+use self::kit::{FakeServer, LIMIT, Proxy, RedisServer, ServerOptions, eventually, ms, within};
 
 async fn storage(server: &RedisServer) -> RedisStorage {
-    // The limits are not what is tested, except where a test says so: a slow machine must not meet them.
+    // The limits are not what is tested, except where a test says so: a slow machine must not meet
+    // them.
     RedisStorage::builder(server.url())
         .connect_timeout(LIMIT)
         .connect()
@@ -99,7 +100,8 @@ async fn a_free_lock_costs_one_set_and_one_evalsha() {
     for turns in 1..=5 {
         let guard = lock.lock(patient()).await.unwrap();
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-        // `get` and `del` are those inside the script. The test's own connections say hello and ask for this.
+        // `get` and `del` are those inside the script. The test's own connections say hello and ask
+        // for this.
         let mut calls = server.all_calls().await;
         calls.retain(|(name, _)| {
             !["hello", "client", "config", "info"].contains(&name.split('|').next().unwrap())
@@ -209,7 +211,8 @@ async fn a_killed_server_is_an_error_in_the_callers_own_time_and_heals_by_itself
     no_key_is_left(&server).await;
 }
 
-/// When somebody relied on a lock: from a moment after it was granted to the last one at which it said that it is held.
+/// When somebody relied on a lock: from a moment after it was granted to the last one at which it
+/// said that it is held.
 struct Stays(Mutex<Vec<(Instant, Instant)>>);
 
 impl Stays {
@@ -281,7 +284,8 @@ async fn a_server_paused_beyond_the_ttl_costs_the_holder_its_lock_and_nobody_ove
         let reason = within(LIMIT, "the holder is told", guard.lost()).await;
         let told = paused.elapsed();
         assert_eq!(reason, LossReason::Expired);
-        // The last renewal before the pause may have been sent up to a third of the ttl earlier, or a moment later.
+        // The last renewal before the pause may have been sent up to a third of the ttl earlier, or
+        // a moment later.
         assert!(told >= ttl / 2 && told < ttl + ms(2000), "{told:?}");
         assert!(!guard.is_held());
         assert_eq!(guard.remaining(), Duration::ZERO);
@@ -320,7 +324,8 @@ async fn restarts_under_load_let_nobody_overlap_and_leave_no_key() {
         workers.spawn(async move {
             let mut done = 0;
             while !stop.load(SeqCst) {
-                // A lock that was left behind would be in the way for longer than anybody waits: the ttl is longer.
+                // A lock that was left behind would be in the way for longer than anybody waits:
+                // the ttl is longer.
                 let guard = lock.lock(options(LONG, LIMIT)).await.unwrap();
                 let seen = counter.load(SeqCst);
                 tokio::time::sleep(ms(1)).await;
@@ -442,6 +447,24 @@ async fn an_unreadable_url_is_refused_and_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_url_that_asks_for_tls_is_refused_with_the_reason_and_not_repeated() {
+    let url = format!("rediss://:{PASSWORD}@localhost:6380");
+    let eager = RedisStorage::connect(&url).await.unwrap_err();
+    let lazy = RedisStorage::builder(&url).connect_lazily().unwrap_err();
+    for error in [eager, lazy] {
+        assert_eq!(error.kind(), StorageErrorKind::Rejected);
+        let texts = texts(&error);
+        assert!(
+            texts
+                .iter()
+                .any(|text| text.contains("TLS is not supported")),
+            "{texts:?}"
+        );
+        assert_no_secret(texts, &url);
+    }
+}
+
+#[tokio::test]
 async fn a_key_of_another_type_is_told_and_left_untouched() {
     let server = RedisServer::start().await;
     let lock = lock(&server, "list").await;
@@ -545,6 +568,116 @@ async fn an_idle_connection_that_the_server_closed_is_noticed_without_a_command(
         format!("{storage:?}").contains("connected: false")
     })
     .await;
+}
+
+#[test]
+fn a_runtime_that_ends_while_it_connects_leaves_the_storage_to_later_callers() {
+    let new_runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    let runtime = new_runtime();
+    let server = runtime.block_on(RedisServer::start());
+    // With the default limits, of 1 s each, and with others.
+    for limits in [None, Some((ms(500), ms(2_000))), Some((ms(2_000), ms(500)))] {
+        let proxy = Proxy::to(&server);
+        let mut storage = RedisStorage::builder(proxy.url());
+        if let Some((connect, _)) = limits {
+            storage = storage.connect_timeout(connect);
+        }
+        let mut factory = LockFactory::builder(storage.connect_lazily().unwrap());
+        if let Some((_, command)) = limits {
+            factory = factory.storage_timeout(command);
+        }
+        let lock = factory.build().unwrap().create_lock("k").unwrap();
+
+        proxy.swallow_next();
+        let ends = new_runtime();
+        ends.block_on(async {
+            let asking = tokio::spawn(lock.lock(patient()));
+            eventually("it connects", LIMIT, async || proxy.connections() == 1).await;
+            assert!(!asking.is_finished());
+        });
+        drop(ends);
+
+        runtime.block_on(async {
+            let guard = within(LIMIT, "the lock", lock.lock(patient())).await;
+            let guard = guard.unwrap_or_else(|error| panic!("{limits:?}: {error:?}"));
+            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_became_a_black_hole_is_replaced_whatever_the_time_out() {
+    let server = RedisServer::start().await;
+    for timeout in [ms(200), ms(1_000)] {
+        let proxy = Proxy::to(&server);
+        let storage = RedisStorage::builder(proxy.url()).connect_timeout(LIMIT);
+        let factory = LockFactory::builder(storage.connect().await.unwrap())
+            .storage_timeout(timeout)
+            .build()
+            .unwrap();
+        let lock = factory.create_lock("k").unwrap();
+        for _ in 0..2 {
+            let guard = lock.lock(patient()).await.unwrap();
+            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+            let before = proxy.connections();
+            proxy.black_hole();
+            // One command after the other is given up. Without a new connection they would go on
+            // being.
+            let guard = lock.lock(patient()).await;
+            let guard = guard.unwrap_or_else(|error| panic!("{timeout:?}: {error:?}"));
+            assert!(proxy.connections() > before);
+            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_error_of_an_old_attempt_to_connect_is_not_told_to_later_callers() {
+    // Once there is a wrong password, and later no answer at all.
+    let server = FakeServer::start(|connection, _| {
+        (connection == 0)
+            .then_some("-WRONGPASS invalid username-password pair or user is disabled.")
+    })
+    .await;
+    let storage = RedisStorage::builder(server.url_with_password(PASSWORD))
+        .connect_timeout(ms(300))
+        .connect_lazily()
+        .unwrap();
+    let factory = LockFactory::builder(storage)
+        .storage_timeout(LIMIT)
+        .build()
+        .unwrap();
+    let lock = factory.create_lock("k").unwrap();
+    let error = storage_error(lock.lock(patient()).await);
+    assert_eq!(error.kind(), StorageErrorKind::Unauthorized, "{error}");
+    for _ in 0..5 {
+        let error = storage_error(lock.try_lock(patient()).await);
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+        let error = storage_error(lock.lock(options(LONG, ms(1_000))).await);
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_keeps_the_key_elsewhere_is_an_error_at_once() {
+    let server = FakeServer::start(|_, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command `HELLO`, with args beginning with: `3`, ",
+            "CLIENT" => "+OK",
+            _ => "-MOVED 3999 127.0.0.1:6381",
+        })
+    })
+    .await;
+    let storage = RedisStorage::connect(server.url()).await.unwrap();
+    let lock = LockFactory::new(storage).create_lock("k").unwrap();
+    let started = Instant::now();
+    // It cannot heal by waiting, so nobody waits.
+    let error = storage_error(lock.lock(patient()).await);
+    assert_eq!(error.kind(), StorageErrorKind::Rejected, "{error}");
+    assert!(started.elapsed() < LIMIT / 2, "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -727,7 +860,8 @@ async fn a_thousand_tasks_exclude_each_other_and_leave_no_key() {
     .await;
 }
 
-/// A process that shuts down with requests under way: the runtime drops holders, waiters and the keeper in any order.
+/// A process that shuts down with requests under way: the runtime drops holders, waiters and the
+/// keeper in any order.
 #[test]
 fn a_runtime_that_ends_while_locks_are_held_and_wanted_ends() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -772,4 +906,21 @@ fn a_runtime_that_ends_while_locks_are_held_and_wanted_ends() {
     });
     // Outside of all runtimes: it is their end that is waited for.
     has_ended.recv_timeout(2 * LIMIT).expect("the runtime ends");
+}
+
+#[tokio::test]
+async fn a_server_that_knows_only_the_old_protocol_is_spoken_to_in_it() {
+    // The wording of Redis 4 and before.
+    let server = FakeServer::start(|_, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'",
+            "EVALSHA" => ":1",
+            _ => "+OK",
+        })
+    })
+    .await;
+    let storage = RedisStorage::connect(server.url()).await.unwrap();
+    let factory = LockFactory::new(storage);
+    let guard = factory.create_lock("k").unwrap().lock(patient()).await;
+    assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
 }

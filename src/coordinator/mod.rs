@@ -30,6 +30,7 @@ pub(crate) mod turn;
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -321,15 +322,19 @@ impl Coordinator {
         self.keeper.ensure_running(self);
         if self.keeper.is_running() && Handle::try_current().is_ok() {
             let mut cx = Context::from_waker(Waker::noop());
-            match call.as_mut().poll(&mut cx) {
-                Poll::Ready(Ok(reply)) => {
+            // A storage with timers of its own panics in a runtime that has none, or that has ended
+            // while the keeper goes on in another. This may be a `drop`, where nobody can catch
+            // that.
+            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
+                Ok(Poll::Ready(Ok(reply))) => {
                     if let Some(done) = done {
                         let _ = done.send(Ok(reply));
                     }
                     return;
                 }
-                Poll::Ready(failed) => call = Box::pin(std::future::ready(failed)),
-                Poll::Pending => {}
+                Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
+                Ok(Poll::Pending) => {}
+                Err(_) => call = release.send(),
             }
         }
         self.keeper.submit(self, Box::pin(release.run(call, done)));

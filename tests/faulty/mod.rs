@@ -5,11 +5,12 @@ use std::{
     future::{pending, poll_fn},
     sync::{Arc, Mutex, MutexGuard},
     task::Poll,
+    time::Duration,
 };
 
 use tokio::{
     sync::{Notify, Semaphore},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tower_distributed_lock::{
     error::{StorageError, StorageErrorKind},
@@ -54,6 +55,8 @@ pub enum Gate {
     /// Pending at the first poll, open at the second: what a call over a network does at the least.
     Once,
     Valve(Valve),
+    /// Open after this long by a timer of tokio, which a call over a network has as well.
+    Timer(Duration),
     Never,
 }
 
@@ -73,12 +76,14 @@ impl Gate {
                 .await;
             }
             Self::Valve(valve) => valve.passed().await,
+            Self::Timer(duration) => sleep(*duration).await,
             Self::Never => pending().await,
         }
     }
 }
 
-/// What becomes of one call: it waits at `send`, is carried out or not, waits at `reply`, and answers or fails.
+/// What becomes of one call: it waits at `send`, is carried out or not, waits at `reply`, and
+/// answers or fails.
 #[derive(Clone, Default)]
 pub struct Fault {
     pub send: Gate,
@@ -93,6 +98,14 @@ impl Fault {
         Self {
             send: Gate::Once,
             reply: Gate::Once,
+            ..Self::default()
+        }
+    }
+
+    /// Takes this long, by a timer of tokio.
+    pub fn timed(duration: Duration) -> Self {
+        Self {
+            send: Gate::Timer(duration),
             ..Self::default()
         }
     }
@@ -139,7 +152,8 @@ impl Fault {
     }
 }
 
-/// A break in the line: what becomes of the calls of one kind that are on their way when it comes, and after it.
+/// A break in the line: what becomes of the calls of one kind that are on their way when it comes,
+/// and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// No break: they go through.
@@ -177,7 +191,8 @@ struct Script {
     calls: Vec<Call>,
 }
 
-/// A [`MemoryStorage`] behind a line that a test controls. Clones are the same storage and the same line.
+/// A [`MemoryStorage`] behind a line that a test controls. Clones are the same storage and the same
+/// line.
 #[derive(Clone)]
 pub struct FaultyStorage {
     memory: MemoryStorage,

@@ -1,11 +1,15 @@
-//! What the integration tests stand on: a Redis server of one's own, and waits that end.
+//! What the integration tests stand on: a Redis server of one's own, a way to it that can fail, and
+//! waits that end.
 //!
-//! Every test starts its own server ([`RedisServer`]), so tests neither wait for nor disturb each other. Every wait has
-//! a limit far above what a busy machine needs: a limit that is met is a failure, never a matter of speed.
+//! Every test starts its own server ([`RedisServer`]), so tests neither wait for nor disturb each
+//! other. Every wait has a limit far above what a busy machine needs: a limit that is met is a
+//! failure, never a matter of speed.
 
 // Each test binary uses its own part of the kit.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+mod fake_server;
+mod proxy;
 mod redis_server;
 
 use std::{
@@ -14,7 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::redis_server::{RedisServer, ServerOptions};
+pub use self::{
+    fake_server::FakeServer,
+    proxy::Proxy,
+    redis_server::{RedisServer, ServerOptions},
+};
 
 /// How long anything may take that should happen at once.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -31,7 +39,8 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
     }
 }
 
-/// Looks again and again until `holds` says so. For what sends no event, such as a key that is to disappear.
+/// Looks again and again until `holds` says so. For what sends no event, such as a key that is to
+/// disappear.
 pub async fn eventually(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !holds().await {
@@ -40,8 +49,8 @@ pub async fn eventually(what: &str, limit: Duration, mut holds: impl AsyncFnMut(
     }
 }
 
-/// Sends a signal to a process that this test started and has not waited for: until then its id is not given to
-/// another.
+/// Sends a signal to a process that this test started and has not waited for: until then its id is
+/// not given to another.
 pub fn signal(name: &str, child: &std::process::Child) {
     // The shell's own `kill`: it is there where no `kill` program is.
     let status = Command::new("sh")

@@ -18,12 +18,13 @@ use super::{LIMIT, signal};
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     pub password: Option<&'static str>,
-    /// Every write is on the disk before it is answered (`appendfsync always`), so that keys survive `kill` and
-    /// `restart`.
+    /// Every write is on the disk before it is answered (`appendfsync always`), so that keys
+    /// survive `kill` and `restart`.
     pub durable: bool,
 }
 
-/// A redis-server on a free port of the loopback interface, with a directory of its own. Both end with this value.
+/// A redis-server on a free port of the loopback interface, with a directory of its own. Both end
+/// with this value.
 pub struct RedisServer {
     port: u16,
     folder: PathBuf,
@@ -35,8 +36,8 @@ pub struct RedisServer {
 /// Counts the servers of this process, so that no two of them try the same port or directory.
 static STARTED: AtomicU16 = AtomicU16::new(0);
 
-/// Ports below those that the kernel gives to outgoing connections: a port whose server is down for a moment is not
-/// taken by one of them.
+/// Ports below those that the kernel gives to outgoing connections: a port whose server is down for
+/// a moment is not taken by one of them.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
 impl RedisServer {
@@ -46,7 +47,8 @@ impl RedisServer {
 
     /// Returns when the server accepts commands.
     pub async fn start_with(options: ServerOptions) -> Self {
-        // Another program may have the port: then redis-server ends at once, and the next port is tried.
+        // Another program may have the port: then redis-server ends at once, and the next port is
+        // tried.
         for _ in 0..50 {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             // Different for test binaries that run at the same time.
@@ -65,6 +67,10 @@ impl RedisServer {
             }
         }
         panic!("redis-server did not find a free port in 50 tries");
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The URL with the right password, if there is one.
@@ -87,7 +93,8 @@ impl RedisServer {
         }
     }
 
-    /// Starts the server again, on the same port and with what it had on its disk. Returns when it accepts commands.
+    /// Starts the server again, on the same port and with what it had on its disk. Returns when it
+    /// accepts commands.
     pub async fn restart(&mut self) {
         self.kill();
         let started = Instant::now();

@@ -148,6 +148,11 @@ impl Connector {
         })
     }
 
+    /// Longer than RESP3 and then RESP2 may take.
+    fn longest(&self) -> Duration {
+        self.timeout * 5 / 2
+    }
+
     async fn open(&self) -> Result<Wire, RedisError> {
         let [resp3, resp2] = &self.clients;
         let health = Arc::new(Health::default());
@@ -162,7 +167,7 @@ impl Connector {
             .get_multiplexed_async_connection_with_config(&config)
             .await
         {
-            Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {
+            Err(error) if knows_no_resp3(&error) => {
                 resp2
                     .get_multiplexed_async_connection_with_config(&self.config())
                     .await
@@ -183,6 +188,13 @@ impl Connector {
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE)
     }
+}
+
+/// Servers before Redis 6 do not know the command that chooses the protocol. redis-rs recognises
+/// the wording of some of them.
+fn knows_no_resp3(error: &RedisError) -> bool {
+    let unknown = |text: &str| text.contains("unknown command") && text.contains("HELLO");
+    error.kind() == ErrorKind::RESP3NotSupported || error.detail().is_some_and(unknown)
 }
 
 #[derive(Clone, Debug)]
@@ -223,9 +235,20 @@ struct Failures(Arc<FailuresInner>);
 struct FailuresInner {
     last: Mutex<Option<StorageError>>,
     happened: Notify,
+    /// When the pool was first asked for a connection since it last gave one or said why not.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Failures {
+    fn asked(&self) -> Instant {
+        let mut asked = self.0.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked.get_or_insert_with(Instant::now)
+    }
+
+    fn answered(&self) {
+        *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn last(&self) -> StorageError {
         let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.clone()
@@ -236,6 +259,7 @@ impl Failures {
 impl ErrorSink<ConnectError> for Failures {
     fn sink(&self, error: ConnectError) {
         if let ConnectError::Failed(error) = error {
+            self.answered();
             *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             self.0.happened.notify_waiters();
         }
@@ -330,24 +354,39 @@ impl Connection {
     }
 
     async fn pooled_wire(&self) -> Result<Wire, StorageError> {
-        let pool = Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner));
-        let failed = self.failures.0.happened.notified();
-        tokio::pin!(failed);
-        // Before the pool is asked, so that a failure on this account is not missed.
-        failed.as_mut().enable();
-        tokio::select! {
-            biased;
-            got = pool.get() => match got {
-                // Only a clone leaves the pool: the connection serves everybody at the same time.
-                Ok(wire) => Ok(wire.clone()),
-                Err(RunError::User(ConnectError::Failed(error))) => Err(error),
-                Err(RunError::User(ConnectError::Dead) | RunError::TimedOut) => {
-                    self.replace(&pool);
-                    let text = "no connection in time";
-                    Err(StorageError::with_source(StorageErrorKind::Unavailable, text))
+        loop {
+            let pool = Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner));
+            let failed = self.failures.0.happened.notified();
+            tokio::pin!(failed);
+            // Before the pool is asked, so that a failure on this account is not missed.
+            failed.as_mut().enable();
+            // Counted over all callers: each may give up before.
+            let left = self
+                .connector
+                .longest()
+                .saturating_sub(self.failures.asked().elapsed());
+            tokio::select! {
+                biased;
+                got = pool.get() => {
+                    self.failures.answered();
+                    return match got {
+                        // Only a clone leaves the pool: the connection serves everybody at the same
+                        // time.
+                        Ok(wire) => Ok(wire.clone()),
+                        Err(RunError::User(ConnectError::Failed(error))) => Err(error),
+                        Err(RunError::User(ConnectError::Dead) | RunError::TimedOut) => {
+                            self.replace(&pool);
+                            let text = "no connection in time";
+                            Err(StorageError::with_source(StorageErrorKind::Unavailable, text))
+                        }
+                    };
                 }
-            },
-            () = failed => Err(self.failures.last()),
+                () = failed => return Err(self.failures.last()),
+                () = tokio::time::sleep(left) => {
+                    self.replace(&pool);
+                    self.failures.answered();
+                }
+            }
         }
     }
 }
@@ -364,7 +403,7 @@ fn pool(connector: &Connector, failures: &Failures) -> Pool<Connector> {
         .retry_connection(false)
         // Longer than RESP3 and then RESP2 may take, so that whoever waits hears of the failure
         // itself.
-        .connection_timeout(connector.timeout * 5 / 2)
+        .connection_timeout(connector.longest())
         .error_sink(Box::new(failures.clone()))
         .build_unchecked(connector.clone())
 }

@@ -1,0 +1,131 @@
+//! A way to a server that can fail as networks do.
+
+use std::{
+    future::pending,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+};
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    runtime::{self, Runtime},
+    sync::watch,
+};
+
+use super::RedisServer;
+
+/// Forwards every connection to a server, both on the loopback interface, until it is told
+/// otherwise. It runs on a runtime of its own, so that it outlives those of a test, and ends with
+/// this value.
+pub struct Proxy {
+    port: u16,
+    line: Arc<Line>,
+    /// `None` in `drop` only.
+    runtime: Option<Runtime>,
+}
+
+struct Line {
+    server: SocketAddr,
+    /// How many connections were accepted.
+    accepted: AtomicUsize,
+    /// The next connection is swallowed.
+    swallow: AtomicBool,
+    /// Changes when the connections of that moment become a black hole.
+    cut: watch::Sender<()>,
+}
+
+impl Proxy {
+    /// Can be called inside and outside a runtime.
+    pub fn to(server: &RedisServer) -> Self {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime for the proxy can be made");
+        // The kernel chooses the port.
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .expect("the proxy has a port of its own");
+        let port = listener.local_addr().expect("it is bound").port();
+        listener.set_nonblocking(true).expect("it can be polled");
+        let line = Arc::new(Line {
+            server: (Ipv4Addr::LOCALHOST, server.port()).into(),
+            accepted: AtomicUsize::new(0),
+            swallow: AtomicBool::new(false),
+            cut: watch::Sender::new(()),
+        });
+        let accepting = Arc::clone(&line);
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("it can be polled");
+            while let Ok((client, _)) = listener.accept().await {
+                accepting.accepted.fetch_add(1, Relaxed);
+                let swallowed = accepting.swallow.swap(false, SeqCst);
+                // Before the first byte: whoever is connected now is cut off by a cut from now on.
+                let cut = accepting.cut.subscribe();
+                tokio::spawn(forward(client, accepting.server, swallowed, cut));
+            }
+        });
+        Self {
+            port,
+            line,
+            runtime: Some(runtime),
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// How many connections there have been, swallowed ones among them.
+    pub fn connections(&self) -> usize {
+        self.line.accepted.load(Relaxed)
+    }
+
+    /// The next connection is accepted, and never forwarded, answered or closed: whoever makes it
+    /// hangs in its handshake.
+    pub fn swallow_next(&self) {
+        self.line.swallow.store(true, SeqCst);
+    }
+
+    /// The present connections become a black hole: they stay open, and nothing goes through in
+    /// either direction. New ones work.
+    pub fn black_hole(&self) {
+        self.line.cut.send_replace(());
+    }
+}
+
+async fn forward(
+    mut client: TcpStream,
+    server: SocketAddr,
+    swallowed: bool,
+    mut cut: watch::Receiver<()>,
+) {
+    if swallowed {
+        // Here too: `client` stays open.
+        return pending().await;
+    }
+    let Ok(mut server) = TcpStream::connect(server).await else {
+        return;
+    };
+    tokio::select! {
+        biased;
+        _ = cut.changed() => pending().await,
+        // However it ends, both ends are closed.
+        _ = copy_bidirectional(&mut client, &mut server) => {}
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // It may be dropped inside another runtime, where nobody may wait.
+            runtime.shutdown_background();
+        }
+    }
+}
