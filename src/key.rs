@@ -181,6 +181,10 @@ impl KeyPrefix {
         }
     }
 
+    pub(crate) fn text(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     pub(crate) fn name(&self, key: &LockKey) -> LockName {
         let mut name = String::with_capacity(self.0.len() + 1 + key.0.len());
         name.push_str(&self.0);
@@ -215,6 +219,25 @@ impl LockName {
     /// The key alone, encoded, without the prefix.
     pub fn key(&self) -> &str {
         &self.name[self.key_at..]
+    }
+
+    /// The prefix alone.
+    pub fn prefix(&self) -> &str {
+        &self.name[..self.key_at - 1]
+    }
+
+    /// The name of something that belongs to this lock: `{prefix:key}:what`. The braces put it into
+    /// the lock's own slot in Redis Cluster, and no lock has a name with braces.
+    pub fn companion(&self, what: &str) -> String {
+        format!("{{{}}}:{what}", self.name)
+    }
+
+    pub(crate) fn parse(prefix: &str, name: &str) -> Option<Self> {
+        let key = name.strip_prefix(prefix)?.strip_prefix(':')?;
+        (!key.is_empty()).then(|| Self {
+            key_at: prefix.len() + 1,
+            name: name.into(),
+        })
     }
 }
 

@@ -70,7 +70,7 @@ impl LockFactory {
             limits: Limits {
                 handoff: HandoffLimit {
                     turns: 64,
-                    time: Duration::from_millis(50),
+                    time: Duration::from_millis(5),
                 },
                 waiters_per_key: 10_000,
                 waiters: 100_000,
@@ -182,12 +182,15 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// How long this process may keep a lock to itself: a lock that is released while others of
-    /// this process wait for it goes to the next of them at once, without the storage, at most for
-    /// `turns` holders in a row and only until it has been here for `time`. Defaults 64 and 50 ms.
+    /// How much this process may do with a lock that another process waits for. Defaults 64 and
+    /// 5 ms.
     ///
-    /// Then it is released and asked for anew. Other processes poll, so they get in between by
-    /// luck: a process that always has waiters for a key can keep others from it for long.
+    /// A lock that is given back while others of this process wait for it goes to the next of them
+    /// at once, without the storage. Once another process wants it too, this goes on for at most
+    /// `turns` holders and only for `time`; then that process has it, and this one stands at the
+    /// end of the queue. With a storage that cannot tell who waits (one that does not
+    /// [listen](crate::storage::LockStorage::listen)), every lock is treated as if another process
+    /// wanted it.
     pub fn handoff_limit(mut self, turns: u32, time: Duration) -> Self {
         self.limits.handoff = HandoffLimit { turns, time };
         self
@@ -219,7 +222,12 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
 
     fn finish(self, prefix: KeyPrefix) -> LockFactory {
         LockFactory {
-            coordinator: Coordinator::new(Arc::new(self.storage), self.clock, self.limits),
+            coordinator: Coordinator::new(
+                Arc::new(self.storage),
+                self.clock,
+                self.limits,
+                prefix.text(),
+            ),
             prefix,
         }
     }
@@ -354,7 +362,9 @@ impl LockGuard {
             Some(Ended::HandedOver) => Ok(Unlocked::Held),
             Some(Ended::Lost) => Ok(Unlocked::Lost),
             Some(Ended::Released) => match reply.await {
-                Ok(Ok(ReleaseReply::Released)) => Ok(Unlocked::Held),
+                Ok(Ok(ReleaseReply::Released | ReleaseReply::Requeued { .. })) => {
+                    Ok(Unlocked::Held)
+                }
                 Ok(Ok(ReleaseReply::NotOurs)) => Ok(Unlocked::Lost),
                 Ok(Err(error)) => Err(error),
                 // The runtime that was to carry it out has ended.

@@ -10,7 +10,7 @@ use crate::error::InvalidOptions;
 /// | option | default | meaning |
 /// |---|---|---|
 /// | [`ttl`](LockOptionsBuilder::ttl) | 10 s | how long the lock outlives a holder that crashed |
-/// | [`interval`](LockOptionsBuilder::interval) | 1 s | how often a lock held by another process is asked for |
+/// | [`interval`](LockOptionsBuilder::interval) | 1 s | how often a lock held by another process is asked for, should a wake-up be missed |
 /// | [`retries`](LockOptionsBuilder::retries) | 3 | the caller gives up after `retries` × `interval` |
 /// | [`max_hold`](LockOptionsBuilder::max_hold) | 5 min | how long one holder may keep the lock by renewal |
 ///
@@ -119,8 +119,8 @@ impl LockOptionsBuilder {
 
     /// How often a lock that another process holds is asked for. Default 1 s; from 1 ms to 24 h.
     ///
-    /// Waiters of one process do not poll: they are woken in the order in which they came, and only
-    /// the first of them asks the storage.
+    /// Waiters do not poll where wake-ups arrive: this is for wake-ups that are lost, and for
+    /// storages and holders that send none. Of all waiters of a process only the first asks.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.options.interval = interval;
         self

@@ -22,7 +22,7 @@ use std::{
 use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::sync::Notify;
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_distributed_lock::{
     Clock, DistributedLockLayer, HeldLock, LockFactory, LockGuard, LockKey, LockOptions, Unlocked,
     error::{BoxError, InvalidKey, LossReason, NotObtained, StorageError, StorageErrorKind},
@@ -130,11 +130,9 @@ impl Handler {
         Ok(Res::new(()))
     }
 
-    fn service(
-        &self,
-    ) -> impl Service<Req, Response = Res, Error = Infallible, Future: Send> + Clone + use<> {
+    fn service(&self) -> BoxCloneSyncService<Req, Res, Infallible> {
         let handler = self.clone();
-        service_fn(move |request| handler.clone().run(request))
+        BoxCloneSyncService::new(service_fn(move |request| handler.clone().run(request)))
     }
 
     fn running(&self) -> usize {
@@ -662,8 +660,8 @@ mod loss {
 mod rejection {
     use super::*;
 
-    fn ok() -> impl Service<Req, Response = Res, Error = Infallible, Future: Send> + Clone {
-        service_fn(async |_: Req| Ok::<_, Infallible>(Res::new(())))
+    fn ok() -> BoxCloneSyncService<Req, Res, Infallible> {
+        BoxCloneSyncService::new(service_fn(async |_: Req| Ok::<_, Infallible>(Res::new(()))))
     }
 
     fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

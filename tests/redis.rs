@@ -100,13 +100,14 @@ async fn a_free_lock_costs_one_set_and_one_evalsha() {
     for turns in 1..=5 {
         let guard = lock.lock(patient()).await.unwrap();
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-        // `get` and `del` are those inside the script. The test's own connections say hello and ask
-        // for this.
+        // `get`, `exists` and `del` are those inside the script. The test's own connections say
+        // hello and ask for this.
         let mut calls = server.all_calls().await;
         calls.retain(|(name, _)| {
-            !["hello", "client", "config", "info"].contains(&name.split('|').next().unwrap())
+            !["hello", "client", "config", "info", "subscribe", "ping"]
+                .contains(&name.split('|').next().unwrap())
         });
-        let expected = ["del", "evalsha", "get", "set"];
+        let expected = ["del", "evalsha", "exists", "get", "set"];
         assert_eq!(calls, expected.map(|name| (name.to_owned(), turns)));
     }
 }
@@ -591,11 +592,12 @@ fn a_runtime_that_ends_while_it_connects_leaves_the_storage_to_later_callers() {
         }
         let lock = factory.build().unwrap().create_lock("k").unwrap();
 
-        proxy.swallow_next();
+        // The one for locks and the one for wake-ups.
+        proxy.swallow_next(2);
         let ends = new_runtime();
         ends.block_on(async {
             let asking = tokio::spawn(lock.lock(patient()));
-            eventually("it connects", LIMIT, async || proxy.connections() == 1).await;
+            eventually("it connects", LIMIT, async || proxy.connections() == 2).await;
             assert!(!asking.is_finished());
         });
         drop(ends);
@@ -638,8 +640,8 @@ async fn a_connection_that_became_a_black_hole_is_replaced_whatever_the_time_out
 async fn the_error_of_an_old_attempt_to_connect_is_not_told_to_later_callers() {
     // Once there is a wrong password, and later no answer at all.
     let server = FakeServer::start(|connection, _| {
-        (connection == 0)
-            .then_some("-WRONGPASS invalid username-password pair or user is disabled.")
+        // The one for locks and the one for wake-ups.
+        (connection < 2).then_some("-WRONGPASS invalid username-password pair or user is disabled.")
     })
     .await;
     let storage = RedisStorage::builder(server.url_with_password(PASSWORD))

@@ -208,12 +208,12 @@ impl Waiter {
         self.attempts += 1;
         let waits = !self.options.max_wait().is_zero();
         let verdict = match &reply {
-            Ok(AcquireReply::Granted {}) => Ok(()),
+            Ok(AcquireReply::Granted { .. }) => Ok(()),
             Ok(AcquireReply::Held { .. }) if waits => {
                 self.denied_at = Some(self.coordinator.clock.now());
                 Ok(())
             }
-            Ok(AcquireReply::Held { ttl }) => Err(LockError::NotObtained(NotObtained {
+            Ok(AcquireReply::Held { ttl, .. }) => Err(LockError::NotObtained(NotObtained {
                 waited: self.coordinator.clock.now().since(self.since),
                 attempts: self.attempts,
                 holder_ttl: *ttl,

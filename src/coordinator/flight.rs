@@ -71,12 +71,15 @@ impl Flight {
     fn report(&mut self, reply: Result<AcquireReply, StorageError>) {
         self.landed = true;
         let outcome = match reply {
-            Ok(AcquireReply::Granted {}) => Outcome::Granted,
-            Ok(AcquireReply::Held { ttl }) => Outcome::Denied { holder_ttl: ttl },
+            Ok(AcquireReply::Granted { wanted }) => Outcome::Granted { wanted },
+            Ok(AcquireReply::Held { ttl, queued }) => Outcome::Denied {
+                holder_ttl: ttl,
+                queued,
+            },
             Err(error) => Outcome::Failed(error),
         };
         self.coordinator
-            .replied(&self.cell, self.claim, outcome, self.options);
+            .replied(&self.cell, self.claim, outcome, self.options.interval());
     }
 }
 

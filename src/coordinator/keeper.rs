@@ -138,10 +138,13 @@ async fn run(alive: Alive) {
     let timer = tokio::time::sleep(std::time::Duration::ZERO);
     tokio::pin!(timer);
     let mut timer_due = None;
+    if let Some(coordinator) = alive.coordinator.upgrade() {
+        jobs.push(coordinator.listen());
+    }
     loop {
         jobs.extend(std::mem::take(&mut *keeper.jobs()));
         let Some(coordinator) = alive.coordinator.upgrade() else {
-            // Every job holds the coordinator, so there is none left either.
+            // Every job but the listening holds the coordinator, so there is none left.
             return;
         };
         if keeper.due.load(SeqCst) <= coordinator.clock.now().as_nanos() {

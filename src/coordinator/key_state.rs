@@ -39,11 +39,11 @@ use std::time::Duration;
 use crate::{
     clock::Timestamp,
     coordinator::{
-        lease::{Claim, Lease},
+        lease::{Baseline, Claim, Lease},
         queue::{Place, Queue},
     },
     error::{LossReason, StorageError},
-    storage::OwnerToken,
+    storage::{OwnerToken, PushedGrant, Stamp},
 };
 
 /// How much a lease may serve the waiters of this process before it is given up for those of
@@ -56,11 +56,28 @@ pub(crate) struct HandoffLimit {
     pub(crate) time: Duration,
 }
 
+/// How a lease is shared with other processes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sharing {
+    pub(crate) limit: HandoffLimit,
+    /// Whether we would be told if somebody else wanted it. If not, every lease is treated as if
+    /// somebody did.
+    pub(crate) told: bool,
+}
+
+/// What a renewal brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    Ours { wanted: bool },
+    NotOurs,
+}
+
 /// What a waiter wants, and how it is woken. `W` is the driver's way to wake it.
 #[derive(Debug)]
 struct Waiter<W> {
     ttl: Duration,
     max_hold: Duration,
+    interval: Duration,
     wake: Option<W>,
 }
 
@@ -71,9 +88,8 @@ enum Phase {
     /// The first in the queue waits before it asks (again).
     BackOff {
         until: Timestamp,
-        /// An attempt with this claim got no answer and may have been carried out: the next one
-        /// uses its token again.
-        unanswered: Option<Claim>,
+        /// What an earlier attempt may have left in the storage.
+        open: Option<Open>,
         /// It was denied, perhaps because of our own old token, whose release is on its way.
         own_release: bool,
     },
@@ -81,19 +97,40 @@ enum Phase {
     Asking {
         claim: Claim,
         sent: Timestamp,
-        /// An attempt with this claim before got no answer.
+        /// An attempt with this claim came before.
         repeated: bool,
+        /// From that attempt, if it was given a place in the storage's queue.
+        baseline: Option<Baseline>,
+        /// A grant that arrived before the reply.
+        pushed: Option<PushedGrant>,
+        /// Messages may have been missed since it was sent: a denial is not the last word.
+        ask_again: bool,
         /// A release of ours was on its way when it was sent, and may be carried out after it.
         crosses_release: bool,
     },
     Held(Held),
 }
 
+/// A claim that the storage may know of: an attempt with it got no answer and may have been carried
+/// out, or it stands in the storage's queue. The next attempt uses its token again.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    claim: Claim,
+    /// Since when it stands in the queue, if it is known to.
+    baseline: Option<Baseline>,
+}
+
 #[derive(Debug)]
 struct Held {
     lease: Lease,
     turn: Option<Turn>,
-    /// Turns that this lease has served, the present one included.
+    /// What the lease served, from when it had to be shared.
+    served: Served,
+}
+
+/// How much of a lease was used while others waited for it.
+#[derive(Clone, Copy, Debug)]
+struct Served {
     turns: u32,
     since: Timestamp,
 }
@@ -148,9 +185,33 @@ pub(crate) enum Step {
 /// What an attempt brought.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Granted,
-    Denied { holder_ttl: Option<Duration> },
+    Granted {
+        wanted: bool,
+    },
+    Denied {
+        holder_ttl: Option<Duration>,
+        queued: Option<Stamp>,
+    },
+    /// A release that was to give us a new place in the queue met an empty queue.
+    NotQueued,
     Failed(StorageError),
+}
+
+/// A claim to be released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GiveBack {
+    pub(crate) claim: Claim,
+    /// Who gets a place in the storage's queue by the same step.
+    pub(crate) rejoin: Option<Rejoin>,
+}
+
+/// A claim of waiters that gave the lock to others and want it again. What became of it has to be
+/// reported with [`KeyState::replied`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rejoin {
+    pub(crate) claim: Claim,
+    /// How often the first of them wants to ask.
+    pub(crate) interval: Duration,
 }
 
 /// How a turn ended.
@@ -170,9 +231,8 @@ pub(crate) enum Ended {
 pub(crate) struct Effects<W> {
     /// Wake this waiter.
     pub(crate) wake: Option<W>,
-    /// Release this claim in the storage and report with [`KeyState::release_done`] when it is
-    /// done.
-    pub(crate) release: Option<Claim>,
+    /// Release this in the storage and report with [`KeyState::release_done`] when it is done.
+    pub(crate) release: Option<GiveBack>,
     /// Tell the present turn that it has lost the lock.
     pub(crate) lost: Option<LossReason>,
     /// Tell the present turn its new deadline.
@@ -226,6 +286,11 @@ pub(crate) struct KeyState<W> {
     held_elsewhere: Option<Timestamp>,
     /// Why the last attempt failed, if it did.
     last_error: Option<StorageError>,
+    /// Whether others wait for the lease that we have or are about to get. Only a storage with a
+    /// queue tells.
+    wanted: bool,
+    /// The lease that was lost last. A renewal that was on its way then may have prolonged it.
+    lost: Option<Claim>,
 }
 
 impl<W> KeyState<W> {
@@ -238,6 +303,8 @@ impl<W> KeyState<W> {
             next_turn: 0,
             held_elsewhere: None,
             last_error: None,
+            wanted: false,
+            lost: None,
         }
     }
 
@@ -276,10 +343,11 @@ impl<W> KeyState<W> {
     }
 
     /// A caller wants the key.
-    pub(crate) fn join(&mut self, ttl: Duration, max_hold: Duration) -> Place {
+    pub(crate) fn join(&mut self, ttl: Duration, max_hold: Duration, interval: Duration) -> Place {
         self.queue.push(Waiter {
             ttl,
             max_hold,
+            interval,
             wake: None,
         })
     }
@@ -302,7 +370,7 @@ impl<W> KeyState<W> {
         effects.old = waiter.wake.take();
         let (ttl, max_hold) = (waiter.ttl, waiter.max_hold);
 
-        let unanswered = match &mut self.phase {
+        let open = match &mut self.phase {
             _ if !is_first => {
                 waiter.wake = Some(wake());
                 return (Step::Wait, effects);
@@ -317,19 +385,18 @@ impl<W> KeyState<W> {
             }
             // Carried out late, it would set its own ttl on the token.
             Phase::BackOff {
-                unanswered: Some(claim),
-                ..
-            } if claim.ttl != ttl => {
-                effects.release = Some(*claim);
-                self.releasing += 1;
+                open: Some(open), ..
+            } if open.claim.ttl != ttl => {
+                let claim = open.claim;
+                effects.release = self.release(claim).release;
                 None
             }
-            Phase::BackOff { unanswered, .. } => *unanswered,
+            Phase::BackOff { open, .. } => *open,
             Phase::Idle => None,
             Phase::Held(held) if held.lease.claim.ttl == ttl && !held.lease.is_over(now) => {
                 let id = TurnId(self.next_turn);
                 self.next_turn += 1;
-                held.turns += 1;
+                held.served.turns += 1;
                 let turn = Turn {
                     id,
                     until: now + max_hold,
@@ -348,23 +415,28 @@ impl<W> KeyState<W> {
             }
             // A lease that is over, or lasts longer or shorter than this waiter wants.
             Phase::Held(held) => {
-                effects.release = Some(held.lease.claim);
-                self.releasing += 1;
+                let claim = held.lease.claim;
+                effects.release = self.release(claim).release;
                 None
             }
         };
 
         let attempt = Attempt {
             claim: Claim {
-                token: unanswered.map_or_else(new_token, |claim| claim.token),
+                token: open.map_or_else(new_token, |open| open.claim.token),
                 ttl,
             },
-            again: unanswered.is_some() || self.failures > 0,
+            again: open.is_some() || self.failures > 0,
         };
+        // What was known of an earlier lease.
+        self.wanted = false;
         self.phase = Phase::Asking {
             claim: attempt.claim,
             sent: now,
-            repeated: unanswered.is_some(),
+            repeated: open.is_some(),
+            baseline: open.and_then(|open| open.baseline),
+            pushed: None,
+            ask_again: false,
             crosses_release: self.releasing > 0,
         };
         (Step::Ask(attempt), effects)
@@ -393,22 +465,26 @@ impl<W> KeyState<W> {
         now: Timestamp,
         retry_at: Timestamp,
     ) -> Effects<W> {
-        let (sent, repeated, crosses_release) = match self.phase {
-            Phase::Asking {
-                claim: asked,
-                sent,
-                repeated,
-                crosses_release,
-            } if asked == claim => (sent, repeated, crosses_release),
-            _ => {
-                debug_assert!(false, "a reply that nothing asked for");
-                return self.release(claim);
-            }
+        let Phase::Asking {
+            claim: asked,
+            sent,
+            repeated,
+            baseline,
+            pushed,
+            ask_again,
+            crosses_release,
+        } = std::mem::replace(&mut self.phase, Phase::Idle)
+        else {
+            debug_assert!(false, "a reply that nothing asked for");
+            return self.release(claim);
         };
+        debug_assert_eq!(asked, claim);
+
         let mut until = retry_at;
         let mut own_release = false;
-        let unanswered = match outcome {
-            Outcome::Granted => {
+        let open = match outcome {
+            Outcome::Granted { wanted } => {
+                self.wanted |= wanted;
                 self.held_elsewhere = None;
                 self.last_error = None;
                 let lease = Lease::granted(claim, sent);
@@ -416,55 +492,146 @@ impl<W> KeyState<W> {
                     // The reply lay somewhere for longer than the lease lasts. The next one may
                     // too, so not at once.
                     self.failures = self.failures.saturating_add(1);
-                    self.phase = if self.queue.is_empty() {
-                        Phase::Idle
-                    } else {
-                        Phase::BackOff {
-                            until,
-                            unanswered: None,
-                            own_release: false,
-                        }
-                    };
+                    self.back_off(until, None, false);
                     let mut effects = self.wake_first();
                     effects.release = self.release(claim).release;
                     return effects;
                 }
-                self.failures = 0;
-                self.phase = Phase::Held(Held {
-                    lease,
-                    turn: None,
-                    turns: 0,
-                    since: now,
-                });
-                if self.queue.is_empty() {
-                    return self.nobody_waits();
-                }
-                return self.wake_first();
+                return self.hold(lease, now);
             }
-            Outcome::Denied { holder_ttl } => {
+            Outcome::NotQueued => return self.wake_first(),
+            Outcome::Denied { holder_ttl, queued } => {
                 self.last_error = None;
                 self.held_elsewhere = holder_ttl.map(|ttl| now + ttl);
                 // It may have met our own old token. That is gone by now, or will be when its
                 // release is done.
                 own_release = crosses_release;
-                if own_release && self.releasing == 0 {
+                if ask_again || own_release && self.releasing == 0 {
                     until = now;
                 }
-                None
+                // Asked for without a place, it may still stand there from before.
+                queued
+                    .map(|stamp| Baseline { sent, stamp })
+                    .or(baseline)
+                    .map(|baseline| Open {
+                        claim,
+                        baseline: Some(baseline),
+                    })
             }
             Outcome::Failed(error) => {
                 // A refusal says that this one was not carried out, and nothing of those before it.
                 let open = repeated || error.kind().is_transient();
                 self.last_error = Some(error);
-                open.then_some(claim)
+                open.then_some(Open { claim, baseline })
             }
         };
         self.failures = self.failures.saturating_add(1);
-        self.phase = Phase::BackOff {
-            until,
-            unanswered,
-            own_release,
-        };
+        self.back_off(until, open, own_release);
+        match pushed {
+            Some(pushed) if open.is_some() => self.pushed(&pushed, now),
+            _ if self.queue.is_empty() => self.nobody_waits(),
+            _ => self.wake_first(),
+        }
+    }
+
+    /// A message says that a token of this process was given the lock.
+    pub(crate) fn pushed(&mut self, grant: &PushedGrant, now: Timestamp) -> Effects<W> {
+        match &mut self.phase {
+            // Which of the two was carried out first is known when the reply is here.
+            Phase::Asking { claim, pushed, .. } if claim.token == grant.token => {
+                *pushed = Some(grant.clone());
+                Effects::none()
+            }
+            Phase::BackOff {
+                open: Some(open),
+                until,
+                ..
+            } if open.claim.token == grant.token => {
+                let claim = open.claim;
+                let lease = open.baseline.and_then(|baseline| {
+                    // What the storage gave, which may be less than was asked for.
+                    let ttl = claim.ttl.min(grant.ttl);
+                    Lease::pushed(Claim { ttl, ..claim }, baseline, grant.stamp, now)
+                });
+                match lease {
+                    Some(lease) if lease.is_over(now) => {
+                        // It lay somewhere for too long. The next attempt is a new one.
+                        self.back_off(now, None, false);
+                        let mut effects = self.wake_first();
+                        effects.release = self.release(claim).release;
+                        effects
+                    }
+                    Some(mut lease) => {
+                        lease.claim = claim;
+                        self.wanted = grant.wanted;
+                        self.last_error = None;
+                        self.held_elsewhere = None;
+                        self.hold(lease, now)
+                    }
+                    // When that was, nobody can tell. An attempt with this token finds out.
+                    None if self.queue.is_empty() => self.nobody_waits(),
+                    None => {
+                        *until = now;
+                        self.wake_first()
+                    }
+                }
+            }
+            // Confirmed by an attempt meanwhile.
+            Phase::Held(held) if held.lease.claim.token == grant.token => Effects::none(),
+            // Given up long ago: it is never used again.
+            _ => self.release(Claim {
+                token: grant.token,
+                ttl: grant.ttl,
+            }),
+        }
+    }
+
+    /// Somebody in another process has begun to wait.
+    pub(crate) fn wanted(&mut self, now: Timestamp) {
+        match &mut self.phase {
+            Phase::Held(held) if !self.wanted => {
+                self.wanted = true;
+                held.served = Served {
+                    turns: 0,
+                    since: now,
+                };
+            }
+            // The word may have overtaken the reply that makes the lock ours.
+            Phase::Asking { pushed, .. } => {
+                self.wanted = true;
+                if let Some(pushed) = pushed {
+                    pushed.wanted = true;
+                }
+            }
+            Phase::Held(_) | Phase::Idle | Phase::BackOff { .. } => {}
+        }
+    }
+
+    /// Messages may have been missed: whoever waits has to ask.
+    pub(crate) fn ask_again(&mut self, now: Timestamp) -> Effects<W> {
+        match &mut self.phase {
+            Phase::BackOff { until, .. } if self.last_error.is_none() => {
+                *until = now;
+                self.wake_first()
+            }
+            Phase::Asking { ask_again, .. } => {
+                *ask_again = true;
+                Effects::none()
+            }
+            _ => Effects::none(),
+        }
+    }
+
+    fn hold(&mut self, lease: Lease, now: Timestamp) -> Effects<W> {
+        self.failures = 0;
+        self.phase = Phase::Held(Held {
+            lease,
+            turn: None,
+            served: Served {
+                turns: 0,
+                since: now,
+            },
+        });
         if self.queue.is_empty() {
             self.nobody_waits()
         } else {
@@ -472,19 +639,34 @@ impl<W> KeyState<W> {
         }
     }
 
-    /// A holder gives its turn back.
+    fn back_off(&mut self, until: Timestamp, open: Option<Open>, own_release: bool) {
+        self.phase = if self.queue.is_empty() && open.is_none() {
+            Phase::Idle
+        } else {
+            Phase::BackOff {
+                until,
+                open,
+                own_release,
+            }
+        };
+    }
+
+    /// A holder gives its turn back. `limit` bounds what this process may do with a lease that
+    /// others want; `None`: nobody would tell, so it bounds every lease. If the lease is given up
+    /// while others of this process wait, `new_token` makes the token of their new place.
     pub(crate) fn turn_done(
         &mut self,
         id: TurnId,
         claim: Claim,
-        limit: HandoffLimit,
+        sharing: Sharing,
         now: Timestamp,
+        new_token: impl FnOnce() -> OwnerToken,
     ) -> (Ended, Effects<W>) {
-        let (lease, turn, turns, since) = match &mut self.phase {
+        let (lease, turn, served) = match &mut self.phase {
             Phase::Held(held) => match held.turn {
                 Some(turn) if turn.id == id => {
                     held.turn = None;
-                    (&held.lease, turn, held.turns, held.since)
+                    (&held.lease, turn, held.served)
                 }
                 _ => return (Ended::Lost, self.release(claim)),
             },
@@ -497,19 +679,52 @@ impl<W> KeyState<W> {
         } else {
             Ended::Released
         };
-        let ttl = lease.claim.ttl;
+        let next = self.queue.first_mut().map(|next| (next.ttl, next.interval));
+        let limit = sharing.limit;
+        let unshared = sharing.told && !self.wanted;
+        let in_bounds = served.turns < limit.turns && now.since(served.since) < limit.time;
         let go_on = ended == Ended::Released
-            && self.queue.first_mut().is_some_and(|next| next.ttl == ttl)
+            && next.is_some_and(|(ttl, _)| ttl == lease.claim.ttl)
             && lease.can_be_handed_over(now)
-            && turns < limit.turns
-            && now.since(since) < limit.time;
+            && (unshared || in_bounds);
         if go_on {
             return (Ended::HandedOver, self.wake_first());
         }
-        self.phase = Phase::Idle;
-        let mut effects = self.wake_first();
-        effects.release = self.release(claim).release;
-        (ended, effects)
+
+        let others_wait = sharing.told && self.wanted;
+        self.wanted = false;
+        match next {
+            Some((ttl, interval)) if others_wait => {
+                // Behind the others, by the same step that gives the lock to the first of them.
+                let requeue = Claim {
+                    token: new_token(),
+                    ttl,
+                };
+                self.phase = Phase::Asking {
+                    claim: requeue,
+                    sent: now,
+                    repeated: false,
+                    baseline: None,
+                    pushed: None,
+                    ask_again: false,
+                    crosses_release: false,
+                };
+                let mut effects = self.release(claim);
+                if let Some(release) = &mut effects.release {
+                    release.rejoin = Some(Rejoin {
+                        claim: requeue,
+                        interval,
+                    });
+                }
+                (ended, effects)
+            }
+            _ => {
+                self.phase = Phase::Idle;
+                let mut effects = self.wake_first();
+                effects.release = self.release(claim).release;
+                (ended, effects)
+            }
+        }
     }
 
     /// A release has come to its end, whatever the storage said.
@@ -598,35 +813,40 @@ impl<W> KeyState<W> {
         Some(due)
     }
 
-    /// A renewal that was sent at `sent` has come to its end: `Some(true)` renewed, `Some(false)`
-    /// not ours, `None` no answer.
+    /// A renewal that was sent at `sent` has come to its end; `None`: no answer.
     pub(crate) fn renewed(
         &mut self,
         claim: Claim,
         sent: Timestamp,
-        reply: Option<bool>,
+        reply: Option<Renewed>,
         now: Timestamp,
     ) -> Effects<W> {
         let held = match &mut self.phase {
             Phase::Held(held) if held.lease.claim == claim => held,
-            // Lost or given up meanwhile. The renewal may have been carried out after the release.
-            _ if reply == Some(true) => return self.release(claim),
+            // Lost meanwhile: nobody else gives it back before its turn ends, if ever. One that was
+            // given up has its release on the way.
+            _ if matches!(reply, Some(Renewed::Ours { .. })) && self.lost == Some(claim) => {
+                return self.release(claim);
+            }
             _ => return Effects::none(),
         };
         match reply {
             // Too late: for a while nothing kept others out. A success now must not hide that.
-            Some(true) if held.lease.is_over(now) => {
+            Some(Renewed::Ours { .. }) if held.lease.is_over(now) => {
                 let mut effects = self.lose(LossReason::Expired);
                 effects.release = self.release(claim).release;
                 effects
             }
-            Some(true) => {
+            Some(Renewed::Ours { wanted }) => {
                 held.lease.renewed(sent);
                 let mut effects = Effects::none();
                 effects.deadline = held.turn.map(|turn| held.lease.deadline.min(turn.until));
+                if wanted {
+                    self.wanted(now);
+                }
                 effects
             }
-            Some(false) => self.lose(LossReason::NotOurs),
+            Some(Renewed::NotOurs) => self.lose(LossReason::NotOurs),
             None => {
                 held.lease.renewal_failed(now);
                 Effects::none()
@@ -643,7 +863,11 @@ impl<W> KeyState<W> {
     }
 
     fn lose(&mut self, reason: LossReason) -> Effects<W> {
+        if let Phase::Held(held) = &self.phase {
+            self.lost = Some(held.lease.claim);
+        }
         self.phase = Phase::Idle;
+        self.wanted = false;
         let mut effects = self.wake_first();
         effects.lost = Some(reason);
         effects
@@ -653,7 +877,7 @@ impl<W> KeyState<W> {
     fn nobody_waits(&mut self) -> Effects<W> {
         let claim = match &self.phase {
             Phase::Held(held) if held.turn.is_none() => Some(held.lease.claim),
-            Phase::BackOff { unanswered, .. } => *unanswered,
+            Phase::BackOff { open, .. } => open.map(|open| open.claim),
             // The reply, or the end of the turn, brings us back here.
             Phase::Held(_) | Phase::Asking { .. } | Phase::Idle => return Effects::none(),
         };
@@ -665,7 +889,10 @@ impl<W> KeyState<W> {
     fn release(&mut self, claim: Claim) -> Effects<W> {
         self.releasing += 1;
         let mut effects = Effects::none();
-        effects.release = Some(claim);
+        effects.release = Some(GiveBack {
+            claim,
+            rejoin: None,
+        });
         effects
     }
 

@@ -8,7 +8,7 @@
 )]
 
 use super::*;
-use crate::error::StorageErrorKind;
+use crate::{error::StorageErrorKind, key::LockName};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -32,6 +32,7 @@ struct Told {
     release: Option<Claim>,
     lost: Option<LossReason>,
     deadline: Option<Timestamp>,
+    rejoin: Option<Rejoin>,
 }
 
 impl Told {
@@ -79,11 +80,36 @@ impl From<Effects<Place>> for Told {
         } = effects;
         Self {
             wake,
-            release,
+            release: release.map(|give_back| give_back.claim),
             lost,
             deadline,
+            rejoin: release.and_then(|give_back| give_back.rejoin),
         }
     }
+}
+
+fn renewed(ours: bool) -> Renewed {
+    if ours {
+        Renewed::Ours { wanted: false }
+    } else {
+        Renewed::NotOurs
+    }
+}
+
+fn later(stamp: Stamp, by: Duration) -> Stamp {
+    Stamp {
+        at: stamp.at + by,
+        ..stamp
+    }
+}
+
+/// A place in the storage's queue.
+#[derive(Clone, Copy)]
+struct Standing {
+    claim: Claim,
+    /// The baseline.
+    sent: Timestamp,
+    stamp: Stamp,
 }
 
 /// One machine, a clock that moves when told to, and waiters that are woken by their places.
@@ -91,6 +117,8 @@ struct Key {
     state: KeyState<Place>,
     now: Timestamp,
     tokens: u64,
+    /// Whether messages of the storage arrive.
+    told: bool,
 }
 
 impl Key {
@@ -99,7 +127,40 @@ impl Key {
             state: KeyState::new(),
             now: Timestamp::ORIGIN + ms(1_000_000),
             tokens: 0,
+            told: false,
         }
+    }
+
+    fn listening() -> Self {
+        Self {
+            told: true,
+            ..Self::new()
+        }
+    }
+
+    /// A key with a holder whose lease others want.
+    fn wanted() -> (Self, Granted) {
+        let mut key = Self::listening();
+        let turn = key.obtain_next();
+        key.state.wanted(key.now);
+        (key, turn)
+    }
+
+    /// A key that was given to others, with a waiter, and the place that it may get.
+    fn rejoined() -> (Self, Place, Standing) {
+        let (mut key, turn) = Self::wanted();
+        let place = key.join();
+        key.sleep(place);
+        key.pass(LIMIT.time);
+        let sent = key.now;
+        let (_, told) = key.done(turn);
+        key.pass(ms(100));
+        let standing = Standing {
+            claim: told.rejoin.unwrap().claim,
+            sent,
+            stamp: key.stamp(),
+        };
+        (key, place, standing)
     }
 
     /// A key with a holder.
@@ -115,7 +176,7 @@ impl Key {
     }
 
     fn join(&mut self) -> Place {
-        self.state.join(TTL, MAX_HOLD)
+        self.state.join(TTL, MAX_HOLD, PAUSE)
     }
 
     fn leave(&mut self, place: Place) -> Told {
@@ -182,7 +243,7 @@ impl Key {
     }
 
     fn granted(&mut self, claim: Claim) -> Told {
-        self.replied(claim, Outcome::Granted)
+        self.replied(claim, Outcome::Granted { wanted: false })
     }
 
     fn denied(&mut self, claim: Claim) -> Told {
@@ -190,12 +251,89 @@ impl Key {
             claim,
             Outcome::Denied {
                 holder_ttl: Some(ms(700)),
+                queued: None,
             },
         )
     }
 
     fn failed(&mut self, claim: Claim, kind: StorageErrorKind) -> Told {
         self.replied(claim, Outcome::Failed(StorageError::new(kind)))
+    }
+
+    /// An attempt that is not answered, once a pause is over.
+    fn failed_attempt(&mut self, place: Place) -> Claim {
+        self.pass(PAUSE);
+        let claim = self.ask(place).claim;
+        assert_eq!(
+            self.failed(claim, StorageErrorKind::Timeout),
+            Told::nothing()
+        );
+        self.doze(place);
+        claim
+    }
+
+    /// What the storage's clock shows.
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            run: Some(7),
+            at: ms(5_000_000) + self.now.since(Timestamp::ORIGIN),
+        }
+    }
+
+    fn queued(&mut self, claim: Claim, stamp: Stamp) -> Told {
+        self.replied(
+            claim,
+            Outcome::Denied {
+                holder_ttl: Some(ms(700)),
+                queued: Some(stamp),
+            },
+        )
+    }
+
+    /// From the front of the queue to a place in the storage's.
+    fn enqueue(&mut self, place: Place) -> Standing {
+        let claim = self.ask(place).claim;
+        let (sent, stamp) = (self.now, self.stamp());
+        assert_eq!(self.queued(claim, stamp), Told::nothing());
+        self.doze(place);
+        Standing { claim, sent, stamp }
+    }
+
+    fn grant(&self, claim: Claim, stamp: Stamp) -> PushedGrant {
+        PushedGrant {
+            name: LockName::parse("lock", "lock:key").unwrap(),
+            token: claim.token,
+            ttl: claim.ttl,
+            stamp,
+            wanted: false,
+        }
+    }
+
+    fn pushed(&mut self, grant: &PushedGrant) -> Told {
+        self.state.pushed(grant, self.now).into()
+    }
+
+    fn push(&mut self, claim: Claim, stamp: Stamp) -> Told {
+        let grant = self.grant(claim, stamp);
+        self.pushed(&grant)
+    }
+
+    fn ask_again(&mut self) -> Told {
+        self.state.ask_again(self.now).into()
+    }
+
+    /// A newcomer that gets a turn by an attempt.
+    fn obtain_next(&mut self) -> Granted {
+        let place = self.join();
+        self.obtain(place)
+    }
+
+    /// From one turn to that of a newcomer.
+    fn hand_over(&mut self, turn: Granted) -> Granted {
+        let next = self.join();
+        self.sleep(next);
+        assert_eq!(self.done(turn), (Ended::HandedOver, Told::wake(next)));
+        self.take(next)
     }
 
     /// From the front of the queue through the storage to a turn.
@@ -206,7 +344,20 @@ impl Key {
     }
 
     fn done(&mut self, turn: Granted) -> (Ended, Told) {
-        let (ended, effects) = self.state.turn_done(turn.id, turn.claim, LIMIT, self.now);
+        let (ended, effects) = self.state.turn_done(
+            turn.id,
+            turn.claim,
+            Sharing {
+                limit: LIMIT,
+                told: self.told,
+            },
+            self.now,
+            || {
+                assert!(self.told, "nobody would tell us of a grant");
+                self.tokens += 1;
+                OwnerToken::new(1, self.tokens)
+            },
+        );
         (ended, effects.into())
     }
 
@@ -224,7 +375,7 @@ impl Key {
         tick.effects.into()
     }
 
-    fn renewed(&mut self, claim: Claim, sent: Timestamp, reply: Option<bool>) -> Told {
+    fn renewed(&mut self, claim: Claim, sent: Timestamp, reply: Option<Renewed>) -> Told {
         self.state.renewed(claim, sent, reply, self.now).into()
     }
 
@@ -326,7 +477,7 @@ fn an_unanswered_attempt_is_repeated_with_its_own_token() {
 #[test]
 fn an_unanswered_attempt_is_released_and_not_repeated_by_a_waiter_with_another_ttl() {
     let mut key = Key::new();
-    let (a, b) = (key.join(), key.state.join(6 * TTL, MAX_HOLD));
+    let (a, b) = (key.join(), key.state.join(6 * TTL, MAX_HOLD, PAUSE));
     key.sleep(b);
     let first = key.ask(a).claim;
     key.failed(first, StorageErrorKind::Timeout);
@@ -602,7 +753,13 @@ fn a_lease_that_nears_its_end_is_not_handed_over() {
         let (mut key, turn) = Key::held();
         key.join();
         key.pass(VALID - left);
-        let (how, _) = key.state.turn_done(turn.id, turn.claim, limit, key.now);
+        let (how, _) = key.state.turn_done(
+            turn.id,
+            turn.claim,
+            Sharing { limit, told: false },
+            key.now,
+            || panic!("nobody would tell us of a grant"),
+        );
         assert_eq!(how, ended);
     }
 }
@@ -610,7 +767,7 @@ fn a_lease_that_nears_its_end_is_not_handed_over() {
 #[test]
 fn a_waiter_with_another_ttl_gets_a_lease_of_its_own() {
     let (mut key, turn) = Key::held();
-    let a = key.state.join(TTL / 2, MAX_HOLD);
+    let a = key.state.join(TTL / 2, MAX_HOLD, PAUSE);
     key.sleep(a);
     let told = Told::release(turn.claim).and_wake(a);
     assert_eq!(key.done(turn), (Ended::Released, told));
@@ -623,7 +780,7 @@ fn a_waiter_with_another_ttl_gets_a_lease_of_its_own() {
 #[test]
 fn a_lease_passed_on_by_a_waiter_that_left_is_not_for_one_with_another_ttl() {
     let (mut key, turn) = Key::held();
-    let (a, b) = (key.join(), key.state.join(TTL / 2, MAX_HOLD));
+    let (a, b) = (key.join(), key.state.join(TTL / 2, MAX_HOLD, PAUSE));
     key.sleep(a);
     key.sleep(b);
     key.done(turn);
@@ -656,7 +813,7 @@ fn a_turn_that_was_lost_ends_no_other() {
 fn max_hold_ends_a_turn_and_its_lease_is_not_handed_over() {
     for is_told in [true, false] {
         let mut key = Key::new();
-        let (a, b) = (key.state.join(TTL, ms(500)), key.join());
+        let (a, b) = (key.state.join(TTL, ms(500), PAUSE), key.join());
         let lease_ends = key.now + VALID;
         let turn = key.obtain(a);
         key.sleep(b);
@@ -680,7 +837,7 @@ fn max_hold_ends_a_turn_and_its_lease_is_not_handed_over() {
 #[test]
 fn a_turn_that_never_ends_blocks_the_key_until_its_lease_is_over() {
     let mut key = Key::new();
-    let (a, b) = (key.state.join(TTL, ms(500)), key.join());
+    let (a, b) = (key.state.join(TTL, ms(500), PAUSE), key.join());
     key.obtain(a);
     key.sleep(b);
     key.pass(ms(500));
@@ -709,12 +866,17 @@ fn a_turn_is_revoked_once_and_neither_renewed_nor_handed_over() {
 #[test]
 fn a_renewal_never_outlasts_max_hold() {
     let mut key = Key::new();
-    let a = key.state.join(TTL, TTL);
+    let a = key.state.join(TTL, TTL, PAUSE);
     let turn = key.obtain(a);
     key.pass(TTL / 2);
     let (renew, _) = key.tick();
     assert_eq!(
-        key.renewed(renew.unwrap(), key.now, Some(true)).deadline,
+        key.renewed(
+            renew.unwrap(),
+            key.now,
+            Some(Renewed::Ours { wanted: false })
+        )
+        .deadline,
         Some(turn.ends)
     );
 }
@@ -732,7 +894,7 @@ fn a_lease_in_use_is_renewed_at_a_third_of_its_ttl_and_counts_from_the_sending()
     let sent = key.now;
     assert_eq!(key.tick().0, None, "one at a time");
     key.pass(ms(700));
-    let told = key.renewed(turn.claim, sent, Some(true));
+    let told = key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false }));
     assert_eq!(told.deadline, Some(sent + VALID));
     assert_eq!(key.tick(), (None, Some(sent + TTL / 3)));
 }
@@ -775,7 +937,10 @@ fn a_renewal_that_succeeds_at_or_after_the_deadline_revives_nothing() {
         key.tick();
         let sent = key.now;
         key.pass(turn.deadline.since(sent) - early);
-        assert_eq!(key.renewed(turn.claim, sent, Some(true)), told);
+        assert_eq!(
+            key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false })),
+            told
+        );
     }
 
     // After the tick that found it over.
@@ -786,7 +951,7 @@ fn a_renewal_that_succeeds_at_or_after_the_deadline_revives_nothing() {
     key.pass(VALID);
     assert_eq!(key.last_tick(), Told::lost(LossReason::Expired));
     assert_eq!(
-        key.renewed(turn.claim, sent, Some(true)),
+        key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false })),
         Told::release(turn.claim)
     );
     assert_eq!(key.renewed(turn.claim, sent, None), Told::nothing());
@@ -800,7 +965,7 @@ fn not_ours_is_lost_at_once() {
     key.pass(TTL / 3);
     key.tick();
     assert_eq!(
-        key.renewed(turn.claim, key.now, Some(false)),
+        key.renewed(turn.claim, key.now, Some(Renewed::NotOurs)),
         Told::lost(LossReason::NotOurs).and_wake(a)
     );
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
@@ -815,7 +980,10 @@ fn a_renewal_answered_after_the_turn_is_the_next_ones() {
     key.tick();
     let sent = key.now;
     key.done(turn);
-    assert_eq!(key.renewed(turn.claim, sent, Some(true)), Told::nothing());
+    assert_eq!(
+        key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false })),
+        Told::nothing()
+    );
     assert_eq!(key.take(a).deadline, sent + VALID);
 }
 
@@ -841,743 +1009,892 @@ fn a_lease_that_runs_out_without_a_turn_is_released() {
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
 }
 
+// --- waiting in the storage's queue --------------------------------------------------------------
+
+#[test]
+fn a_queued_waiter_keeps_its_token_when_it_asks_again() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.enqueue(a).claim;
+    for _ in 0..3 {
+        assert_eq!(key.doze(a), key.now + PAUSE);
+        key.pass(PAUSE);
+        let attempt = key.ask(a);
+        assert!(attempt.again);
+        assert_eq!(attempt.claim, claim, "it would lose its place");
+        assert_eq!(key.queued(claim, key.stamp()), Told::nothing());
+    }
+    assert_eq!(key.failed_attempt(a), claim);
+    key.pass(PAUSE);
+    assert_eq!(key.ask(a).claim, claim);
+}
+
+#[test]
+fn a_place_is_left_to_the_next_waiter_of_this_process() {
+    let mut key = Key::listening();
+    let (a, b) = (key.join(), key.join());
+    key.sleep(b);
+    let place = key.enqueue(a);
+    assert_eq!(key.leave(a), Told::wake(b));
+    key.doze(b);
+    assert_eq!(key.push(place.claim, key.stamp()), Told::wake(b));
+    assert_eq!(key.take(b).claim, place.claim);
+}
+
+#[test]
+fn the_last_leaving_gives_back_its_place() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.enqueue(a).claim;
+    assert_eq!(key.leave(a), Told::release(claim));
+    key.release_done();
+    assert!(key.state.is_done());
+
+    // It left before it was known to have a place.
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    assert_eq!(key.leave(a), Told::nothing());
+    assert_eq!(key.queued(claim, key.stamp()), Told::release(claim));
+    key.release_done();
+    assert!(key.state.is_done());
+}
+
+#[test]
+fn the_last_leaving_gives_back_a_grant_that_overtook_the_reply() {
+    let runs = [Some(7), Some(8), None];
+    for (run, is_answered) in [
+        (runs[0], true),
+        (runs[1], true),
+        (runs[2], true),
+        (runs[0], false),
+    ] {
+        let mut key = Key::listening();
+        let a = key.join();
+        let claim = key.ask(a).claim;
+        key.leave(a);
+        let stamp = key.stamp();
+        key.pass(ms(1));
+        assert_eq!(
+            key.push(claim, Stamp { run, ..key.stamp() }),
+            Told::nothing()
+        );
+        let told = if is_answered {
+            key.queued(claim, stamp)
+        } else {
+            key.failed(claim, StorageErrorKind::Timeout)
+        };
+        assert_eq!(told, Told::release(claim), "{run:?}, {is_answered}");
+        key.release_done();
+        assert!(key.state.is_done(), "{:?}", key.state);
+    }
+}
+
+#[test]
+fn a_waiter_with_another_ttl_wants_a_place_of_its_own() {
+    let mut key = Key::listening();
+    let (a, b) = (key.join(), key.state.join(TTL / 2, MAX_HOLD, PAUSE));
+    key.sleep(b);
+    let place = key.enqueue(a);
+    assert_eq!(key.leave(a), Told::wake(b));
+    key.pass(PAUSE);
+    let attempt = key.ask_anew(b, place.claim);
+    assert_eq!(attempt.claim.ttl, TTL / 2);
+    // The first one's grant was on its way.
+    assert_eq!(
+        key.push(place.claim, key.stamp()),
+        Told::release(place.claim)
+    );
+}
+
+#[test]
+fn who_waits_asks_again_when_messages_arrive_again() {
+    // The first ask of who was not told that it has a place.
+    let mut key = Key::new();
+    let (a, b) = (key.join(), key.join());
+    key.sleep(b);
+    let claim = key.ask(a).claim;
+    key.denied(claim);
+    key.doze(a);
+    assert_eq!(key.ask_again(), Told::wake(a), "the others wait for it");
+    key.ask(a);
+
+    // And of who may have missed its grant.
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.enqueue(a).claim;
+    key.doze(a);
+    assert_eq!(key.ask_again(), Told::wake(a));
+    assert_eq!(key.ask(a).claim, claim);
+
+    // With a storage in trouble it would be one more that hurries.
+    let mut key = Key::listening();
+    let a = key.join();
+    key.failed_attempt(a);
+    let at = key.doze(a);
+    assert_eq!(key.ask_again(), Told::nothing());
+    assert_eq!(key.doze(a), at);
+
+    // Who holds it, or is not here, has missed nothing.
+    let (mut key, _) = Key::held();
+    let a = key.join();
+    key.sleep(a);
+    assert_eq!(key.ask_again(), Told::nothing());
+    assert_eq!(Key::new().ask_again(), Told::nothing());
+}
+
+/// The attempt may have been sent without asking for a place, or its place passed over while nobody
+/// listened.
+#[test]
+fn who_was_asking_when_messages_arrive_again_asks_once_more() {
+    for is_queued in [false, true] {
+        let mut key = Key::new();
+        let a = key.join();
+        let claim = key.ask(a).claim;
+        assert_eq!(key.ask_again(), Told::nothing());
+        if is_queued {
+            key.queued(claim, key.stamp());
+        } else {
+            key.denied(claim);
+        }
+        let next = key.ask(a).claim;
+        key.queued(next, key.stamp());
+        key.doze(a);
+    }
+}
+
+/// Asked for while nobody listens, so without a place; but it stands there from before.
+#[test]
+fn a_denial_that_says_nothing_of_the_place_does_not_forget_it() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.pass(PAUSE);
+    assert_eq!(key.ask(a).claim, place.claim);
+    key.denied(place.claim);
+    assert_eq!(key.leave(a), Told::release(place.claim));
+}
+
+// --- granted by a message ------------------------------------------------------------------------
+
+#[test]
+fn a_pushed_grant_counts_from_the_baseline_and_never_from_its_receipt() {
+    for lay in [ms(0), ms(500), ms(5_000)] {
+        let mut key = Key::listening();
+        let a = key.join();
+        let sent = key.now;
+        let claim = key.ask(a).claim;
+        key.pass(ms(200));
+        let enqueued = key.stamp();
+        key.pass(ms(100));
+        key.queued(claim, enqueued);
+        key.doze(a);
+        key.pass(ms(600));
+        let granted = later(enqueued, ms(700));
+        key.pass(lay);
+        assert_eq!(key.push(claim, granted), Told::wake(a));
+        let turn = key.take(a);
+        assert_eq!(turn.claim, claim);
+        assert_eq!(turn.deadline, sent + ms(693) + VALID);
+        assert_eq!(turn.ends, key.now + MAX_HOLD);
+    }
+}
+
+#[test]
+fn a_pushed_grant_that_lay_too_long_is_given_back_unused() {
+    for (early, is_over) in [(Duration::from_nanos(1), false), (ms(0), true)] {
+        let mut key = Key::listening();
+        let (a, b) = (key.join(), key.join());
+        key.sleep(b);
+        let place = key.enqueue(a);
+        key.doze(a);
+        key.pass(VALID + ms(990) - early);
+        let told = key.push(place.claim, later(place.stamp, ms(1_000)));
+        if is_over {
+            assert_eq!(told, Told::release(place.claim).and_wake(a));
+            assert_ne!(key.ask(a).claim.token, place.claim.token);
+        } else {
+            assert_eq!(told, Told::wake(a));
+            assert_eq!(key.take(a).deadline, key.now + early);
+        }
+    }
+}
+
+#[test]
+fn a_grant_that_ran_out_before_its_waiter_came_is_given_back_unused() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    assert_eq!(key.push(place.claim, place.stamp), Told::wake(a));
+    key.pass(VALID);
+    key.ask_anew(a, place.claim);
+}
+
+#[test]
+fn a_pushed_grant_that_cannot_be_dated_is_confirmed_before_anybody_enters() {
+    let known = Key::new().stamp();
+    let other_run = Stamp {
+        run: Some(8),
+        ..later(known, ms(1_000))
+    };
+    let set_back = Stamp {
+        at: known.at - ms(1),
+        ..known
+    };
+    let no_run = Stamp { run: None, ..known };
+    for (enqueued, granted) in [
+        (None, later(known, ms(1_000))),
+        (Some(known), other_run),
+        (Some(known), set_back),
+        (Some(no_run), no_run),
+        (Some(known), no_run),
+        (Some(no_run), known),
+    ] {
+        let mut key = Key::listening();
+        let a = key.join();
+        let claim = key.ask(a).claim;
+        match enqueued {
+            Some(stamp) => key.queued(claim, stamp),
+            None => key.failed(claim, StorageErrorKind::Timeout),
+        };
+        key.doze(a);
+        key.pass(ms(5));
+        assert_eq!(key.push(claim, granted), Told::wake(a));
+        let sent = key.now;
+        assert_eq!(key.ask(a).claim, claim, "{enqueued:?}, {granted:?}");
+        key.pass(ms(5));
+        assert_eq!(key.granted(claim), Told::nothing());
+        let turn = key.take(a);
+        assert_eq!((turn.claim, turn.deadline), (claim, sent + VALID));
+    }
+}
+
+/// The last sending with the first time would make the deadline too late, and the other way round
+/// proves nothing.
+#[test]
+fn asking_again_for_a_place_makes_a_new_pair() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let first = key.enqueue(a);
+    key.pass(ms(3_000));
+    let second = key.enqueue(a);
+    assert_eq!(second.claim, first.claim);
+    key.pass(ms(100));
+    assert_eq!(
+        key.push(first.claim, later(second.stamp, ms(100))),
+        Told::wake(a)
+    );
+    assert_eq!(key.take(a).deadline, second.sent + ms(99) + VALID);
+}
+
+#[test]
+fn an_attempt_without_a_reply_leaves_the_pair_of_the_one_before() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let first = key.enqueue(a);
+    key.pass(ms(3_000));
+    assert_eq!(key.failed_attempt(a), first.claim);
+    assert_eq!(
+        key.push(first.claim, later(first.stamp, ms(2_000))),
+        Told::wake(a)
+    );
+    assert_eq!(key.take(a).deadline, first.sent + ms(1_980) + VALID);
+}
+
+#[test]
+fn a_grant_from_before_the_pair_says_nothing_of_the_place_held_now() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let first = key.enqueue(a);
+    key.pass(3 * TTL);
+    // The grant was lost and ran out; who asks stands there anew.
+    key.enqueue(a);
+    assert_eq!(
+        key.push(first.claim, later(first.stamp, ms(1_000))),
+        Told::wake(a)
+    );
+    assert_eq!(key.ask(a).claim, first.claim);
+}
+
+#[test]
+fn a_grant_that_overtakes_the_reply_waits_for_it() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let sent = key.now;
+    let claim = key.ask(a).claim;
+    let stamp = key.stamp();
+    key.pass(ms(100));
+    assert_eq!(key.push(claim, later(stamp, ms(100))), Told::nothing());
+    key.sleep(a);
+    assert_eq!(key.queued(claim, stamp), Told::wake(a));
+    let turn = key.take(a);
+    assert_eq!((turn.claim, turn.deadline), (claim, sent + ms(99) + VALID));
+
+    // The reply is lost: it cannot be dated.
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    key.push(claim, key.stamp());
+    key.sleep(a);
+    assert_eq!(key.failed(claim, StorageErrorKind::Timeout), Told::wake(a));
+    assert_eq!(key.ask(a).claim, claim);
+
+    // It lay for too long.
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    let stamp = key.stamp();
+    key.push(claim, stamp);
+    key.sleep(a);
+    key.pass(VALID);
+    assert_eq!(key.queued(claim, stamp), Told::release(claim).and_wake(a));
+    assert_ne!(key.ask(a).claim.token, claim.token);
+}
+
+#[test]
+fn a_granted_reply_beats_a_pushed_one() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.pass(ms(3_000));
+    let sent = key.now;
+    assert_eq!(key.ask(a).claim, place.claim);
+    let granted = later(place.stamp, ms(2_000));
+    assert_eq!(key.push(place.claim, granted), Told::nothing());
+    key.sleep(a);
+    assert_eq!(key.granted(place.claim), Told::wake(a));
+    // Delivered twice, or late.
+    assert_eq!(key.push(place.claim, granted), Told::nothing());
+    let turn = key.take(a);
+    assert_eq!(turn.deadline, sent + VALID);
+    assert_eq!(turn.due, sent + TTL / 3, "this one is sure");
+    assert_eq!(key.push(place.claim, granted), Told::nothing());
+}
+
+#[test]
+fn a_poll_that_finds_it_ours_already_counts_from_its_own_sending() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.pass(2 * TTL);
+    let sent = key.now;
+    assert_eq!(key.ask(a).claim, place.claim);
+    key.pass(ms(50));
+    key.granted(place.claim);
+    assert_eq!(key.take(a).deadline, sent + VALID);
+}
+
+#[test]
+fn a_grant_to_a_token_given_up_is_released_and_never_used() {
+    let given_up = |key: &mut Key| {
+        let a = key.join();
+        let place = key.enqueue(a);
+        assert_eq!(key.leave(a), Told::release(place.claim));
+        place.claim
+    };
+    // Nobody wants it.
+    let mut key = Key::listening();
+    let old = given_up(&mut key);
+    assert_eq!(key.push(old, key.stamp()), Told::release(old));
+    key.release_done();
+    key.release_done();
+    assert!(key.state.is_done());
+
+    // Somebody is about to ask, asks, stands in the queue, has it.
+    let mut key = Key::listening();
+    let old = given_up(&mut key);
+    let a = key.join();
+    assert_eq!(key.push(old, key.stamp()), Told::release(old));
+    let claim = key.ask(a).claim;
+    assert_ne!(claim.token, old.token);
+    assert_eq!(key.push(old, key.stamp()), Told::release(old));
+    key.queued(claim, key.stamp());
+    key.doze(a);
+    assert_eq!(key.push(old, key.stamp()), Told::release(old));
+    key.doze(a);
+    assert_eq!(key.push(claim, key.stamp()), Told::wake(a));
+    assert_eq!(key.push(old, key.stamp()), Told::release(old));
+    let turn = key.take(a);
+    assert_eq!(turn.claim, claim);
+    assert_eq!(key.push(old, key.stamp()), Told::release(old));
+    assert_eq!(key.done(turn), (Ended::Released, Told::release(claim)));
+    assert_eq!(key.push(claim, key.stamp()), Told::release(claim));
+}
+
+/// If the storage's clock was set forward while the grant was awaited, the deadline is too late.
+#[test]
+fn a_pushed_lease_is_renewed_at_once() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.pass(ms(1_000));
+    key.push(place.claim, later(place.stamp, ms(1_000)));
+    let turn = key.take(a);
+    assert_eq!(turn.due, key.now);
+    assert_eq!(key.tick(), (Some(place.claim), Some(turn.deadline)));
+    let sent = key.now;
+    key.pass(ms(1));
+    let told = key.renewed(place.claim, sent, Some(renewed(true)));
+    assert_eq!(told.deadline, Some(sent + VALID));
+    assert_eq!(key.tick(), (None, Some(sent + TTL / 3)));
+
+    // It was too late: whoever entered is told after one round trip.
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.push(place.claim, later(place.stamp, 2 * TTL));
+    let turn = key.take(a);
+    assert!(turn.deadline > key.now + TTL, "wrong");
+    assert_eq!(key.tick().0, Some(place.claim));
+    assert_eq!(
+        key.renewed(place.claim, key.now, Some(renewed(false))),
+        Told::lost(LossReason::NotOurs)
+    );
+    assert_eq!(key.done(turn).0, Ended::Lost);
+}
+
+/// Else a step of the storage's clock by an hour would hide for an hour that renewals fail.
+#[test]
+fn the_first_renewal_of_a_pushed_lease_puts_its_deadline_right() {
+    for is_handed_over in [false, true] {
+        let mut key = Key::listening();
+        let (a, b) = (key.join(), key.join());
+        key.sleep(b);
+        let place = key.enqueue(a);
+        key.push(place.claim, later(place.stamp, 4 * TTL));
+        let turn = key.take(a);
+        assert!(turn.deadline > key.now + 4 * TTL, "wrong");
+        assert_eq!(key.tick().0, Some(place.claim));
+        let sent = key.now;
+        if is_handed_over {
+            key.done(turn);
+            key.take(b);
+        }
+        let told = key.renewed(place.claim, sent, Some(renewed(true)));
+        assert_eq!(told.deadline, Some(sent + VALID));
+        key.pass(VALID);
+        assert_eq!(key.last_tick().lost, Some(LossReason::Expired));
+    }
+}
+
+#[test]
+fn a_grant_for_a_shorter_time_counts_as_long_and_is_made_whole_by_its_renewal() {
+    let mut key = Key::listening();
+    let (a, b) = (key.join(), key.join());
+    key.sleep(b);
+    let place = key.enqueue(a);
+    let granted = PushedGrant {
+        ttl: ms(1_000),
+        ..key.grant(place.claim, place.stamp)
+    };
+    assert_eq!(key.pushed(&granted), Told::wake(a));
+    let turn = key.take(a);
+    assert_eq!(turn.deadline, place.sent + ms(988));
+    assert_eq!(turn.claim, place.claim);
+    assert_eq!(key.tick().0, Some(place.claim));
+    let sent = key.now;
+    key.renewed(place.claim, sent, Some(renewed(true)));
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
+    assert_eq!(key.take(b).deadline, sent + VALID);
+
+    // Nor does a storage that promises more make the lease longer than it was asked for.
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    let granted = PushedGrant {
+        ttl: 9 * TTL,
+        ..key.grant(place.claim, place.stamp)
+    };
+    key.pushed(&granted);
+    assert_eq!(key.take(a).deadline, place.sent + VALID);
+}
+
+#[test]
+fn a_grant_clears_what_was_known_of_others() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    assert_eq!(key.failed_attempt(a), place.claim);
+    assert!(key.state.last_error().is_some());
+    key.push(place.claim, later(place.stamp, PAUSE));
+    assert!(key.state.last_error().is_none());
+    assert_eq!(key.state.failures(), 0);
+}
+
+// --- sharing with other processes ----------------------------------------------------------------
+
+#[test]
+fn an_unwanted_lease_goes_on_without_bound() {
+    let (mut key, mut turn) = Key::held();
+    key.told = true;
+    for _ in 0..5 * LIMIT.turns {
+        turn = key.hand_over(turn);
+    }
+    let sent = key.now;
+    key.tick();
+    key.pass(LIMIT.time);
+    key.tick();
+    key.renewed(turn.claim, sent + LIMIT.time, Some(renewed(true)));
+    key.hand_over(turn);
+}
+
+/// Nobody would tell that it is wanted.
+#[test]
+fn without_messages_every_lease_is_bounded() {
+    let (mut key, mut turn) = Key::held();
+    key.told = true;
+    for _ in 0..5 {
+        turn = key.hand_over(turn);
+    }
+    key.state.wanted(key.now);
+    key.pass(LIMIT.time);
+    key.told = false;
+    let next = key.join();
+    key.sleep(next);
+    assert_eq!(
+        key.done(turn),
+        (Ended::Released, Told::release(turn.claim).and_wake(next)),
+        "nor is there a place to ask for"
+    );
+}
+
+/// In each of the ways in which this process learns that others want its lease.
+#[test]
+fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
+    type Learn = fn(&mut Key) -> Granted;
+    let told: Learn = |key| {
+        let turn = key.obtain_next();
+        let turn = (0..2 * LIMIT.turns).fold(turn, |turn, _| key.hand_over(turn));
+        key.state.wanted(key.now);
+        // Told again it is no longer.
+        key.hand_over(turn)
+    };
+    let told_before_the_reply: Learn = |key| {
+        let a = key.join();
+        let claim = key.ask(a).claim;
+        key.state.wanted(key.now);
+        key.granted(claim);
+        key.take(a)
+    };
+    let in_the_reply: Learn = |key| {
+        let a = key.join();
+        let claim = key.ask(a).claim;
+        key.replied(claim, Outcome::Granted { wanted: true });
+        key.take(a)
+    };
+    let in_the_grant: Learn = |key| {
+        let a = key.join();
+        let place = key.enqueue(a);
+        let granted = PushedGrant {
+            wanted: true,
+            ..key.grant(place.claim, place.stamp)
+        };
+        key.pushed(&granted);
+        key.take(a)
+    };
+    let after_a_grant_that_waits_for_the_reply: Learn = |key| {
+        let a = key.join();
+        let claim = key.ask(a).claim;
+        let stamp = key.stamp();
+        key.push(claim, stamp);
+        key.state.wanted(key.now);
+        key.queued(claim, stamp);
+        key.take(a)
+    };
+    let by_a_renewal: Learn = |key| {
+        let turn = key.obtain_next();
+        let turn = (0..2 * LIMIT.turns).fold(turn, |turn, _| key.hand_over(turn));
+        let sent = key.now;
+        key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: true }));
+        key.hand_over(turn)
+    };
+    for (which, learn) in [
+        told,
+        told_before_the_reply,
+        in_the_reply,
+        in_the_grant,
+        after_a_grant_that_waits_for_the_reply,
+        by_a_renewal,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // By count.
+        let mut key = Key::listening();
+        let mut turn = learn(&mut key);
+        for _ in 1..LIMIT.turns {
+            key.state.wanted(key.now);
+            turn = key.hand_over(turn);
+        }
+        let next = key.join();
+        key.sleep(next);
+        let (ended, told) = key.done(turn);
+        assert_eq!(ended, Ended::Released, "way {which}");
+        assert_eq!(told.release, Some(turn.claim), "way {which}");
+        assert!(told.rejoin.is_some(), "way {which}");
+
+        // By time.
+        for (held_for, how) in [
+            (LIMIT.time - ms(1), Ended::HandedOver),
+            (LIMIT.time, Ended::Released),
+        ] {
+            let mut key = Key::listening();
+            let turn = learn(&mut key);
+            let next = key.join();
+            key.sleep(next);
+            key.pass(held_for);
+            key.state.wanted(key.now);
+            assert_eq!(key.done(turn).0, how, "way {which}");
+        }
+    }
+}
+
+#[test]
+fn a_wanted_lease_that_nobody_here_waits_for_is_just_released() {
+    let (mut key, turn) = Key::wanted();
+    assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    key.release_done();
+    assert!(key.state.is_done());
+}
+
+#[test]
+fn an_unwanted_lease_that_is_given_up_asks_for_no_place() {
+    let mut key = Key::listening();
+    let turn = key.obtain_next();
+    let a = key.join();
+    key.sleep(a);
+    key.state.revoke();
+    assert_eq!(
+        key.done(turn),
+        (Ended::Lost, Told::release(turn.claim).and_wake(a))
+    );
+    key.ask(a);
+}
+
+/// What others wanted was an earlier lease.
+#[test]
+fn a_new_lease_is_not_wanted_because_the_last_one_was() {
+    type End = fn(&mut Key, Granted);
+    let released: End = |key, turn| {
+        key.done(turn);
+    };
+    let left: End = |key, turn| {
+        let a = key.join();
+        key.sleep(a);
+        assert_eq!(key.done(turn).0, Ended::HandedOver);
+        assert_eq!(key.leave(a), Told::release(turn.claim));
+    };
+    let lost: End = |key, turn| {
+        key.renewed(turn.claim, key.now, Some(renewed(false)));
+        assert_eq!(key.done(turn).0, Ended::Lost);
+    };
+    let ran_out: End = |key, turn| {
+        let a = key.join();
+        key.sleep(a);
+        key.done(turn);
+        key.pass(VALID);
+        let claim = key.ask_anew(a, turn.claim).claim;
+        key.leave(a);
+        assert_eq!(key.denied(claim), Told::nothing());
+    };
+    let not_queued: End = |key, turn| {
+        let a = key.join();
+        key.sleep(a);
+        key.pass(LIMIT.time);
+        let (_, told) = key.done(turn);
+        key.state.wanted(key.now);
+        key.leave(a);
+        key.replied(told.rejoin.unwrap().claim, Outcome::NotQueued);
+    };
+    for (which, end) in [released, left, lost, ran_out, not_queued]
+        .into_iter()
+        .enumerate()
+    {
+        let (mut key, turn) = Key::wanted();
+        end(&mut key, turn);
+        while key.state.releasing > 0 {
+            key.release_done();
+        }
+        assert!(key.state.is_done(), "way {which}");
+        let mut turn = key.obtain_next();
+        for _ in 0..2 * LIMIT.turns {
+            let next = key.join();
+            key.sleep(next);
+            assert_eq!(key.done(turn).0, Ended::HandedOver, "way {which}");
+            turn = key.take(next);
+        }
+    }
+}
+
+// --- giving it to others and wanting it again ----------------------------------------------------
+
+#[test]
+fn who_gives_it_to_others_asks_for_a_new_place_by_the_same_release() {
+    let (mut key, turn) = Key::wanted();
+    let a = key.state.join(TTL / 2, MAX_HOLD, PAUSE / 2);
+    key.sleep(a);
+    let (ended, told) = key.done(turn);
+    assert_eq!(ended, Ended::Released);
+    assert_eq!((told.release, told.wake), (Some(turn.claim), None));
+    let rejoin = told.rejoin.unwrap();
+    assert_ne!(rejoin.claim.token, turn.claim.token, "a token is used once");
+    assert_eq!((rejoin.claim.ttl, rejoin.interval), (TTL / 2, PAUSE / 2));
+    // It is as good as an attempt.
+    let b = key.join();
+    key.sleep(a);
+    key.sleep(b);
+    assert_eq!(key.state.waiters(), 2);
+}
+
+#[test]
+fn a_new_place_is_as_good_as_one_that_was_asked_for() {
+    let (mut key, a, place) = Key::rejoined();
+    assert_eq!(key.queued(place.claim, place.stamp), Told::wake(a));
+    assert_eq!(key.state.holder_ttl(key.now), Some(ms(700)));
+    assert_eq!(key.doze(a), key.now + PAUSE);
+    key.release_done();
+    key.doze(a);
+    key.pass(ms(500));
+    assert_eq!(
+        key.push(place.claim, later(place.stamp, ms(500))),
+        Told::wake(a)
+    );
+    let turn = key.take(a);
+    assert_eq!(turn.claim, place.claim);
+    assert_eq!(turn.deadline, place.sent + ms(495) + VALID);
+}
+
+#[test]
+fn a_new_place_is_kept_when_its_time_to_ask_has_come() {
+    let (mut key, a, place) = Key::rejoined();
+    key.queued(place.claim, place.stamp);
+    key.release_done();
+    key.pass(PAUSE);
+    assert_eq!(key.ask(a).claim, place.claim);
+}
+
+#[test]
+fn a_grant_that_overtakes_the_news_of_the_new_place_waits_for_it() {
+    let (mut key, a, place) = Key::rejoined();
+    key.sleep(a);
+    assert_eq!(
+        key.push(place.claim, later(place.stamp, ms(100))),
+        Told::nothing()
+    );
+    assert_eq!(key.queued(place.claim, place.stamp), Told::wake(a));
+    assert_eq!(key.take(a).deadline, place.sent + ms(99) + VALID);
+}
+
+#[test]
+fn who_got_no_new_place_because_nobody_waits_asks_at_once() {
+    let (mut key, a, place) = Key::rejoined();
+    key.sleep(a);
+    assert_eq!(key.replied(place.claim, Outcome::NotQueued), Told::wake(a));
+    let attempt = key.ask(a);
+    assert_ne!(attempt.claim.token, place.claim.token);
+    // It has nothing to be measured from yet.
+    key.push(attempt.claim, place.stamp);
+    key.failed(attempt.claim, StorageErrorKind::Timeout);
+    assert_eq!(key.ask(a).claim, attempt.claim);
+}
+
+#[test]
+fn a_new_place_that_may_have_been_given_is_asked_for_with_its_token() {
+    let (mut key, a, place) = Key::rejoined();
+    key.sleep(a);
+    assert_eq!(
+        key.failed(place.claim, StorageErrorKind::Timeout),
+        Told::wake(a)
+    );
+    assert_eq!(key.doze(a), key.now + PAUSE);
+    key.pass(PAUSE);
+    assert_eq!(key.ask(a).claim, place.claim);
+
+    // Granted before it was asked for, it has to be confirmed.
+    let (mut key, a, place) = Key::rejoined();
+    key.failed(place.claim, StorageErrorKind::Timeout);
+    key.doze(a);
+    assert_eq!(key.push(place.claim, place.stamp), Told::wake(a));
+    assert_eq!(key.ask(a).claim, place.claim);
+
+    // If it was not given for sure, its token is not needed.
+    let (mut key, a, place) = Key::rejoined();
+    assert_eq!(
+        key.failed(place.claim, StorageErrorKind::Rejected),
+        Told::wake(a)
+    );
+    assert_eq!(key.leave(a), Told::nothing());
+}
+
+#[test]
+fn a_new_place_that_nobody_wants_any_more_is_given_back() {
+    type Reply = fn(&mut Key, Standing) -> Told;
+    let queued: Reply = |key, place| key.queued(place.claim, place.stamp);
+    let failed: Reply = |key, place| key.failed(place.claim, StorageErrorKind::Timeout);
+    let none: Reply = |key, place| key.replied(place.claim, Outcome::NotQueued);
+    for (reply, is_released) in [(queued, true), (failed, true), (none, false)] {
+        let (mut key, a, place) = Key::rejoined();
+        assert_eq!(key.leave(a), Told::nothing(), "the reply is awaited");
+        let told = reply(&mut key, place);
+        if is_released {
+            assert_eq!(told, Told::release(place.claim));
+            key.release_done();
+        } else {
+            assert_eq!(told, Told::nothing());
+        }
+        key.release_done();
+        assert!(key.state.is_done());
+    }
+}
+
+#[test]
+fn a_turn_that_was_lost_makes_room_for_others_too() {
+    // Revoked.
+    let (mut key, turn) = Key::wanted();
+    let a = key.join();
+    key.sleep(a);
+    key.state.revoke();
+    let (ended, told) = key.done(turn);
+    assert_eq!((ended, told.release), (Ended::Lost, Some(turn.claim)));
+    assert!(told.rejoin.is_some());
+
+    // Over.
+    let (mut key, turn) = Key::wanted();
+    let a = key.join();
+    key.sleep(a);
+    key.pass(VALID);
+    let (ended, told) = key.done(turn);
+    assert_eq!((ended, told.release), (Ended::Lost, Some(turn.claim)));
+    let rejoin = told.rejoin.unwrap();
+    key.replied(rejoin.claim, Outcome::NotQueued);
+    key.ask(a);
+}
+
+#[test]
+fn a_renewal_answered_after_the_lease_was_given_to_others_does_not_touch_the_new_place() {
+    let (mut key, turn) = Key::wanted();
+    let a = key.join();
+    key.sleep(a);
+    key.pass(LIMIT.time);
+    assert_eq!(key.tick().0, Some(turn.claim));
+    let sent = key.now;
+    let (_, told) = key.done(turn);
+    let rejoin = told.rejoin.unwrap();
+    assert_eq!(
+        key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: true })),
+        // Its release is on the way already, and a second might overtake it.
+        Told::nothing()
+    );
+    key.queued(rejoin.claim, key.stamp());
+    key.doze(a);
+    assert_eq!(key.push(rejoin.claim, key.stamp()), Told::wake(a));
+    assert_eq!(key.take(a).claim, rejoin.claim);
+}
+
 // --- everything at once --------------------------------------------------------------------------
 
 /// Several processes with a machine each, around one storage that keeps the contract of
 /// [`LockStorage`](crate::storage::LockStorage) and no more: messages arrive late, in any order,
 /// and replies get lost.
-mod world {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const PROCESSES: usize = 3;
-    const WAITERS: usize = 4;
-    const TTLS: [Duration; 2] = [ms(300), ms(100)];
-    const MAX_HOLDS: [Duration; 2] = [ms(10_000), ms(150)];
-    const LIMIT: HandoffLimit = HandoffLimit {
-        turns: 3,
-        time: ms(200),
-    };
-
-    type WaiterId = u32;
-
-    /// What can happen. A `pick` chooses among what there is to choose from.
-    #[derive(Clone, Copy, Debug)]
-    enum Event {
-        Join {
-            process: usize,
-            ttl: usize,
-            max_hold: usize,
-        },
-        /// A waiter that does not follow an attempt looks, woken or not.
-        Poll {
-            process: usize,
-            pick: u8,
-        },
-        Leave {
-            process: usize,
-            pick: u8,
-        },
-        TurnDone {
-            process: usize,
-            pick: u8,
-        },
-        Tick(usize),
-        Revoke(usize),
-        WakeAll(usize),
-        /// The storage gets a message.
-        Arrive(u8),
-        /// A process learns how one of its calls ended.
-        Reply {
-            pick: u8,
-            how: How,
-            pause: u8,
-        },
-        Pass(u16),
-        /// Time passes towards the end of a turn.
-        PassTowardsTheEnd {
-            process: usize,
-            pick: u8,
-            how_far: HowFar,
-        },
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum HowFar {
-        Half,
-        AllBut,
-        All,
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum How {
-        /// As it was.
-        Answered,
-        /// The reply is lost; the message arrives some time.
-        TimedOut,
-        /// The message is lost, if it has not arrived yet.
-        Vanished,
-        /// The storage does not do it.
-        Refused,
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        let process = 0..PROCESSES;
-        let pick = any::<u8>();
-        let whose = (process.clone(), pick);
-        let how_far = prop_oneof![Just(HowFar::Half), Just(HowFar::AllBut), Just(HowFar::All)];
-        let how = prop_oneof![
-            8 => Just(How::Answered),
-            3 => Just(How::TimedOut),
-            1 => Just(How::Vanished),
-            1 => Just(How::Refused),
-        ];
-        prop_oneof![
-            4 => (process.clone(), 0..2_usize, 0..2_usize)
-                .prop_map(|(process, ttl, max_hold)| Event::Join { process, ttl, max_hold }),
-            12 => whose.clone().prop_map(|(process, pick)| Event::Poll { process, pick }),
-            2 => whose.clone().prop_map(|(process, pick)| Event::Leave { process, pick }),
-            3 => whose.prop_map(|(process, pick)| Event::TurnDone { process, pick }),
-            5 => process.clone().prop_map(Event::Tick),
-            1 => process.clone().prop_map(Event::Revoke),
-            1 => process.clone().prop_map(Event::WakeAll),
-            4 => pick.prop_map(Event::Arrive),
-            10 => (pick, how, 0..200_u8)
-                .prop_map(|(pick, how, pause)| Event::Reply { pick, how, pause }),
-            6 => prop_oneof![4 => 0..20_u16, 2 => 20..120_u16, 1 => 120..700_u16]
-                .prop_map(Event::Pass),
-            4 => (process, pick, how_far).prop_map(|(process, pick, how_far)| {
-                Event::PassTowardsTheEnd { process, pick, how_far }
-            }),
-        ]
-    }
-
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Doing {
-        /// Its task is about to run.
-        Awake,
-        Asleep,
-        /// It sleeps, but no longer than this.
-        Dozing(Timestamp),
-        /// It follows its attempt.
-        Asking,
-    }
-
-    #[derive(Debug)]
-    struct Waiter {
-        id: WaiterId,
-        place: Place,
-        doing: Doing,
-    }
-
-    /// A turn as its holder sees it.
-    #[derive(Debug)]
-    struct Holder {
-        id: TurnId,
-        claim: Claim,
-        deadline: Timestamp,
-        ends: Timestamp,
-        was_told: bool,
-    }
-
-    impl Holder {
-        fn is_sure(&self, now: Timestamp) -> bool {
-            !self.was_told && now < self.deadline
-        }
-    }
-
-    #[derive(Debug)]
-    struct Process {
-        state: KeyState<WaiterId>,
-        /// In the order of their arrival.
-        waiters: Vec<Waiter>,
-        holders: Vec<Holder>,
-        /// The turn that the driver tells of renewals and losses.
-        present: Option<TurnId>,
-        /// When the keeper looks next.
-        look_by: Option<Timestamp>,
-        /// Tokens that the storage may hold for this process, as far as it can know.
-        owed: HashSet<OwnerToken>,
-        /// Tokens of attempts that were not answered.
-        open: HashSet<OwnerToken>,
-        given_back: HashSet<OwnerToken>,
-    }
-
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Call {
-        /// By the caller that still follows it, if there is one.
-        Acquire(Option<WaiterId>),
-        Renew,
-        Release,
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum Answer {
-        Yes,
-        No(Option<Duration>),
-    }
-
-    #[derive(Debug)]
-    struct Message {
-        process: usize,
-        call: Call,
-        claim: Claim,
-        sent: Timestamp,
-        /// What the storage did when it got it.
-        answer: Option<Answer>,
-        /// Whether the process has been told how it ended.
-        is_settled: bool,
-    }
-
-    #[derive(Debug)]
-    struct World {
-        now: Timestamp,
-        /// How much faster the storage's clock runs, in thousandths.
-        drift: i64,
-        owner: Option<(OwnerToken, Timestamp)>,
-        processes: Vec<Process>,
-        messages: Vec<Message>,
-        tokens: u64,
-        arrivals: WaiterId,
-        /// Whether any call ended otherwise than with its true answer.
-        was_in_trouble: bool,
-    }
-
-    fn picked(pick: u8, from: impl Iterator<Item = usize>) -> Option<usize> {
-        let from: Vec<_> = from.collect();
-        (!from.is_empty()).then(|| from[usize::from(pick) % from.len()])
-    }
-
-    impl World {
-        fn new(drift: i64) -> Self {
-            let process = || Process {
-                state: KeyState::new(),
-                waiters: Vec::new(),
-                holders: Vec::new(),
-                present: None,
-                look_by: None,
-                owed: HashSet::new(),
-                open: HashSet::new(),
-                given_back: HashSet::new(),
-            };
-            Self {
-                now: Timestamp::ORIGIN,
-                drift,
-                owner: None,
-                processes: (0..PROCESSES).map(|_| process()).collect(),
-                messages: Vec::new(),
-                tokens: 0,
-                arrivals: 0,
-                was_in_trouble: false,
-            }
-        }
-
-        // --- the storage -------------------------------------------------------------------------
-
-        fn storage_now(&self) -> Timestamp {
-            let faster = (1_000 + self.drift).unsigned_abs();
-            Timestamp::from_nanos(self.now.as_nanos() / 1_000 * faster)
-        }
-
-        /// Who owns the key, and until when by the storage's clock.
-        fn owner(&self) -> Option<(OwnerToken, Timestamp)> {
-            self.owner.filter(|(_, until)| *until > self.storage_now())
-        }
-
-        fn arrive(&mut self, message: usize) {
-            let Message { call, claim, .. } = self.messages[message];
-            let now = self.storage_now();
-            let owner = self.owner();
-            let is_ours = owner.is_some_and(|(token, _)| token == claim.token);
-            let is_done = match call {
-                Call::Acquire(_) => is_ours || owner.is_none(),
-                Call::Renew | Call::Release => is_ours,
-            };
-            if is_done {
-                self.owner = (call != Call::Release).then_some((claim.token, now + claim.ttl));
-            }
-            self.messages[message].answer = Some(if is_done {
-                Answer::Yes
-            } else {
-                Answer::No(owner.map(|(_, until)| until.since(now)))
-            });
-        }
-
-        // --- the driver --------------------------------------------------------------------------
-
-        fn send(&mut self, process: usize, call: Call, claim: Claim) {
-            self.messages.push(Message {
-                process,
-                call,
-                claim,
-                sent: self.now,
-                answer: None,
-                is_settled: false,
-            });
-        }
-
-        fn carry_out(&mut self, index: usize, effects: Effects<WaiterId>) {
-            let process = &mut self.processes[index];
-            let present = process.present;
-            let mut holder = process
-                .holders
-                .iter_mut()
-                .find(|holder| Some(holder.id) == present);
-            if let (Some(deadline), Some(holder)) = (effects.deadline, &mut holder) {
-                assert!(deadline <= holder.ends, "prolonged past max_hold");
-                let is_late = self.now >= holder.deadline && deadline > holder.deadline;
-                assert!(!is_late, "brought back to life");
-                holder.deadline = holder.deadline.max(deadline);
-            }
-            if let (Some(_), Some(holder)) = (effects.lost, holder) {
-                holder.was_told = true;
-                process.present = None;
-            }
-            if let Some(id) = effects.wake {
-                process.wake(id);
-            }
-            if let Some(claim) = effects.release {
-                process.owed.remove(&claim.token);
-                process.given_back.insert(claim.token);
-                self.send(index, Call::Release, claim);
-            }
-        }
-
-        fn poll(&mut self, index: usize, waiter: usize) {
-            let process = &mut self.processes[index];
-            let Waiter { id, place, .. } = process.waiters[waiter];
-            let new_token = || {
-                self.tokens += 1;
-                OwnerToken::new(index as u128, self.tokens)
-            };
-            let (step, effects) = process.state.poll(place, self.now, || id, new_token);
-            process.waiters[waiter].doing = match &step {
-                Step::Granted(_) => Doing::Awake,
-                Step::Ask(_) => Doing::Asking,
-                Step::AskAt(at) => Doing::Dozing(*at),
-                Step::Wait => Doing::Asleep,
-            };
-            match step {
-                Step::Granted(granted) => {
-                    assert_eq!(waiter, 0, "not the first to come got the turn");
-                    process.waiters.remove(0);
-                    process.present = Some(granted.id);
-                    process.holders.push(Holder {
-                        id: granted.id,
-                        claim: granted.claim,
-                        deadline: granted.deadline,
-                        ends: granted.ends,
-                        was_told: false,
-                    });
-                    let look_by = process
-                        .look_by
-                        .map_or(granted.due, |at| at.min(granted.due));
-                    process.look_by = Some(look_by);
-                }
-                Step::Ask(Attempt { claim, .. }) => {
-                    let is_new = !process.owed.contains(&claim.token);
-                    assert!(
-                        is_new || process.open.contains(&claim.token),
-                        "an answered token was used again"
-                    );
-                    assert!(
-                        !process.given_back.contains(&claim.token),
-                        "a token on its way out was used again"
-                    );
-                    process.owed.insert(claim.token);
-                    self.send(index, Call::Acquire(Some(id)), claim);
-                }
-                Step::AskAt(_) | Step::Wait => {}
-            }
-            self.carry_out(index, effects);
-        }
-
-        fn leave(&mut self, index: usize, waiter: usize) {
-            let process = &mut self.processes[index];
-            let Waiter { id, place, .. } = process.waiters.remove(waiter);
-            let effects = process.state.leave(place);
-            for message in &mut self.messages {
-                if message.call == Call::Acquire(Some(id)) {
-                    message.call = Call::Acquire(None);
-                }
-            }
-            self.carry_out(index, effects);
-        }
-
-        fn turn_done(&mut self, index: usize, holder: usize) {
-            let process = &mut self.processes[index];
-            let holder = process.holders.remove(holder);
-            process.present.take_if(|id| *id == holder.id);
-            let (ended, effects) =
-                process
-                    .state
-                    .turn_done(holder.id, holder.claim, LIMIT, self.now);
-            let was_ours = ended != Ended::Lost;
-            assert_eq!(was_ours, holder.is_sure(self.now), "{ended:?}: {holder:?}");
-            self.carry_out(index, effects);
-        }
-
-        fn tick(&mut self, index: usize) {
-            let process = &mut self.processes[index];
-            let Tick {
-                effects,
-                renew,
-                due,
-            } = process.state.tick(self.now);
-            process.look_by = due;
-            if let Some(claim) = renew {
-                let in_use = |holder: &Holder| holder.claim == claim && holder.is_sure(self.now);
-                assert!(process.holders.iter().any(in_use), "nobody needs it");
-                self.send(index, Call::Renew, claim);
-            }
-            self.carry_out(index, effects);
-        }
-
-        fn revoke(&mut self, index: usize) {
-            let process = &mut self.processes[index];
-            if process.state.revoke() {
-                let present = process.present;
-                let is_present = |holder: &&mut Holder| Some(holder.id) == present;
-                let holder = process.holders.iter_mut().find(is_present);
-                holder.expect("a turn that can be revoked").was_told = true;
-            }
-        }
-
-        fn reply(&mut self, message: usize, how: How, pause: Duration) {
-            if matches!(how, How::Answered) && self.messages[message].answer.is_none() {
-                self.arrive(message);
-            }
-            self.was_in_trouble |= !matches!(how, How::Answered);
-            let Message {
-                process: index,
-                call,
-                claim,
-                sent,
-                answer,
-                ..
-            } = self.messages[message];
-            // What has arrived cannot be refused any more.
-            let error = match how {
-                How::Refused if answer.is_none() => StorageErrorKind::Rejected,
-                _ => StorageErrorKind::Timeout,
-            };
-            let answer = answer.filter(|_| matches!(how, How::Answered));
-            self.messages[message].is_settled = true;
-            if matches!(how, How::Vanished | How::Refused) {
-                self.messages.remove(message);
-            }
-
-            let now = self.now;
-            let process = &mut self.processes[index];
-            let effects = match call {
-                Call::Acquire(caller) => {
-                    let outcome = match answer {
-                        Some(Answer::Yes) => Outcome::Granted,
-                        Some(Answer::No(holder_ttl)) => Outcome::Denied { holder_ttl },
-                        None => Outcome::Failed(StorageError::new(error)),
-                    };
-                    match &outcome {
-                        Outcome::Failed(error) if error.kind().is_transient() => {
-                            process.open.insert(claim.token);
-                        }
-                        // Says nothing of an attempt before with the same token.
-                        Outcome::Failed(_) if process.open.contains(&claim.token) => {}
-                        Outcome::Granted => {
-                            process.open.remove(&claim.token);
-                        }
-                        Outcome::Denied { .. } | Outcome::Failed(_) => {
-                            process.open.remove(&claim.token);
-                            process.owed.remove(&claim.token);
-                            process.given_back.insert(claim.token);
-                        }
-                    }
-                    if let Some(id) = caller {
-                        process.wake(id);
-                    }
-                    process.state.replied(claim, outcome, now, now + pause)
-                }
-                Call::Renew => {
-                    let answer = answer.map(|answer| matches!(answer, Answer::Yes));
-                    match answer {
-                        Some(true) => process.owed.insert(claim.token),
-                        Some(false) => process.owed.remove(&claim.token),
-                        None => false,
-                    };
-                    process.look_by = Some(now);
-                    process.state.renewed(claim, sent, answer, now)
-                }
-                Call::Release => process.state.release_done(),
-            };
-            self.carry_out(index, effects);
-            self.messages
-                .retain(|message| !message.is_settled || message.answer.is_none());
-        }
-
-        fn happen(&mut self, event: Event) {
-            match event {
-                Event::Join {
-                    process,
-                    ttl,
-                    max_hold,
-                } => {
-                    let process = &mut self.processes[process];
-                    if process.waiters.len() < WAITERS {
-                        self.arrivals += 1;
-                        process.waiters.push(Waiter {
-                            id: self.arrivals,
-                            place: process.state.join(TTLS[ttl], MAX_HOLDS[max_hold]),
-                            doing: Doing::Awake,
-                        });
-                    }
-                }
-                Event::Poll { process, pick } => {
-                    let waiters = self.processes[process].waiters.iter().enumerate();
-                    let free = waiters.filter(|(_, waiter)| waiter.doing != Doing::Asking);
-                    if let Some(waiter) = picked(pick, free.map(|(index, _)| index)) {
-                        self.poll(process, waiter);
-                    }
-                }
-                Event::Leave { process, pick } => {
-                    if let Some(waiter) = picked(pick, 0..self.processes[process].waiters.len()) {
-                        self.leave(process, waiter);
-                    }
-                }
-                Event::TurnDone { process, pick } => {
-                    if let Some(holder) = picked(pick, 0..self.processes[process].holders.len()) {
-                        self.turn_done(process, holder);
-                    }
-                }
-                Event::Tick(process) => self.tick(process),
-                Event::Revoke(process) => self.revoke(process),
-                Event::WakeAll(process) => {
-                    let process = &mut self.processes[process];
-                    for id in process.state.wake_all() {
-                        process.wake(id);
-                    }
-                }
-                Event::Arrive(pick) => {
-                    let all = self.messages.iter().enumerate();
-                    let on_the_way = all.filter(|(_, message)| message.answer.is_none());
-                    if let Some(message) = picked(pick, on_the_way.map(|(index, _)| index)) {
-                        self.arrive(message);
-                        self.messages
-                            .retain(|message| !message.is_settled || message.answer.is_none());
-                    }
-                }
-                Event::Reply { pick, how, pause } => {
-                    let all = self.messages.iter().enumerate();
-                    let waited_for = all.filter(|(_, message)| !message.is_settled);
-                    if let Some(message) = picked(pick, waited_for.map(|(index, _)| index)) {
-                        self.reply(message, how, ms(pause.into()));
-                    }
-                }
-                Event::Pass(time) => self.now = self.now + ms(time.into()),
-                Event::PassTowardsTheEnd {
-                    process,
-                    pick,
-                    how_far,
-                } => {
-                    let holders = &self.processes[process].holders;
-                    if let Some(holder) = picked(pick, 0..holders.len()) {
-                        let left = holders[holder].deadline.since(self.now);
-                        let passes = match how_far {
-                            HowFar::Half => left / 2,
-                            HowFar::AllBut => left.saturating_sub(Duration::from_nanos(1)),
-                            HowFar::All => left,
-                        };
-                        self.now = self.now + passes;
-                    }
-                }
-            }
-        }
-
-        // --- what must hold ----------------------------------------------------------------------
-
-        fn check(&self) {
-            let holders = self.processes.iter().flat_map(|process| &process.holders);
-            let sure: Vec<_> = holders.filter(|holder| holder.is_sure(self.now)).collect();
-            assert!(sure.len() <= 1, "two holders: {sure:?}");
-            for holder in sure {
-                let owner = self.owner().map(|(token, _)| token);
-                let rightly = owner == Some(holder.claim.token);
-                assert!(rightly, "{owner:?} owns it, not {holder:?}");
-            }
-            for (index, process) in self.processes.iter().enumerate() {
-                let waited_for = |is_it: fn(Call) -> bool| {
-                    let ours = self.messages.iter().filter(|message| {
-                        message.process == index && !message.is_settled && is_it(message.call)
-                    });
-                    ours.count()
-                };
-                let attempts = waited_for(|call| matches!(call, Call::Acquire(_)));
-                let is_asking = matches!(process.state.phase, Phase::Asking { .. });
-                assert_eq!(attempts, usize::from(is_asking), "attempts on their way");
-                let releases = waited_for(|call| call == Call::Release);
-                assert_eq!(releases, process.state.releasing as usize);
-                assert_eq!(process.state.waiters(), process.waiters.len());
-                process.check_that_it_goes_on(self.now);
-            }
-        }
-
-        // --- how it ends -------------------------------------------------------------------------
-
-        /// From now on the network works, tasks run when they are woken and timers when they are
-        /// due, holders finish, and nobody new comes. Then everybody gets a turn, and nothing is
-        /// left.
-        fn settle(&mut self) {
-            for round in 0.. {
-                assert!(round < 1_000, "somebody waits for ever: {self:#?}");
-                while !self.messages.is_empty() {
-                    if self.messages[0].is_settled {
-                        self.arrive(0);
-                        self.messages.remove(0);
-                    } else {
-                        self.reply(0, How::Answered, ms(20));
-                    }
-                    self.check();
-                }
-                for index in 0..PROCESSES {
-                    if self.processes[index]
-                        .look_by
-                        .is_some_and(|at| at <= self.now)
-                    {
-                        self.tick(index);
-                    }
-                    if !self.processes[index].holders.is_empty() {
-                        self.turn_done(index, 0);
-                    }
-                    while let Some(waiter) = self.processes[index].runnable(self.now) {
-                        self.poll(index, waiter);
-                    }
-                    self.check();
-                }
-                self.now = self.now + ms(3);
-                let at_rest =
-                    |process: &Process| process.waiters.is_empty() && process.holders.is_empty();
-                if self.messages.is_empty() && self.processes.iter().all(at_rest) {
-                    break;
-                }
-            }
-            for process in &self.processes {
-                assert!(process.state.is_done(), "{process:#?}");
-                assert_eq!(process.owed, HashSet::new(), "never given back");
-            }
-            assert!(
-                self.was_in_trouble || self.owner().is_none(),
-                "something was left in the storage"
-            );
-        }
-    }
-
-    impl Process {
-        fn wake(&mut self, id: WaiterId) {
-            let mut waiters = self.waiters.iter_mut();
-            let waiter = waiters.find(|waiter| waiter.id == id);
-            waiter.expect("only who waits is woken").doing = Doing::Awake;
-        }
-
-        fn runnable(&self, now: Timestamp) -> Option<usize> {
-            self.waiters.iter().position(|waiter| match waiter.doing {
-                Doing::Awake => true,
-                Doing::Dozing(until) => until <= now,
-                Doing::Asleep | Doing::Asking => false,
-            })
-        }
-
-        /// Whoever is first goes on by itself, or something is under way that will wake it.
-        fn check_that_it_goes_on(&self, now: Timestamp) {
-            if let Phase::Held(Held {
-                lease,
-                turn: Some(turn),
-                ..
-            }) = &self.state.phase
-            {
-                let mut by = lease.deadline;
-                if !turn.revoked {
-                    by = by.min(turn.until);
-                    if !lease.renewing {
-                        by = by.min(lease.renew_at);
-                    }
-                }
-                assert!(
-                    self.look_by.is_some_and(|at| at <= by.max(now)),
-                    "the keeper has to look by {by:?}: {self:#?}"
-                );
-            }
-            let Some(first) = self.waiters.first() else {
-                return;
-            };
-            let goes_on = match (first.doing, &self.state.phase) {
-                (Doing::Awake | Doing::Asking, _) => true,
-                (Doing::Dozing(at), Phase::BackOff { until, .. }) => at <= *until,
-                // The reply wakes it, or the end of the turn, or of the lease.
-                (_, Phase::Asking { .. } | Phase::Held(Held { turn: Some(_), .. })) => true,
-                _ => false,
-            };
-            assert!(goes_on, "at {now:?} nobody will wake the first: {self:#?}");
-        }
-    }
-
-    /// A trace that is too long for chance to find often: a repetition must not share its token
-    /// with another ttl.
-    #[test]
-    fn an_attempt_that_arrives_late_shortens_nobodys_lease() {
-        let (process, pick, pause) = (0, 0, 0);
-        let join = |ttl| Event::Join {
-            process,
-            ttl,
-            max_hold: 0,
-        };
-        let poll = Event::Poll { process, pick };
-        let reply = |how| Event::Reply { pick, how, pause };
-        let mut world = World::new(0);
-        for event in [
-            join(1),
-            join(0),
-            poll,
-            reply(How::TimedOut),
-            Event::Leave { process, pick },
-            poll,
-            reply(How::Answered),
-            poll,
-            Event::Arrive(0),
-            Event::Pass(120),
-        ] {
-            world.happen(event);
-            world.check();
-        }
-        world.settle();
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig {
-            failure_persistence: None,
-            max_shrink_iters: 4_000,
-            ..ProptestConfig::default()
-        })]
-
-        #[test]
-        fn whatever_happens_one_holds_it_and_everybody_gets_a_turn(
-            drift in -5..=5_i64,
-            events in prop::collection::vec(event(), 0..250),
-            all_leave in any::<bool>(),
-        ) {
-            let mut world = World::new(drift);
-            for event in events {
-                world.happen(event);
-                world.check();
-            }
-            while let (true, Some(index)) = (
-                all_leave,
-                world.processes.iter().position(|process| !process.waiters.is_empty()),
-            ) {
-                world.leave(index, 0);
-                world.check();
-            }
-            world.settle();
-        }
-    }
-}
+#[path = "key_state_world.rs"]
+mod world;

@@ -15,7 +15,10 @@
 
 use std::time::Duration;
 
-use crate::{clock::Timestamp, storage::OwnerToken};
+use crate::{
+    clock::Timestamp,
+    storage::{OwnerToken, Stamp},
+};
 
 /// How long a lock of this ttl may be used, from the moment its command was sent.
 pub(crate) fn validity(ttl: Duration) -> Duration {
@@ -35,6 +38,26 @@ pub(crate) struct Claim {
     pub(crate) ttl: Duration,
 }
 
+/// A moment on two clocks: a request that was sent at one, and what the storage's clock showed when
+/// it carried that request out. Both of one and the same request: mixed, they prove nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Baseline {
+    pub(crate) sent: Timestamp,
+    pub(crate) stamp: Stamp,
+}
+
+impl Baseline {
+    /// A moment on our clock that is not after `stamp` on the storage's: nobody knows how long a
+    /// message was on its way, but the storage's clock tells how long after the baseline it was
+    /// sent. Less 1 %, because clocks run at different rates. `None` if the two stamps are not of
+    /// the same run of the storage's clock, or that clock was set back.
+    fn not_after(&self, stamp: Stamp) -> Option<Timestamp> {
+        let comparable = stamp.run.is_some() && stamp.run == self.stamp.run;
+        let since = stamp.at.checked_sub(self.stamp.at)?;
+        comparable.then(|| self.sent + (since - since / 100))
+    }
+}
+
 /// This process's ownership of a key.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
@@ -44,6 +67,8 @@ pub(crate) struct Lease {
     pub(crate) renew_at: Timestamp,
     /// Whether a renewal was sent and not answered.
     pub(crate) renewing: bool,
+    /// The deadline rests on the storage's clock. The first renewal puts it right, also backwards.
+    is_unsure: bool,
 }
 
 impl Lease {
@@ -54,7 +79,27 @@ impl Lease {
             deadline: sent + validity(claim.ttl),
             renew_at: sent + claim.ttl / 3,
             renewing: false,
+            is_unsure: false,
         }
+    }
+
+    /// The lease that a message gives: the lock became ours at `stamp` on the storage's clock.
+    /// `None` if the baseline cannot tell when that was.
+    ///
+    /// A clock of the storage that was set forward meanwhile makes the deadline too late. So it is
+    /// renewed at once: a wrong deadline lives for one round trip.
+    pub(crate) fn pushed(
+        claim: Claim,
+        baseline: Baseline,
+        stamp: Stamp,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let start = baseline.not_after(stamp)?;
+        Some(Self {
+            renew_at: now,
+            is_unsure: true,
+            ..Self::granted(claim, start)
+        })
     }
 
     pub(crate) fn is_over(&self, now: Timestamp) -> bool {
@@ -69,7 +114,12 @@ impl Lease {
     /// A renewal that was sent at `sent` succeeded. Only this moves the deadline.
     pub(crate) fn renewed(&mut self, sent: Timestamp) {
         self.renewing = false;
-        self.deadline = self.deadline.max(sent + validity(self.claim.ttl));
+        let deadline = sent + validity(self.claim.ttl);
+        self.deadline = if std::mem::take(&mut self.is_unsure) {
+            deadline
+        } else {
+            self.deadline.max(deadline)
+        };
         self.renew_at = sent + self.claim.ttl / 3;
     }
 

@@ -45,7 +45,7 @@ pub(crate) use self::acquire::Acquire;
 use self::{
     flight::Flight,
     keeper::{Job, Keeper},
-    key_state::{Attempt, Effects, Ended, HandoffLimit, Outcome, Step, TurnId},
+    key_state::{Attempt, Effects, Ended, GiveBack, HandoffLimit, Outcome, Sharing, Step, TurnId},
     lease::Claim,
     queue::Place,
     release::{Done, Release},
@@ -59,7 +59,7 @@ use crate::{
     error::{LockError, LossReason, NotObtained, TooManyWaiters, WaiterScope},
     key::LockName,
     options::LockOptions,
-    storage::{AcquireRequest, DynStorage, OwnerToken},
+    storage::{AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
 };
 
 /// What a factory's builder can set.
@@ -84,10 +84,18 @@ pub(crate) struct Coordinator {
     draining: AtomicBool,
     /// Notified, while draining, when a key is forgotten.
     forgotten: Notify,
+    prefix: Arc<str>,
+    /// Whether messages of the storage reach us.
+    listening: AtomicBool,
 }
 
 impl Coordinator {
-    pub(crate) fn new(storage: Arc<dyn DynStorage>, clock: Clock, limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(
+        storage: Arc<dyn DynStorage>,
+        clock: Clock,
+        limits: Limits,
+        prefix: Arc<str>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             storage,
             clock,
@@ -99,7 +107,13 @@ impl Coordinator {
             waiting: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             forgotten: Notify::new(),
+            prefix,
+            listening: AtomicBool::new(false),
         })
+    }
+
+    fn is_listening(&self) -> bool {
+        self.listening.load(Relaxed)
     }
 
     /// Keys that anybody of this process waits for, holds, or is giving back.
@@ -160,7 +174,7 @@ impl Coordinator {
             }
             Ok((
                 Arc::clone(cell),
-                state.join(options.ttl(), options.max_hold()),
+                state.join(options.ttl(), options.max_hold(), options.interval()),
             ))
         });
         if joined.is_err() && self.is_draining() {
@@ -214,11 +228,15 @@ impl Coordinator {
         options: LockOptions,
         now: Timestamp,
     ) -> Flight {
+        // Who does not wait wants no place in the queue.
+        let waits = !options.max_wait().is_zero();
         let request = AcquireRequest {
             name: cell.name.clone(),
             token: attempt.claim.token,
             ttl: attempt.claim.ttl,
             again: attempt.again,
+            queue: (waits && self.is_listening())
+                .then(|| release::place(options.ttl(), options.interval())),
         };
         let reply = Arc::clone(&self.storage).acquire(request);
         let limit = now + self.limits.storage_timeout;
@@ -241,20 +259,21 @@ impl Coordinator {
         cell: &Arc<Cell>,
         claim: Claim,
         outcome: Outcome,
-        options: LockOptions,
+        interval: Duration,
     ) {
         let now = self.clock.now();
         self.update(cell, None, |slot| {
             let random = fastrand::f64();
             let pause = match &outcome {
-                Outcome::Denied { holder_ttl } => {
-                    backoff::after_denial(*holder_ttl, options.interval(), random)
+                Outcome::Denied { holder_ttl, .. } => {
+                    backoff::after_denial(*holder_ttl, interval, random)
                 }
+                Outcome::NotQueued => Duration::ZERO,
                 // The caller is told; the next one may ask at once.
                 Outcome::Failed(error) if !error.kind().is_transient() => Duration::ZERO,
                 // A grant brings nothing if it comes too late.
-                Outcome::Failed(_) | Outcome::Granted => {
-                    backoff::after_failure(slot.state.failures(), options.interval(), random)
+                Outcome::Failed(_) | Outcome::Granted { .. } => {
+                    backoff::after_failure(slot.state.failures(), interval, random)
                 }
             };
             ((), slot.state.replied(claim, outcome, now, now + pause))
@@ -271,9 +290,14 @@ impl Coordinator {
         done: Option<Done>,
     ) -> Ended {
         let now = self.clock.now();
+        let sharing = Sharing {
+            limit: self.limits.handoff,
+            told: self.is_listening(),
+        };
         self.update(cell, done, |slot| {
             slot.holder.take_if(|(holder, _)| *holder == id);
-            slot.state.turn_done(id, claim, self.limits.handoff, now)
+            slot.state
+                .turn_done(id, claim, sharing, now, || self.new_token())
         })
     }
 
@@ -312,8 +336,8 @@ impl Coordinator {
         next
     }
 
-    fn release(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim, done: Option<Done>) {
-        let release = Release::new(Arc::clone(self), Arc::clone(cell), claim);
+    fn release(self: &Arc<Self>, cell: &Arc<Cell>, give_back: GiveBack, done: Option<Done>) {
+        let mut release = Release::new(Arc::clone(self), Arc::clone(cell), give_back, done);
         let mut call = release.send();
         // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next,
         // such as an acquire of the same key; and no other task has to wake up before the next
@@ -326,18 +350,48 @@ impl Coordinator {
             // while the keeper goes on in another. This may be a `drop`, where nobody can catch
             // that.
             match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
-                Ok(Poll::Ready(Ok(reply))) => {
-                    if let Some(done) = done {
-                        let _ = done.send(Ok(reply));
-                    }
-                    return;
-                }
+                Ok(Poll::Ready(Ok(reply))) => return release.answered(Ok(reply)),
                 Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
                 Ok(Poll::Pending) => {}
                 Err(_) => call = release.send(),
             }
         }
-        self.keeper.submit(self, Box::pin(release.run(call, done)));
+        self.keeper.submit(self, Box::pin(release.run(call)));
+    }
+
+    // --- messages from the storage ----------------------------------------------------------------
+
+    /// Listens for as long as it is polled, and as long as the factory is there.
+    fn listen(self: &Arc<Self>) -> Job {
+        let coordinator = Arc::downgrade(self);
+        let inbox = Inbox::new(self.factory, Arc::clone(&self.prefix), move |message| {
+            if let Some(coordinator) = coordinator.upgrade() {
+                coordinator.deliver(message);
+            }
+        });
+        Arc::clone(&self.storage).listen(inbox)
+    }
+
+    fn deliver(self: &Arc<Self>, message: Message) {
+        let now = self.clock.now();
+        match message {
+            Message::Granted(grant) => {
+                let cell = self.table.find_or_stray(&grant.name);
+                self.update(&cell, None, |slot| ((), slot.state.pushed(&grant, now)));
+            }
+            Message::Wanted(name) => {
+                if let Some(cell) = self.table.find(&name) {
+                    cell.lock().state.wanted(now);
+                }
+            }
+            Message::Listening => {
+                self.listening.store(true, Relaxed);
+                for cell in self.table.cells() {
+                    self.update(&cell, None, |slot| ((), slot.state.ask_again(now)));
+                }
+            }
+            Message::Deaf => self.listening.store(false, Relaxed),
+        }
     }
 
     /// Wakes the tasks that hold a lock, so that they look at the world again.
@@ -423,8 +477,8 @@ impl Coordinator {
         if let (Some(holder), Some(deadline)) = (told.prolonged, effects.deadline) {
             holder.prolong(deadline);
         }
-        if let Some(claim) = effects.release {
-            self.release(cell, claim, done);
+        if let Some(give_back) = effects.release {
+            self.release(cell, give_back, done);
         }
         if let Some(waker) = effects.wake {
             waker.wake();

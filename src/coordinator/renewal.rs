@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::{
     clock::Timestamp,
-    coordinator::{Coordinator, lease::Claim, table::Cell},
+    coordinator::{Coordinator, key_state::Renewed, lease::Claim, table::Cell},
     error::{StorageError, StorageErrorKind},
     storage::{RenewReply, RenewRequest},
 };
@@ -63,7 +63,9 @@ impl Renewal {
         let mut failed = (0, None);
         for ((cell, claim), reply) in std::mem::take(&mut self.leases).iter().zip(replies) {
             let renewed = match reply {
-                Ok(reply) => Some(reply == RenewReply::Renewed),
+                Ok(RenewReply::Renewed) => Some(Renewed::Ours { wanted: false }),
+                Ok(RenewReply::RenewedAndWanted) => Some(Renewed::Ours { wanted: true }),
+                Ok(RenewReply::NotOurs) => Some(Renewed::NotOurs),
                 Err(error) => {
                     failed = (failed.0 + 1, Some(error));
                     None

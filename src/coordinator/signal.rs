@@ -147,9 +147,9 @@ impl Signal {
         news
     }
 
-    /// A renewal succeeded.
+    /// A renewal succeeded. The first one of a pushed grant may bring the deadline forward.
     pub(crate) fn prolong(&self, deadline: Timestamp) {
-        self.deadline.fetch_max(deadline.as_nanos(), SeqCst);
+        self.deadline.store(deadline.as_nanos(), SeqCst);
     }
 
     /// The holder gives the lock back.

@@ -43,6 +43,16 @@ impl Slot {
 }
 
 impl Cell {
+    fn new(name: LockName) -> Self {
+        Self {
+            name,
+            slot: Mutex::new(Slot {
+                state: KeyState::new(),
+                holder: None,
+            }),
+        }
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Slot> {
         // Poison would mean a panic inside the state machine; every step leaves it in one piece or
         // not begun.
@@ -81,20 +91,25 @@ impl Table {
         enter: impl FnOnce(&Arc<Cell>, &mut Slot) -> R,
     ) -> R {
         let mut shard = self.shard(name);
-        let cell = shard.entry(name.clone()).or_insert_with(|| {
-            Arc::new(Cell {
-                name: name.clone(),
-                slot: Mutex::new(Slot {
-                    state: KeyState::new(),
-                    holder: None,
-                }),
-            })
-        });
+        let cell = shard
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(Cell::new(name.clone())));
         let result = enter(cell, &mut cell.lock());
         if cell.lock().state.is_done() {
             Self::remove(&mut shard, name);
         }
         result
+    }
+
+    pub(crate) fn find(&self, name: &LockName) -> Option<Arc<Cell>> {
+        self.shard(name).get(name).cloned()
+    }
+
+    /// The key's cell, if there is one; else one that is not in the table, for an event that nobody
+    /// waits for any more.
+    pub(crate) fn find_or_stray(&self, name: &LockName) -> Arc<Cell> {
+        self.find(name)
+            .unwrap_or_else(|| Arc::new(Cell::new(name.clone())))
     }
 
     /// Forgets the key if there is nothing left to remember.

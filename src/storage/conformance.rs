@@ -87,6 +87,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(token),
             ttl,
             again,
+            queue: None,
         };
         answer("acquire", self.storage.acquire(&request)).await
     }
@@ -121,6 +122,8 @@ impl<S: LockStorage> Subject<S> {
         let request = ReleaseRequest {
             name: self.name(key),
             token: self.token(token),
+            ttl: LONG,
+            requeue: None,
         };
         answer("release", self.storage.release(&request)).await
     }
@@ -130,14 +133,16 @@ impl<S: LockStorage> Subject<S> {
             let key = if again { "held-again" } else { "held" };
             assert!(self.takes(key, 1, LONG).await, "a free lock is granted");
             match self.acquire(key, 2, LONG, again).await {
-                AcquireReply::Granted {} => panic!("a held lock is not granted to another token"),
-                AcquireReply::Held { ttl: Some(ttl) } => {
+                AcquireReply::Granted { .. } => {
+                    panic!("a held lock is not granted to another token")
+                }
+                AcquireReply::Held { ttl: Some(ttl), .. } => {
                     assert!(
                         ttl <= LONG && ttl > LONG / 2,
                         "the holder's ttl is told right: {ttl:?}"
                     );
                 }
-                AcquireReply::Held { ttl: None } => {}
+                AcquireReply::Held { ttl: None, .. } => {}
             }
             assert_eq!(
                 self.release(key, 1).await,

@@ -1,18 +1,21 @@
 //! Locks of one process, in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use tokio::sync::mpsc::{self, UnboundedSender};
 
 use crate::{
     clock::{Clock, Timestamp},
     error::StorageError,
     key::LockName,
     storage::{
-        AcquireReply, AcquireRequest, LockStorage, OwnerToken, ReleaseReply, ReleaseRequest,
-        RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, Inbox, LockStorage, Message, OwnerToken, PushedGrant,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
     },
 };
 
@@ -20,7 +23,7 @@ use crate::{
 ///
 /// For trying the crate out, for tests, and for a service that runs as a single replica. Clones
 /// share their locks, so two [`LockFactory`](crate::LockFactory)s over clones of one
-/// `MemoryStorage` exclude each other as two replicas over one Redis do.
+/// `MemoryStorage` exclude each other as two replicas over one Redis do, and are served in order.
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
     clock: Clock,
@@ -29,9 +32,17 @@ pub struct MemoryStorage {
 
 #[derive(Default)]
 struct Locks {
-    owners: HashMap<LockName, Owner>,
-    /// Expired locks are thrown out when there are this many.
+    locks: HashMap<LockName, Lock>,
+    /// Who listens, by inbox.
+    inboxes: HashMap<u128, UnboundedSender<Message>>,
+    /// Locks that nobody has any more are thrown out when there are this many.
     sweep_at: usize,
+}
+
+#[derive(Default)]
+struct Lock {
+    owner: Option<Owner>,
+    queue: VecDeque<Place>,
 }
 
 #[derive(Clone, Copy)]
@@ -40,9 +51,18 @@ struct Owner {
     until: Timestamp,
 }
 
+/// A token that waits for a lock.
+#[derive(Clone, Copy)]
+struct Place {
+    token: OwnerToken,
+    ttl: Duration,
+    /// Whoever has not come to ask until then has gone.
+    until: Timestamp,
+}
+
 impl MemoryStorage {
-    /// A storage with no locks, on the system's clock. A factory with [another
-    /// clock](Self::with_clock) has to have a storage with that clock.
+    /// A storage with no locks, on the system's clock. A factory with
+    /// [another clock](Self::with_clock) has to have a storage with that clock.
     pub fn new() -> Self {
         Self::default()
     }
@@ -59,11 +79,11 @@ impl MemoryStorage {
     pub fn len(&self) -> usize {
         let now = self.clock.now();
         let locks = self.locks();
-        locks
-            .owners
+        let held = locks
+            .locks
             .values()
-            .filter(|owner| owner.until > now)
-            .count()
+            .filter(|lock| lock.owner(now).is_some());
+        held.count()
     }
 
     /// Whether no lock is held.
@@ -71,10 +91,10 @@ impl MemoryStorage {
         self.len() == 0
     }
 
-    /// Removes every lock, whoever holds it: what a flushed or restarted Redis does. Holders learn
-    /// of it at their next renewal.
+    /// Removes every lock and every queue, whoever holds it: what a flushed or restarted Redis
+    /// does. Holders learn of it at their next renewal, waiters when they ask again.
     pub fn clear(&self) {
-        *self.locks() = Locks::default();
+        self.locks().locks.clear();
     }
 
     fn locks(&self) -> MutexGuard<'_, Locks> {
@@ -85,60 +105,172 @@ impl MemoryStorage {
     fn acquire_now(&self, request: &AcquireRequest) -> AcquireReply {
         let now = self.clock.now();
         let mut locks = self.locks();
-        match locks.owners.get(&request.name) {
-            Some(owner) if owner.until > now && owner.token != request.token => {
-                AcquireReply::held(Some(owner.until.since(now)))
-            }
-            _ => {
-                let owner = Owner {
-                    token: request.token,
-                    until: now + request.ttl,
-                };
-                locks.insert(request.name.clone(), owner, now);
-                AcquireReply::granted()
-            }
+        let owner = match locks
+            .locks
+            .get(&request.name)
+            .and_then(|lock| lock.owner(now))
+        {
+            None => locks.pass_on(&request.name, Some(request.token), now),
+            owner => owner,
+        };
+        if let Some(owner) = owner
+            && owner.token != request.token
+        {
+            let ttl = Some(owner.until.since(now));
+            let Some(place) = request.queue else {
+                return AcquireReply::held(ttl);
+            };
+            let until = now + place;
+            locks.stand(&request.name, request.token, request.ttl, until);
+            locks.tell(owner.token, Message::Wanted(request.name.clone()));
+            return AcquireReply::queued(ttl, stamp(now));
+        }
+        locks.sweep(now);
+        let lock = locks.locks.entry(request.name.clone()).or_default();
+        lock.queue.retain(|place| place.token != request.token);
+        lock.owner = Some(Owner {
+            token: request.token,
+            until: now + request.ttl,
+        });
+        if lock.queue.is_empty() {
+            AcquireReply::granted()
+        } else {
+            AcquireReply::granted_and_wanted()
         }
     }
 
     fn renew_now(&self, request: &RenewRequest) -> RenewReply {
         let now = self.clock.now();
-        match self.locks().owners.get_mut(&request.name) {
+        let mut locks = self.locks();
+        let Some(lock) = locks.locks.get_mut(&request.name) else {
+            return RenewReply::NotOurs;
+        };
+        match &mut lock.owner {
             Some(owner) if owner.until > now && owner.token == request.token => {
                 owner.until = now + request.ttl;
-                RenewReply::Renewed
             }
-            _ => RenewReply::NotOurs,
+            _ => return RenewReply::NotOurs,
+        }
+        if lock.queue.is_empty() {
+            RenewReply::Renewed
+        } else {
+            RenewReply::RenewedAndWanted
         }
     }
 
     fn release_now(&self, request: &ReleaseRequest) -> ReleaseReply {
         let now = self.clock.now();
         let mut locks = self.locks();
-        match locks.owners.get(&request.name) {
-            Some(owner) if owner.token == request.token => {
-                let in_time = owner.until > now;
-                locks.owners.remove(&request.name);
-                if in_time {
-                    ReleaseReply::Released
-                } else {
-                    ReleaseReply::NotOurs
+        let Some(lock) = locks.locks.get_mut(&request.name) else {
+            return ReleaseReply::NotOurs;
+        };
+        let owner = lock.owner(now);
+        if owner.is_none_or(|owner| owner.token != request.token) {
+            lock.queue.retain(|place| place.token != request.token);
+            if lock.owner(now).is_none() && lock.queue.is_empty() {
+                locks.locks.remove(&request.name);
+            }
+            return ReleaseReply::NotOurs;
+        }
+        lock.owner = None;
+        let next = locks.pass_on(&request.name, None, now);
+        match (next, request.requeue) {
+            (None, _) => {
+                locks.locks.remove(&request.name);
+                ReleaseReply::Released
+            }
+            (Some(_), None) => ReleaseReply::Released,
+            (Some(next), Some(requeue)) => {
+                let until = now + requeue.place;
+                locks.stand(&request.name, requeue.token, requeue.ttl, until);
+                locks.tell(next.token, Message::Wanted(request.name.clone()));
+                ReleaseReply::Requeued {
+                    ttl: next.until.since(now),
+                    stamp: stamp(now),
                 }
             }
-            _ => ReleaseReply::NotOurs,
         }
     }
 }
 
+/// The clock of a storage in memory has one run: it ends with the storage.
+fn stamp(now: Timestamp) -> Stamp {
+    Stamp {
+        run: Some(1),
+        at: Duration::from_nanos(now.as_nanos()),
+    }
+}
+
+impl Lock {
+    fn owner(&self, now: Timestamp) -> Option<Owner> {
+        self.owner.filter(|owner| owner.until > now)
+    }
+}
+
 impl Locks {
-    fn insert(&mut self, name: LockName, owner: Owner, now: Timestamp) {
-        // Locks that were never released would pile up. Sweeping when their number has doubled
-        // costs a constant time per insert.
-        if self.owners.len() >= self.sweep_at {
-            self.owners.retain(|_, owner| owner.until > now);
-            self.sweep_at = (2 * self.owners.len()).max(64);
-            self.owners.shrink_to(self.sweep_at);
+    /// Gives a free lock to the first in its queue that listens, and says who has it now. If
+    /// `asking` comes first, nobody gets it: who asks takes it.
+    fn pass_on(
+        &mut self,
+        name: &LockName,
+        asking: Option<OwnerToken>,
+        now: Timestamp,
+    ) -> Option<Owner> {
+        loop {
+            let lock = self.locks.get_mut(name)?;
+            let first = *lock.queue.front()?;
+            if Some(first.token) == asking {
+                return None;
+            }
+            lock.queue.pop_front();
+            let listens = self.inboxes.contains_key(&first.token.inbox());
+            if first.until <= now || !listens {
+                continue;
+            }
+            let owner = Owner {
+                token: first.token,
+                until: now + first.ttl,
+            };
+            lock.owner = Some(owner);
+            let grant = PushedGrant {
+                name: name.clone(),
+                token: first.token,
+                ttl: first.ttl,
+                stamp: stamp(now),
+                wanted: !lock.queue.is_empty(),
+            };
+            self.tell(first.token, Message::Granted(grant));
+            return Some(owner);
         }
-        self.owners.insert(name, owner);
+    }
+
+    /// Gives a token a place at the end of the queue, if it has none yet.
+    fn stand(&mut self, name: &LockName, token: OwnerToken, ttl: Duration, until: Timestamp) {
+        let lock = self.locks.entry(name.clone()).or_default();
+        match lock.queue.iter_mut().find(|place| place.token == token) {
+            Some(place) => place.until = until,
+            None => lock.queue.push_back(Place { token, ttl, until }),
+        }
+    }
+
+    fn tell(&self, token: OwnerToken, message: Message) {
+        if let Some(inbox) = self.inboxes.get(&token.inbox()) {
+            // An inbox that has just been closed: its owner asks again.
+            let _ = inbox.send(message);
+        }
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        // Locks that were never released would pile up. Sweeping when their number has doubled
+        // costs a constant time per acquire.
+        if self.locks.len() >= self.sweep_at {
+            self.locks.retain(|_, lock| {
+                lock.queue.retain(|place| place.until > now);
+                lock.owner(now).is_some() || !lock.queue.is_empty()
+            });
+            self.sweep_at = (2 * self.locks.len()).max(64);
+            self.locks.shrink_to(self.sweep_at);
+        }
     }
 }
 
@@ -156,6 +288,31 @@ impl LockStorage for MemoryStorage {
 
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         Ok(self.release_now(request))
+    }
+
+    async fn listen(&self, inbox: Inbox) {
+        let (sender, mut messages) = mpsc::unbounded_channel();
+        self.locks().inboxes.insert(inbox.id(), sender);
+        let _open = Open {
+            storage: self,
+            id: inbox.id(),
+        };
+        inbox.deliver(Message::Listening);
+        while let Some(message) = messages.recv().await {
+            inbox.deliver(message);
+        }
+    }
+}
+
+/// An inbox that is listened to.
+struct Open<'a> {
+    storage: &'a MemoryStorage,
+    id: u128,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.storage.locks().inboxes.remove(&self.id);
     }
 }
 

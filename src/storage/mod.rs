@@ -71,11 +71,27 @@ pub trait LockStorage: Send + Sync + 'static {
         requests: &[RenewRequest],
     ) -> impl Future<Output = Vec<Result<RenewReply, StorageError>>> + Send;
 
-    /// Frees the lock if it still belongs to `request.token`.
+    /// Frees the lock if it still belongs to `request.token`, and takes back the token's place in
+    /// the queue, if it has one.
+    ///
+    /// A storage with a queue gives the lock to the first in it whose inbox is listened to, and
+    /// then puts `request.requeue` at the end.
     fn release(
         &self,
         request: &ReleaseRequest,
     ) -> impl Future<Output = Result<ReleaseReply, StorageError>> + Send;
+
+    /// Listens to messages for this process, as long as it is polled, and delivers them.
+    ///
+    /// This is how a waiter learns that it has been given the lock, without asking. A storage that
+    /// can do this keeps a queue for each lock, says [`Message::Listening`] when a grant could
+    /// reach us from now on, and [`Message::Deaf`] when not; then
+    /// [`AcquireRequest::queue`] asks for a place in that queue. The default does nothing: waiters
+    /// poll.
+    fn listen(&self, inbox: Inbox) -> impl Future<Output = ()> + Send {
+        drop(inbox);
+        std::future::ready(())
+    }
 }
 
 /// What [`LockStorage::acquire`] is asked.
@@ -92,6 +108,11 @@ pub struct AcquireRequest {
     /// that has a cheap form for the lock that is probably free, and another that tells more about
     /// the holder, takes the second then.
     pub again: bool,
+    /// Whether the token should stand in the lock's queue if the lock is held by somebody else, so
+    /// that it is given the lock when its turn comes, and a [`Message::Granted`] is sent. Of a
+    /// storage that does not [listen](LockStorage::listen) this is never asked. For how long the
+    /// place is kept at least without being asked for again.
+    pub queue: Option<Duration>,
 }
 
 /// What became of an acquire.
@@ -100,25 +121,132 @@ pub struct AcquireRequest {
 pub enum AcquireReply {
     /// The lock is held by the request's token. Made by [`AcquireReply::granted`].
     #[non_exhaustive]
-    Granted {},
+    Granted {
+        /// Whether others stand in the lock's queue, as far as the storage knows.
+        wanted: bool,
+    },
     /// The lock is held by somebody else. Made by [`AcquireReply::held`].
     #[non_exhaustive]
     Held {
         /// How long it will be held if it is not renewed, where the storage knows.
         ttl: Option<Duration>,
+        /// When the storage saw the token standing in the lock's queue, if it does.
+        queued: Option<Stamp>,
     },
+}
+
+/// A moment on the storage's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Which run of the storage's clock this is: another after a restart or on another server.
+    /// `None` where it cannot be known; then no two stamps can be compared.
+    pub run: Option<u128>,
+    /// The time on that clock, from any origin.
+    pub at: Duration,
+}
+
+/// What comes into an [`Inbox`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Message {
+    /// From now on messages arrive. Whoever waits should ask again: some may have been missed.
+    Listening,
+    /// Messages may be missed from now on.
+    Deaf,
+    /// A lock was given to a token of ours that stood in its queue.
+    Granted(PushedGrant),
+    /// Somebody began to wait for a lock that we hold.
+    Wanted(LockName),
+}
+
+/// A lock that was given to a token in its queue.
+#[derive(Clone, Debug)]
+pub struct PushedGrant {
+    /// The lock.
+    pub name: LockName,
+    /// Who has it now.
+    pub token: OwnerToken,
+    /// For how long, from [`stamp`](Self::stamp) on.
+    pub ttl: Duration,
+    /// When it was given.
+    pub stamp: Stamp,
+    /// Whether others stand in the queue behind it.
+    pub wanted: bool,
+}
+
+/// Where the messages for one factory are delivered. See [`LockStorage::listen`].
+#[derive(Clone)]
+pub struct Inbox {
+    id: u128,
+    prefix: Arc<str>,
+    sink: Arc<dyn Fn(Message) + Send + Sync>,
+}
+
+impl Inbox {
+    pub(crate) fn new(
+        id: u128,
+        prefix: Arc<str>,
+        sink: impl Fn(Message) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            id,
+            prefix,
+            sink: Arc::new(sink),
+        }
+    }
+
+    /// The number that all tokens of the factory have in common: [`OwnerToken::inbox`].
+    pub fn id(&self) -> u128 {
+        self.id
+    }
+
+    /// What the names of the factory's locks begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A lock's name, as it came in a message. `None` if it is not one of the factory's.
+    pub fn name(&self, name: &str) -> Option<LockName> {
+        LockName::parse(&self.prefix, name)
+    }
+
+    /// Hands a message to the factory. Does not block.
+    pub fn deliver(&self, message: Message) {
+        (self.sink)(message);
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
 }
 
 impl AcquireReply {
     /// The lock is held by the request's token.
     pub fn granted() -> Self {
-        Self::Granted {}
+        Self::Granted { wanted: false }
+    }
+
+    /// The same, and others stand in the lock's queue.
+    pub fn granted_and_wanted() -> Self {
+        Self::Granted { wanted: true }
     }
 
     /// The lock is held by somebody else, for another `ttl` if it is not renewed, where the storage
     /// knows.
     pub fn held(ttl: Option<Duration>) -> Self {
-        Self::Held { ttl }
+        Self::Held { ttl, queued: None }
+    }
+
+    /// The same, and the token stands in the lock's queue.
+    pub fn queued(ttl: Option<Duration>, stamp: Stamp) -> Self {
+        Self::Held {
+            ttl,
+            queued: Some(stamp),
+        }
     }
 }
 
@@ -140,6 +268,8 @@ pub struct RenewRequest {
 pub enum RenewReply {
     /// The lock is held by the request's token for the whole ttl.
     Renewed,
+    /// The same, and others stand in the lock's queue.
+    RenewedAndWanted,
     /// The lock is free or held by somebody else. Nothing was changed.
     NotOurs,
 }
@@ -152,14 +282,37 @@ pub struct ReleaseRequest {
     pub name: LockName,
     /// Who holds it.
     pub token: OwnerToken,
+    /// The ttl that the token asked for.
+    pub ttl: Duration,
+    /// Who wants a place at the end of the queue, once the lock has been given to its first. If the
+    /// queue is empty, it gets none.
+    pub requeue: Option<Requeue>,
+}
+
+/// Who wants a place in the queue of a lock that is released.
+#[derive(Clone, Copy, Debug)]
+pub struct Requeue {
+    /// A new token of the factory that releases.
+    pub token: OwnerToken,
+    /// For how long it wants the lock.
+    pub ttl: Duration,
+    /// How long the place is kept at least.
+    pub place: Duration,
 }
 
 /// What became of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReleaseReply {
-    /// The lock was held by the request's token and is free now.
+    /// The lock was held by the request's token and is free now, or the first in the queue has it.
     Released,
+    /// The first in the queue has the lock, and the token to requeue stands at the end.
+    Requeued {
+        /// How long the new holder's lock lasts, if it is not renewed.
+        ttl: Duration,
+        /// When.
+        stamp: Stamp,
+    },
     /// The lock was free or held by somebody else. Nothing was changed.
     NotOurs,
 }
@@ -184,6 +337,20 @@ impl OwnerToken {
     pub fn to_text(&self) -> String {
         format!("{:032x}:{}", self.factory, self.number)
     }
+
+    /// Reads what [`OwnerToken::to_text`] wrote.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let (factory, number) = text.split_once(':')?;
+        Some(Self {
+            factory: u128::from_str_radix(factory, 16).ok()?,
+            number: number.parse().ok()?,
+        })
+    }
+
+    /// Which [`Inbox`] messages for this owner go to.
+    pub fn inbox(&self) -> u128 {
+        self.factory
+    }
 }
 
 impl fmt::Debug for OwnerToken {
@@ -201,6 +368,7 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
     fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>>;
     fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>>;
     fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>>;
+    fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()>;
 }
 
 impl<S: LockStorage> DynStorage for S {
@@ -214,5 +382,9 @@ impl<S: LockStorage> DynStorage for S {
 
     fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>> {
         Box::pin(async move { LockStorage::release(&*self, &request).await })
+    }
+
+    fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()> {
+        Box::pin(async move { LockStorage::listen(&*self, inbox).await })
     }
 }

@@ -6,7 +6,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicBool, AtomicUsize,
+            AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -35,8 +35,8 @@ struct Line {
     server: SocketAddr,
     /// How many connections were accepted.
     accepted: AtomicUsize,
-    /// The next connection is swallowed.
-    swallow: AtomicBool,
+    /// How many of the next connections are swallowed.
+    swallow: AtomicUsize,
     /// Changes when the connections of that moment become a black hole.
     cut: watch::Sender<()>,
 }
@@ -57,7 +57,7 @@ impl Proxy {
         let line = Arc::new(Line {
             server: (Ipv4Addr::LOCALHOST, server.port()).into(),
             accepted: AtomicUsize::new(0),
-            swallow: AtomicBool::new(false),
+            swallow: AtomicUsize::new(0),
             cut: watch::Sender::new(()),
         });
         let accepting = Arc::clone(&line);
@@ -65,7 +65,8 @@ impl Proxy {
             let listener = TcpListener::from_std(listener).expect("it can be polled");
             while let Ok((client, _)) = listener.accept().await {
                 accepting.accepted.fetch_add(1, Relaxed);
-                let swallowed = accepting.swallow.swap(false, SeqCst);
+                let less = |left: usize| left.checked_sub(1);
+                let swallowed = accepting.swallow.fetch_update(SeqCst, SeqCst, less).is_ok();
                 // Before the first byte: whoever is connected now is cut off by a cut from now on.
                 let cut = accepting.cut.subscribe();
                 tokio::spawn(forward(client, accepting.server, swallowed, cut));
@@ -87,10 +88,10 @@ impl Proxy {
         self.line.accepted.load(Relaxed)
     }
 
-    /// The next connection is accepted, and never forwarded, answered or closed: whoever makes it
-    /// hangs in its handshake.
-    pub fn swallow_next(&self) {
-        self.line.swallow.store(true, SeqCst);
+    /// So many of the next connections are accepted, and never forwarded, answered or closed:
+    /// whoever makes one hangs in its handshake.
+    pub fn swallow_next(&self, connections: usize) {
+        self.line.swallow.store(connections, SeqCst);
     }
 
     /// The present connections become a black hole: they stay open, and nothing goes through in

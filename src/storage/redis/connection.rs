@@ -23,7 +23,9 @@ use std::{
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection, io::tcp::TcpSettings,
+    PushKind, RedisError, ServerErrorKind, Value,
+    aio::{AsyncPushSender, MultiplexedConnection},
+    io::tcp::TcpSettings,
 };
 use tokio::sync::Notify;
 
@@ -40,13 +42,45 @@ const PIPELINE: usize = 1024;
 
 /// One connection and what is known of its health.
 #[derive(Clone)]
-struct Wire {
-    connection: MultiplexedConnection,
+pub(super) struct Wire {
+    pub(super) connection: MultiplexedConnection,
+    /// Which run of the server is at the other end, if it tells.
+    pub(super) run: Option<u128>,
     health: Arc<Health>,
 }
 
+impl Wire {
+    async fn new(mut connection: MultiplexedConnection, health: Arc<Health>) -> Self {
+        let run = run_of(&mut connection).await;
+        Self {
+            connection,
+            run,
+            health,
+        }
+    }
+}
+
+/// The id of the server's run: it changes with every start, and every server has its own. Not every
+/// user may ask for it.
+async fn run_of(connection: &mut MultiplexedConnection) -> Option<u128> {
+    let info = redis::cmd("INFO").arg("server").to_owned();
+    let info = connection.send_packed_command(&info).await.ok()?;
+    let info: String = redis::from_redis_value(info).ok()?;
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?;
+    u128::from_str_radix(id.trim().get(..32)?, 16).ok()
+}
+
+async fn connect(
+    client: &Client,
+    config: &AsyncConnectionConfig,
+) -> Result<MultiplexedConnection, RedisError> {
+    client
+        .get_multiplexed_async_connection_with_config(config)
+        .await
+}
+
 #[derive(Debug, Default)]
-struct Health {
+pub(super) struct Health {
     dead: AtomicBool,
     replies: AtomicU64,
     /// When the first of those commands was sent that were given up since the last reply, and how
@@ -118,7 +152,7 @@ impl Drop for Unanswered<'_> {
 
 /// Makes connections for bb8.
 #[derive(Clone)]
-struct Connector {
+pub(super) struct Connector {
     /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before
     /// Redis 6.
     clients: [Client; 2],
@@ -154,7 +188,6 @@ impl Connector {
     }
 
     async fn open(&self) -> Result<Wire, RedisError> {
-        let [resp3, resp2] = &self.clients;
         let health = Arc::new(Health::default());
         let told = Arc::clone(&health);
         let config = self.config().set_push_sender(move |push: PushInfo| {
@@ -163,21 +196,24 @@ impl Connector {
             }
             Ok::<_, std::convert::Infallible>(())
         });
-        let connection = match resp3
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-        {
-            Err(error) if knows_no_resp3(&error) => {
-                resp2
-                    .get_multiplexed_async_connection_with_config(&self.config())
-                    .await
-            }
+        let [resp3, resp2] = &self.clients;
+        let connection = match connect(resp3, &config).await {
+            Err(error) if knows_no_resp3(&error) => connect(resp2, &self.config()).await,
             other => other,
         };
-        Ok(Wire {
-            connection: connection?,
-            health,
-        })
+        Ok(Wire::new(connection?, health).await)
+    }
+
+    /// A connection whose pushes go to `pushes`.
+    pub(super) async fn open_resp3(
+        &self,
+        pushes: impl AsyncPushSender,
+    ) -> Result<Wire, StorageError> {
+        let config = self.config().set_push_sender(pushes);
+        let connection = connect(&self.clients[0], &config)
+            .await
+            .map_err(connect_error)?;
+        Ok(Wire::new(connection, Arc::default()).await)
     }
 
     fn config(&self) -> AsyncConnectionConfig {
@@ -198,7 +234,7 @@ fn knows_no_resp3(error: &RedisError) -> bool {
 }
 
 #[derive(Clone, Debug)]
-enum ConnectError {
+pub(super) enum ConnectError {
     Dead,
     Failed(StorageError),
 }
@@ -312,15 +348,20 @@ impl Connection {
         self.wire().await.map(drop)
     }
 
-    /// Sends a command and waits for its reply. How long, is the caller's business.
-    pub(super) async fn run(&self, command: &Cmd) -> Result<Value, Failure> {
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Sends a command and waits for its reply, and says which run of the server gave it. How long
+    /// it may take, is the caller's business.
+    pub(super) async fn run(&self, command: &Cmd) -> Result<(Value, Option<u128>), Failure> {
         let mut wire = self.wire().await.map_err(Failure::Storage)?;
         let unanswered = Unanswered::new(&wire.health);
         let result = wire.connection.send_packed_command(command).await;
         unanswered.answered();
         let error = match result {
             Ok(Value::ServerError(error)) => RedisError::from(error),
-            Ok(value) => return Ok(value),
+            Ok(value) => return Ok((value, wire.run)),
             Err(error) => error,
         };
         if ends_connection(&error) {

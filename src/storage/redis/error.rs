@@ -63,3 +63,12 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
         || error.is_connection_dropped()
         || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
 }
+
+/// A reply of a shape that the command does not have.
+pub(super) fn unexpected() -> StorageError {
+    // Not a kind that means "not done": nobody knows what was.
+    StorageError::with_source(
+        StorageErrorKind::Unavailable,
+        "a reply that the command cannot give",
+    )
+}

@@ -9,10 +9,29 @@
 //! script asks again: it tells how long the holder has left, and recognises our own token if an
 //! earlier reply was lost.
 //!
+//! # Waiting
+//!
+//! Whoever is denied is put into the lock's queue by the same script: a list with one entry a
+//! process, `{prefix:key}:queue`. A release gives the lock to the first in it and publishes that to
+//! the process's own channel, `prefix:inbox:<id>`. `PUBLISH` answers how many have heard it; nobody
+//! means that the process is gone, and the next one gets the lock. So a lock goes from process to
+//! process in one round trip, in order, and wakes exactly one. A denied acquire also tells the
+//! holder that it is wanted.
+//!
+//! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
+//! asks.
+//!
 //! # What the server has to be
 //!
-//! Redis 2.6.12 or later, or Valkey. The user needs `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EVAL`
-//! and `EVALSHA` on `prefix:*`.
+//! Redis 6 or later, or Valkey. With Redis from 2.6.12 on waiters poll, because there is no way to
+//! subscribe and ask on one connection. The user needs
+//!
+//! - `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EXISTS`, `LRANGE`, `LINDEX`, `LPOP`, `RPUSH`, `LREM`,
+//!   `TIME`, `EVAL`, `EVALSHA` on the keys `prefix:*` and `{prefix:*`,
+//! - `PUBLISH`, `SUBSCRIBE` and `PING` on the channels `prefix:inbox:*`; without these, waiters
+//!   poll,
+//! - `INFO`, to tell one run of the server from another; without it, a lock that is given by a
+//!   message is confirmed by a round trip before it is used.
 //!
 //! # What it can lose
 //!
@@ -23,19 +42,24 @@
 
 mod connection;
 mod error;
+mod inbox;
+mod script;
 
-use std::{fmt, sync::LazyLock, time::Duration};
+use std::{fmt, time::Duration};
 
 use futures_util::future::join_all;
 use redis::{Cmd, Value};
 
-use self::connection::{Connection, Failure};
+use self::{
+    connection::{Connection, Failure},
+    error::unexpected,
+    script::{ACQUIRE, RELEASE, RENEW},
+};
 use crate::{
     error::{StorageError, StorageErrorKind},
-    key::LockName,
     storage::{
-        AcquireReply, AcquireRequest, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest,
+        AcquireReply, AcquireRequest, Inbox, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
+        RenewRequest, Stamp,
     },
 };
 
@@ -127,71 +151,9 @@ impl fmt::Debug for RedisStorageBuilder {
     }
 }
 
-/// A script, and the name by which the server's cache knows it.
-struct Script {
-    text: &'static str,
-    sha: LazyLock<String>,
-}
-
-static ACQUIRE: Script = Script {
-    text: include_str!("scripts/acquire.lua"),
-    sha: LazyLock::new(|| redis::Script::new(ACQUIRE.text).get_hash().into()),
-};
-
-static RENEW: Script = Script {
-    text: include_str!("scripts/renew.lua"),
-    sha: LazyLock::new(|| redis::Script::new(RENEW.text).get_hash().into()),
-};
-
-static RELEASE: Script = Script {
-    text: include_str!("scripts/release.lua"),
-    sha: LazyLock::new(|| redis::Script::new(RELEASE.text).get_hash().into()),
-};
-
-impl Script {
-    /// Runs it from the server's cache; where it is not there (a new server, `SCRIPT FLUSH`), sends
-    /// the text, which puts it there.
-    async fn run(
-        &self,
-        connection: &Connection,
-        name: &LockName,
-        token: &str,
-        ttl: Option<Duration>,
-    ) -> Result<Value, StorageError> {
-        let command = |verb: &str, script: &str| {
-            let mut command = redis::cmd(verb);
-            command.arg(script).arg(1).arg(name.as_str()).arg(token);
-            if let Some(ttl) = ttl {
-                command.arg(millis(ttl));
-            }
-            command
-        };
-        match connection.run(&command("EVALSHA", &self.sha)).await {
-            Err(Failure::NoScript) => {}
-            result => return value(result),
-        }
-        value(connection.run(&command("EVAL", self.text)).await)
-    }
-}
-
-fn value(result: Result<Value, Failure>) -> Result<Value, StorageError> {
-    result.map_err(|failure| match failure {
-        Failure::Storage(error) => error,
-        Failure::NoScript => unexpected(),
-    })
-}
-
 fn millis(duration: Duration) -> u64 {
     // Options are bounded to 24 h.
     duration.as_millis() as u64
-}
-
-fn unexpected() -> StorageError {
-    // Not a kind that means "not done": nobody knows what was.
-    StorageError::with_source(
-        StorageErrorKind::Unavailable,
-        "a reply that the command cannot give",
-    )
 }
 
 fn set_if_free(request: &AcquireRequest, token: &str) -> Cmd {
@@ -205,26 +167,64 @@ fn set_if_free(request: &AcquireRequest, token: &str) -> Cmd {
     command
 }
 
+/// The numbers of a reply, such as the time left and the server's time.
+fn numbers(values: &[Value]) -> Option<Vec<i64>> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => Some(*number),
+        Value::BulkString(text) => str::from_utf8(text).ok()?.parse().ok(),
+        _ => None,
+    };
+    values.iter().map(number).collect()
+}
+
+/// How long a holder has left. Negative: its key never expires.
+fn left(millis: i64) -> Option<Duration> {
+    u64::try_from(millis).ok().map(Duration::from_millis)
+}
+
+/// The server's time, as `TIME` gives it.
+fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
+    let at =
+        Duration::from_secs(seconds.unsigned_abs()) + Duration::from_micros(micros.unsigned_abs());
+    Stamp { run, at }
+}
+
 impl LockStorage for RedisStorage {
     async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
         let token = request.token.to_text();
         if !request.again {
-            match value(self.connection.run(&set_if_free(request, &token)).await)? {
-                Value::Okay => return Ok(AcquireReply::granted()),
-                Value::Nil => {}
-                _ => return Err(unexpected()),
+            match self.connection.run(&set_if_free(request, &token)).await {
+                Ok((Value::Okay, _)) => return Ok(AcquireReply::granted()),
+                Ok((Value::Nil, _)) => {}
+                Ok(_) | Err(Failure::NoScript) => return Err(unexpected()),
+                Err(Failure::Storage(error)) => return Err(error),
             }
         }
-        let ttl = Some(request.ttl);
-        match ACQUIRE
-            .run(&self.connection, &request.name, &token, ttl)
-            .await?
+        let arguments = |command: &mut Cmd| {
+            command.arg(&token).arg(millis(request.ttl));
+            if let Some(place) = request.queue {
+                command.arg(millis(place));
+            }
+        };
+        let reply = ACQUIRE
+            .run(&self.connection, &request.name, arguments)
+            .await?;
+        let Value::Array(values) = reply.value else {
+            return Err(unexpected());
+        };
+        if let [Value::BulkString(owner), Value::Int(wanted)] = &values[..]
+            && owner == token.as_bytes()
         {
-            Value::BulkString(owner) if owner == token.as_bytes() => Ok(AcquireReply::granted()),
-            // Negative: the holder's key has no expiry.
-            Value::Int(left) => {
-                let ttl = u64::try_from(left).ok().map(Duration::from_millis);
-                Ok(AcquireReply::held(ttl))
+            return Ok(match wanted {
+                0 => AcquireReply::granted(),
+                _ => AcquireReply::granted_and_wanted(),
+            });
+        }
+        match numbers(&values).as_deref() {
+            Some([time]) => Ok(AcquireReply::held(left(*time))),
+            Some([time, seconds, micros]) => {
+                let stamp = stamp(reply.run, *seconds, *micros);
+                Ok(AcquireReply::queued(left(*time), stamp))
             }
             _ => Err(unexpected()),
         }
@@ -234,14 +234,16 @@ impl LockStorage for RedisStorage {
         // They travel together: the connection packs what is sent at the same time into one write.
         join_all(requests.iter().map(async |request| {
             let token = request.token.to_text();
-            let ttl = Some(request.ttl);
-            match RENEW
-                .run(&self.connection, &request.name, &token, ttl)
-                .await
-            {
-                Ok(Value::Int(1)) => Ok(RenewReply::Renewed),
-                Ok(Value::Int(0)) => Ok(RenewReply::NotOurs),
-                Ok(_) => Err(unexpected()),
+            let arguments = |command: &mut Cmd| {
+                command.arg(&token).arg(millis(request.ttl));
+            };
+            match RENEW.run(&self.connection, &request.name, arguments).await {
+                Ok(reply) => match reply.value {
+                    Value::Int(0) => Ok(RenewReply::NotOurs),
+                    Value::Int(1) => Ok(RenewReply::Renewed),
+                    Value::Int(2) => Ok(RenewReply::RenewedAndWanted),
+                    _ => Err(unexpected()),
+                },
                 Err(error) if error.kind() == StorageErrorKind::WrongType => {
                     Ok(RenewReply::NotOurs)
                 }
@@ -253,15 +255,38 @@ impl LockStorage for RedisStorage {
 
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         let token = request.token.to_text();
-        match RELEASE
-            .run(&self.connection, &request.name, &token, None)
-            .await
-        {
-            Ok(Value::Int(1)) => Ok(ReleaseReply::Released),
-            Ok(Value::Int(0)) => Ok(ReleaseReply::NotOurs),
-            Ok(_) => Err(unexpected()),
-            Err(error) if error.kind() == StorageErrorKind::WrongType => Ok(ReleaseReply::NotOurs),
-            Err(error) => Err(error),
+        let requeue = request.requeue.map(|requeue| requeue.token.to_text());
+        let arguments = |command: &mut Cmd| {
+            command.arg(&token);
+            if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
+                command
+                    .arg(token)
+                    .arg(millis(requeue.ttl))
+                    .arg(millis(requeue.place));
+            }
+        };
+        let reply = RELEASE.run(&self.connection, &request.name, arguments);
+        let reply = match reply.await {
+            Err(error) if error.kind() == StorageErrorKind::WrongType => {
+                return Ok(ReleaseReply::NotOurs);
+            }
+            reply => reply?,
+        };
+        match reply.value {
+            Value::Int(0) => Ok(ReleaseReply::NotOurs),
+            Value::Int(1) => Ok(ReleaseReply::Released),
+            Value::Array(values) => match numbers(&values).as_deref() {
+                Some([ttl, seconds, micros]) => Ok(ReleaseReply::Requeued {
+                    ttl: left(*ttl).unwrap_or_default(),
+                    stamp: stamp(reply.run, *seconds, *micros),
+                }),
+                _ => Err(unexpected()),
+            },
+            _ => Err(unexpected()),
         }
+    }
+
+    async fn listen(&self, inbox: Inbox) {
+        inbox::listen(self.connection.connector(), inbox).await;
     }
 }

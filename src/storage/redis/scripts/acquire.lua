@@ -1,8 +1,22 @@
--- Takes KEYS[1] for the token ARGV[1] and ARGV[2] milliseconds, if it is free or has that token already.
--- Answers the token if it was taken, else the milliseconds that the holder has left (-1: it never expires).
+-- Takes the lock KEYS[1], whose queue is KEYS[2], for the token ARGV[1] and ARGV[2] milliseconds, if
+-- it is free or has that token already.
+-- Answers {token, 1 if others stand in the queue else 0} if it was taken, else {milliseconds that
+-- the holder has left (-1: it never expires)}. With ARGV[3], the token then stands in the queue,
+-- which is kept for that many milliseconds, and the answer goes on with the server's time.
 local owner = redis.call('GET', KEYS[1])
+if not owner then
+  -- Whoever waits longest comes before whoever asks.
+  pass_on(ARGV[1])
+  owner = redis.call('GET', KEYS[1])
+end
 if owner and owner ~= ARGV[1] then
-  return redis.call('PTTL', KEYS[1])
+  local left = redis.call('PTTL', KEYS[1])
+  if not ARGV[3] then return { left } end
+  stand(ARGV[1], ARGV[2], ARGV[3])
+  local time = redis.call('TIME')
+  redis.pcall('PUBLISH', inbox(owner), 'w ' .. KEYS[1])
+  return { left, time[1], time[2] }
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return ARGV[1]
+leave(ARGV[1])
+return { ARGV[1], redis.call('EXISTS', KEYS[2]) }

@@ -1,0 +1,127 @@
+//! The messages of one factory: a subscription to its own channel, on a connection of its own.
+//!
+//! No command about a lock goes over this connection. redis-rs takes an `unsubscribe` message that
+//! nobody asked for as the reply to the oldest command, which would shift all replies after it.
+
+use std::time::Duration;
+
+use redis::{PushInfo, PushKind, Value};
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver},
+    time::{sleep, timeout},
+};
+
+use super::connection::Connector;
+use crate::{
+    error::{StorageError, StorageErrorKind},
+    storage::{Inbox, Message, OwnerToken, PushedGrant, Stamp},
+};
+
+/// How often it is made sure that the connection still lives, and how long that may take.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// How long to wait before a new connection is tried: after a short time at first, then longer, and
+/// long where we are not let in or may not listen.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_WHEN_REFUSED: Duration = Duration::from_secs(30);
+
+/// Listens, and connects again whenever the connection is lost.
+pub(super) async fn listen(connector: &Connector, inbox: Inbox) {
+    let mut pause = FIRST_PAUSE;
+    let mut warned = false;
+    loop {
+        let mut listened = false;
+        let result = session(connector, &inbox, &mut listened).await;
+        inbox.deliver(Message::Deaf);
+        if listened {
+            (pause, warned) = (FIRST_PAUSE, false);
+        }
+        if let Err(error) = result
+            && !error.kind().is_transient()
+        {
+            if !std::mem::replace(&mut warned, true) {
+                tracing::warn!(%error, "no wake-ups from Redis: waiters poll");
+            }
+            pause = PAUSE_WHEN_REFUSED;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Listens until the connection is lost.
+async fn session(
+    connector: &Connector,
+    inbox: &Inbox,
+    listened: &mut bool,
+) -> Result<(), StorageError> {
+    let (sender, mut pushes) = mpsc::unbounded_channel();
+    let wire = connector.open_resp3(move |push: PushInfo| sender.send(push).map_err(drop));
+    let wire = wire.await?;
+    let mut connection = wire.connection.clone();
+    // As the scripts have it.
+    let channel = format!("{}:inbox:{:032x}", inbox.prefix(), inbox.id());
+    let subscribed = timeout(PROBE, connection.subscribe(&channel)).await;
+    subscribed
+        .map_err(|_| StorageError::new(StorageErrorKind::Timeout))?
+        .map_err(super::error::storage_error)?;
+    *listened = true;
+    inbox.deliver(Message::Listening);
+    loop {
+        match timeout(PROBE, read(&mut pushes, inbox, wire.run)).await {
+            Ok(()) => return Ok(()),
+            // Nothing for a while: is anybody there?
+            Err(_) => {
+                let ping = redis::cmd("PING");
+                let alive = timeout(PROBE, connection.send_packed_command(&ping)).await;
+                if !matches!(alive, Ok(Ok(_))) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Delivers what comes, until nothing can come any more.
+async fn read(pushes: &mut UnboundedReceiver<PushInfo>, inbox: &Inbox, run: Option<u128>) {
+    while let Some(push) = pushes.recv().await {
+        match push.kind {
+            PushKind::Disconnection => return,
+            PushKind::Message => {
+                let text = match push.data.last() {
+                    Some(Value::BulkString(text)) => str::from_utf8(text).ok(),
+                    _ => None,
+                };
+                // Anybody can publish anything: what makes no sense is passed over.
+                if let Some(message) = text.and_then(|text| parse(text, inbox, run)) {
+                    inbox.deliver(message);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
+    let mut words = text.split(' ');
+    match words.next()? {
+        "w" => Some(Message::Wanted(inbox.name(words.next()?)?)),
+        "g" => {
+            let name = inbox.name(words.next()?)?;
+            let token = OwnerToken::from_text(words.next()?)?;
+            let mut number = || words.next()?.parse::<u64>().ok();
+            let ttl = Duration::from_millis(number()?);
+            let at = Duration::from_secs(number()?) + Duration::from_micros(number()?);
+            let wanted = number()? > 0;
+            Some(Message::Granted(PushedGrant {
+                name,
+                token,
+                ttl,
+                stamp: Stamp { run, at },
+                wanted,
+            }))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,430 @@
+//! Waiting for a lock that another process holds: in order, woken by the release, nothing left
+//! behind.
+//!
+//! Each factory stands for a process: factories share nothing but their storage. Callers here ask
+//! only once a minute by themselves, so whoever gets a lock sooner was woken.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it fails"
+)]
+
+mod kit;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::task::{JoinHandle, JoinSet};
+use tower_distributed_lock::{
+    Clock, LockFactory, LockGuard, LockOptions, Unlocked,
+    error::LockError,
+    storage::{MemoryStorage, RedisStorage},
+};
+
+use self::kit::{LIMIT, RedisServer, eventually, ms, within};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A lock that lasts for long, for callers that hardly ever ask.
+fn options() -> LockOptions {
+    options_with(Duration::from_secs(300), MINUTE)
+}
+
+fn options_with(ttl: Duration, interval: Duration) -> LockOptions {
+    LockOptions::builder()
+        .ttl(ttl)
+        .interval(interval)
+        .retries(100)
+        .build()
+        .unwrap()
+}
+
+type Waiting = JoinHandle<Result<LockGuard, LockError>>;
+
+mod memory {
+    use super::*;
+
+    struct World {
+        storage: MemoryStorage,
+        clock: Clock,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let clock = Clock::tokio();
+            let storage = MemoryStorage::with_clock(clock);
+            Self { storage, clock }
+        }
+
+        fn factory(&self) -> LockFactory {
+            let builder = LockFactory::builder(self.storage.clone());
+            builder.clock(self.clock).build().unwrap()
+        }
+    }
+
+    fn wait(factory: &LockFactory) -> Waiting {
+        tokio::spawn(factory.create_lock("k").unwrap().lock(options()))
+    }
+
+    /// Lets everything that can go on go on; paused time does not move.
+    async fn settle() {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_wakes_the_waiter_of_another_process_at_once() {
+        let world = World::new();
+        let (ours, theirs) = (world.factory(), world.factory());
+        let held = wait(&ours).await.unwrap().unwrap();
+        let waiting = wait(&theirs);
+        tokio::time::sleep(ms(1_234)).await;
+        assert!(!waiting.is_finished());
+        let start = tokio::time::Instant::now();
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        let held = waiting.await.unwrap().unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert!(held.is_held());
+        drop(held);
+        settle().await;
+        assert!(world.storage.is_empty());
+        assert_eq!((ours.keys(), theirs.keys()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn processes_are_served_in_the_order_in_which_they_came() {
+        let world = World::new();
+        let factories: Vec<_> = (0..10).map(|_| world.factory()).collect();
+        let held = wait(&factories[0]).await.unwrap().unwrap();
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = JoinSet::new();
+        for (number, factory) in factories.iter().enumerate().skip(1) {
+            let (waiting, served) = (wait(factory), Arc::clone(&served));
+            tasks.spawn(async move {
+                let guard = waiting.await.unwrap().unwrap();
+                served.lock().unwrap().push(number);
+                tokio::task::yield_now().await;
+                drop(guard);
+            });
+            settle().await;
+        }
+        drop(held);
+        tasks.join_all().await;
+        assert_eq!(*served.lock().unwrap(), (1..10).collect::<Vec<_>>());
+        settle().await;
+        assert!(world.storage.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_that_left_is_passed_over_at_once() {
+        let world = World::new();
+        let (a, b, c) = (world.factory(), world.factory(), world.factory());
+        let held = wait(&a).await.unwrap().unwrap();
+        let leaves = wait(&b);
+        settle().await;
+        let stays = wait(&c);
+        settle().await;
+        leaves.abort();
+        settle().await;
+        assert_eq!(b.keys(), 0, "its place was given back");
+        let start = tokio::time::Instant::now();
+        drop(held);
+        let held = stays.await.unwrap().unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        drop(held);
+        settle().await;
+        assert!(world.storage.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_ended_is_passed_over_at_once() {
+        let world = World::new();
+        let (a, c) = (world.factory(), world.factory());
+        let held = wait(&a).await.unwrap().unwrap();
+        // Its runtime ends while it waits, and its inbox with it.
+        let b = world.factory();
+        let waits = b.create_lock("k").unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(async {
+                let waiting = tokio::spawn(waits.lock(options()));
+                settle().await;
+                assert!(!waiting.is_finished());
+            });
+        })
+        .join()
+        .unwrap();
+        let stays = wait(&c);
+        settle().await;
+        let start = tokio::time::Instant::now();
+        drop(held);
+        drop(stays.await.unwrap().unwrap());
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_process_does_not_keep_others_waiting() {
+        let world = World::new();
+        let (busy, other) = (world.factory(), world.factory());
+        let mut crowd = JoinSet::new();
+        for _ in 0..900 {
+            let lock = busy.create_lock("k").unwrap();
+            crowd.spawn(async move {
+                let guard = lock.lock(options()).await.unwrap();
+                tokio::time::sleep(ms(10)).await;
+                drop(guard);
+            });
+        }
+        settle().await;
+        let start = tokio::time::Instant::now();
+        let guard = wait(&other).await.unwrap().unwrap();
+        // What a lease may go on for while others want it, and the section that ran.
+        assert!(start.elapsed() <= ms(20), "{:?}", start.elapsed());
+        drop(guard);
+        crowd.join_all().await;
+        settle().await;
+        assert!(world.storage.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_nobody_else_wants_goes_on_without_end() {
+        let world = World::new();
+        let factory = world.factory();
+        let mut crowd = JoinSet::new();
+        for _ in 0..1_000 {
+            let lock = factory.create_lock("k").unwrap();
+            crowd.spawn(async move { lock.lock(options()).await.unwrap().remaining() });
+        }
+        let remaining = crowd.join_all().await;
+        assert!(
+            remaining.windows(2).all(|pair| pair[0] == pair[1]),
+            "no lease but one"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flushed_storage_costs_a_waiter_its_place_and_no_more_than_an_interval() {
+        let world = World::new();
+        let (ours, theirs) = (world.factory(), world.factory());
+        let held = wait(&ours).await.unwrap().unwrap();
+        let waiting = wait(&theirs);
+        settle().await;
+        world.storage.clear();
+        let start = tokio::time::Instant::now();
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Lost);
+        drop(waiting.await.unwrap().unwrap());
+        assert!(start.elapsed() <= MINUTE, "{:?}", start.elapsed());
+    }
+}
+
+mod redis_server {
+    use super::*;
+
+    async fn factory(server: &RedisServer) -> LockFactory {
+        let storage = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
+        LockFactory::new(storage.connect().await.unwrap())
+    }
+
+    fn wait(factory: &LockFactory) -> Waiting {
+        tokio::spawn(factory.create_lock("k").unwrap().lock(options()))
+    }
+
+    const QUEUE: &str = "{distributed-locks:k}:queue";
+
+    async fn queued(server: &RedisServer, count: usize) {
+        eventually("they stand in the queue", LIMIT, async || {
+            server.run::<usize>(&format!("LLEN {QUEUE}")).await == count
+        })
+        .await;
+    }
+
+    async fn got(waiting: Waiting) -> LockGuard {
+        within(LIMIT, "the lock", waiting).await.unwrap().unwrap()
+    }
+
+    async fn no_key_is_left(server: &RedisServer) {
+        eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
+    }
+
+    /// Holds the lock with one factory and has others wait for it, in order.
+    async fn line(
+        server: &RedisServer,
+        waiters: usize,
+    ) -> (LockGuard, Vec<(LockFactory, Waiting)>) {
+        let held = got(wait(&factory(server).await)).await;
+        let mut line = Vec::new();
+        for number in 0..waiters {
+            let factory = factory(server).await;
+            let waiting = wait(&factory);
+            queued(server, number + 1).await;
+            line.push((factory, waiting));
+        }
+        (held, line)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lock_goes_from_process_to_process_in_order_and_without_polling() {
+        let server = RedisServer::start().await;
+        let (mut held, line) = line(&server, 5).await;
+        let () = server.run("CONFIG RESETSTAT").await;
+        for (_factory, waiting) in line {
+            assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+            held = got(waiting).await;
+        }
+        // Each release sets the next holder. Whoever asks and is denied is told a PTTL: nobody was.
+        assert_eq!(server.calls("set").await, 5);
+        assert_eq!(server.calls("pttl").await, 0);
+        drop(held);
+        no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pushed_grant_is_renewed_at_once() {
+        let server = RedisServer::start().await;
+        let (held, mut line) = line(&server, 1).await;
+        let () = server.run("CONFIG RESETSTAT").await;
+        drop(held);
+        let (_factory, waiting) = line.remove(0);
+        let _held = got(waiting).await;
+        eventually("it is renewed", LIMIT, async || {
+            server.calls("pexpire").await == 1
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_waiter_that_left_or_died_is_passed_over() {
+        let server = RedisServer::start().await;
+        let (held, mut line) = line(&server, 4).await;
+        // The first is dropped, the second and its inbox end with their runtime's connection.
+        let (_left, leaves) = line.remove(0);
+        leaves.abort();
+        queued(&server, 3).await;
+        let (dies, waiting) = line.remove(0);
+        waiting.abort();
+        drop(dies);
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        for (_factory, waiting) in line {
+            drop(got(waiting).await);
+        }
+        no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_entry_of_a_process_without_an_inbox_is_skipped() {
+        let server = RedisServer::start().await;
+        let (held, mut line) = line(&server, 1).await;
+        // As a process that was killed leaves it, in front of the other.
+        let dead = format!("LPUSH {QUEUE} {:032x}:7 300000", 42);
+        // `run` splits at spaces, and the entry has one.
+        let words: Vec<_> = dead.splitn(3, ' ').collect();
+        let client = redis::Client::open(server.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(words[1]).arg(words[2]);
+        let _: usize = command.query_async(&mut connection).await.unwrap();
+        drop(held);
+        let (_factory, waiting) = line.remove(0);
+        drop(got(waiting).await);
+        no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_waiter_whose_inbox_is_cut_again_and_again_waits_no_longer_than_an_interval() {
+        let server = RedisServer::start().await;
+        let factories = [factory(&server).await, factory(&server).await];
+        let stop = Arc::new(AtomicBool::new(false));
+        let turns = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        let mut workers = JoinSet::new();
+        for worker in 0..8 {
+            let lock = factories[worker % 2].create_lock("k").unwrap();
+            let (stop, turns) = (Arc::clone(&stop), Arc::clone(&turns));
+            workers.spawn(async move {
+                while !stop.load(SeqCst) {
+                    let options = options_with(Duration::from_secs(5), ms(200));
+                    let guard = lock.lock(options).await.unwrap();
+                    tokio::task::yield_now().await;
+                    turns[worker % 2].fetch_add(1, SeqCst);
+                    drop(guard);
+                }
+            });
+        }
+        for _ in 0..20 {
+            let before: u64 = turns.iter().map(|turns| turns.load(SeqCst)).sum();
+            let _: redis::Value = server.run("CLIENT KILL TYPE pubsub").await;
+            eventually("it goes on", LIMIT, async || {
+                turns.iter().map(|turns| turns.load(SeqCst)).sum::<u64>() > before + 20
+            })
+            .await;
+        }
+        stop.store(true, SeqCst);
+        within(LIMIT, "the workers end", workers.join_all()).await;
+        drop(factories);
+        no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_busy_processes_share_a_key_fairly() {
+        let server = RedisServer::start().await;
+        let factories = [factory(&server).await, factory(&server).await];
+        let turns = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let inside = Arc::new(AtomicBool::new(false));
+        let mut workers = JoinSet::new();
+        for worker in 0..16 {
+            let lock = factories[worker % 2].create_lock("k").unwrap();
+            let (turns, stop, inside) =
+                (Arc::clone(&turns), Arc::clone(&stop), Arc::clone(&inside));
+            workers.spawn(async move {
+                while !stop.load(SeqCst) {
+                    let guard = lock.lock(options()).await.unwrap();
+                    assert!(!inside.swap(true, SeqCst), "two at a time");
+                    tokio::time::sleep(ms(1)).await;
+                    inside.store(false, SeqCst);
+                    turns[worker % 2].fetch_add(1, SeqCst);
+                    drop(guard);
+                }
+            });
+        }
+        eventually("a thousand turns", 3 * LIMIT, async || {
+            turns.iter().map(|turns| turns.load(SeqCst)).sum::<u64>() >= 1_000
+        })
+        .await;
+        stop.store(true, SeqCst);
+        within(LIMIT, "the workers end", workers.join_all()).await;
+        let turns = [turns[0].load(SeqCst), turns[1].load(SeqCst)];
+        let smallest = turns[0].min(turns[1]) as f64 / (turns[0] + turns[1]) as f64;
+        assert!(smallest > 0.45, "{turns:?}");
+        no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_pub_sub_waiters_poll() {
+        let server = RedisServer::start().await;
+        let () = server
+            .run("ACL SETUSER app on >secret ~* &none +@all -subscribe -publish")
+            .await;
+        let url = server.url().replace("redis://", "redis://app:secret@");
+        let mut factories = Vec::new();
+        for _ in 0..2 {
+            let storage = RedisStorage::builder(&url).connect_timeout(LIMIT);
+            factories.push(LockFactory::new(storage.connect().await.unwrap()));
+        }
+        let options = options_with(Duration::from_secs(300), ms(50));
+        let lock = |number: usize| factories[number].create_lock("k").unwrap();
+        let held = lock(0).lock(options).await.unwrap();
+        let waiting = tokio::spawn(lock(1).lock(options));
+        eventually("it asks", LIMIT, async || server.calls("pttl").await > 3).await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        drop(got(waiting).await);
+        no_key_is_left(&server).await;
+    }
+}
