@@ -23,9 +23,13 @@
 //! - **One attempt at a time**: while `Asking`, nobody else asks. If the caller of an attempt
 //!   leaves, the attempt is still followed to its reply; whoever is first then gets what it
 //!   brought.
+//! - In `BackOff` a **place in the storage's queue** is kept, if the storage gave one: when a
+//!   message says that the lock is ours now, `BackOff` becomes `Held` without another attempt. The
+//!   timer is for messages that never come.
 //! - A **lease** outlives a holder's turn: when a turn is done and somebody waits here, the next
-//!   turn starts on the same lease, without a word to the storage. [`HandoffLimit`] bounds this, so
-//!   that other processes get theirs.
+//!   turn starts on the same lease, without a word to the storage. Once another process wants it,
+//!   [`HandoffLimit`] bounds this; then the lease is given up, and by the same step those who still
+//!   wait here get a new place in the storage's queue (`Asking`).
 //! - A lease that is **over** (its deadline passed, or the storage said "not yours") is never
 //!   handed over and never comes back to life.
 //!
@@ -465,20 +469,29 @@ impl<W> KeyState<W> {
         now: Timestamp,
         retry_at: Timestamp,
     ) -> Effects<W> {
-        let Phase::Asking {
-            claim: asked,
-            sent,
-            repeated,
-            baseline,
-            pushed,
-            ask_again,
-            crosses_release,
-        } = std::mem::replace(&mut self.phase, Phase::Idle)
-        else {
-            debug_assert!(false, "a reply that nothing asked for");
-            return self.release(claim);
+        let (sent, repeated, baseline, pushed, ask_again, crosses_release) = match &mut self.phase {
+            Phase::Asking {
+                claim: asked,
+                sent,
+                repeated,
+                baseline,
+                pushed,
+                ask_again,
+                crosses_release,
+            } if *asked == claim => (
+                *sent,
+                *repeated,
+                *baseline,
+                pushed.take(),
+                *ask_again,
+                *crosses_release,
+            ),
+            _ => {
+                debug_assert!(false, "a reply that nothing asked for");
+                return self.release(claim);
+            }
         };
-        debug_assert_eq!(asked, claim);
+        self.phase = Phase::Idle;
 
         let mut until = retry_at;
         let mut own_release = false;
@@ -651,9 +664,8 @@ impl<W> KeyState<W> {
         };
     }
 
-    /// A holder gives its turn back. `limit` bounds what this process may do with a lease that
-    /// others want; `None`: nobody would tell, so it bounds every lease. If the lease is given up
-    /// while others of this process wait, `new_token` makes the token of their new place.
+    /// A holder gives its turn back. If the lease is given up to others while somebody of this
+    /// process waits, `new_token` makes the token of their new place in the storage's queue.
     pub(crate) fn turn_done(
         &mut self,
         id: TurnId,
