@@ -33,6 +33,9 @@
 //! - `INFO`, to tell one run of the server from another; without it, a lock that is given by a
 //!   message is confirmed by a round trip before it is used.
 //!
+//! Whoever else may write these keys, or publish to these channels, can take and give locks as it
+//! likes: keep others from them by an ACL.
+//!
 //! # What it can lose
 //!
 //! A lock is as durable as the server's memory: a restart without persistence, an eviction
