@@ -13,19 +13,26 @@
 
 use std::{
     future::Future,
+    pin::pin,
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select};
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver},
+    time::timeout,
+};
 
 use crate::{
     error::StorageError,
     key::{KeyPrefix, LockKey, LockName},
     storage::{
-        AcquireReply, AcquireRequest, LockStorage, OwnerToken, ReleaseReply, ReleaseRequest,
-        RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, Inbox, LockStorage, Message, OwnerToken, PushedGrant,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Requeue, Stamp,
     },
 };
+
+const PREFIX: &str = "conformance";
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
@@ -55,6 +62,7 @@ pub async fn check<S: LockStorage>(storage: S) {
         .a_lock_disappears_after_its_ttl_and_not_before()
         .await;
     subject.names_do_not_touch_each_other().await;
+    subject.a_storage_that_listens_keeps_a_queue().await;
 }
 
 struct Subject<S> {
@@ -70,7 +78,7 @@ impl<S: LockStorage> Subject<S> {
 
     fn name(&self, key: &str) -> LockName {
         let key = LockKey::from_parts([format!("{:x}", self.run).as_str(), key]);
-        let prefix = KeyPrefix::new("conformance");
+        let prefix = KeyPrefix::new(PREFIX);
         match (prefix, key) {
             (Ok(prefix), Ok(key)) => prefix.name(&key),
             _ => unreachable!("the names of this test are valid"),
@@ -119,11 +127,15 @@ impl<S: LockStorage> Subject<S> {
     }
 
     async fn release(&self, key: &str, token: u64) -> ReleaseReply {
+        self.give_back(key, token, None).await
+    }
+
+    async fn give_back(&self, key: &str, token: u64, requeue: Option<Requeue>) -> ReleaseReply {
         let request = ReleaseRequest {
             name: self.name(key),
             token: self.token(token),
             ttl: LONG,
-            requeue: None,
+            requeue,
         };
         answer("release", self.storage.release(&request)).await
     }
@@ -284,6 +296,119 @@ impl<S: LockStorage> Subject<S> {
             "and are not freed with this one"
         );
         self.release("a/b", 2).await;
+    }
+}
+
+impl<S: LockStorage> Subject<S> {
+    /// Where the storage does not listen, there is nothing to check.
+    async fn a_storage_that_listens_keeps_a_queue(&self) {
+        let (sender, mut messages) = mpsc::unbounded_channel();
+        let inbox = Inbox::new(self.run, PREFIX.into(), move |message| {
+            // Nobody receives any more once the check is done.
+            let _ = sender.send(message);
+        });
+        let listens = pin!(self.storage.listen(inbox));
+        let check = pin!(self.the_queue_is_served_in_order(&mut messages));
+        select(listens, check).await;
+    }
+
+    async fn the_queue_is_served_in_order(&self, messages: &mut UnboundedReceiver<Message>) {
+        let name = self.name("queue");
+        let first = next(messages, "that it listens").await;
+        assert!(matches!(first, Message::Listening), "{first:?}");
+
+        assert!(self.takes("queue", 1, LONG).await);
+        let second = self.stands("queue", 2).await;
+        match next(messages, "that the lock is wanted").await {
+            Message::Wanted(wanted) => assert_eq!(wanted, name),
+            other => panic!("the holder is told that its lock is wanted, not {other:?}"),
+        }
+        let third = self.stands("queue", 3).await;
+        assert_eq!(third.run, second.run, "one run, one clock");
+        assert!(third.at >= second.at, "the clock does not go back");
+
+        // The lock goes to the first in the queue, and who released it may stand at the end.
+        let requeue = Requeue {
+            token: self.token(4),
+            ttl: LONG,
+            place: LONG,
+        };
+        match self.give_back("queue", 1, Some(requeue)).await {
+            ReleaseReply::Requeued { ttl, stamp } => {
+                assert!(
+                    ttl <= LONG && ttl > LONG / 2,
+                    "the new holder's ttl: {ttl:?}"
+                );
+                assert_eq!(stamp.run, second.run);
+            }
+            other => panic!("who wants a new place is told that it has one, not {other:?}"),
+        }
+        let granted = granted(messages).await;
+        assert_eq!(granted.token, self.token(2), "the first in the queue");
+        assert_eq!((&granted.name, granted.ttl), (&name, LONG));
+        assert!(granted.stamp.run == second.run && granted.stamp.at >= second.at);
+        assert!(granted.wanted, "others stand behind it");
+        assert!(
+            !self.takes("queue", 5, LONG).await,
+            "the lock is not free in between"
+        );
+
+        // A place can be given back, and is passed over then.
+        assert_eq!(self.release("queue", 3).await, ReleaseReply::NotOurs);
+        assert_eq!(self.release("queue", 2).await, ReleaseReply::Released);
+        let granted = self::granted(messages).await;
+        assert_eq!(
+            granted.token,
+            self.token(4),
+            "who gave its place back is passed over"
+        );
+        let again = self.acquire("queue", 4, LONG, true).await;
+        assert!(
+            matches!(again, AcquireReply::Granted { .. }),
+            "it has the lock"
+        );
+        assert_eq!(self.release("queue", 4).await, ReleaseReply::Released);
+        assert!(
+            self.takes("queue", 6, LONG).await,
+            "an empty queue leaves the lock free"
+        );
+        self.release("queue", 6).await;
+    }
+
+    /// Asks for a place in the queue of a held lock, and says when it was had.
+    async fn stands(&self, key: &str, token: u64) -> Stamp {
+        let request = AcquireRequest {
+            name: self.name(key),
+            token: self.token(token),
+            ttl: LONG,
+            again: false,
+            queue: Some(LONG),
+        };
+        match answer("acquire", self.storage.acquire(&request)).await {
+            AcquireReply::Held {
+                queued: Some(stamp),
+                ..
+            } => stamp,
+            other => panic!("a storage that listens gives a place in the queue, not {other:?}"),
+        }
+    }
+}
+
+async fn next(messages: &mut UnboundedReceiver<Message>, what: &str) -> Message {
+    match timeout(LATE, messages.recv()).await {
+        Ok(Some(message)) => message,
+        _ => panic!("a storage that listens tells {what}"),
+    }
+}
+
+/// The next grant. That a lock is wanted may be told again and again.
+async fn granted(messages: &mut UnboundedReceiver<Message>) -> PushedGrant {
+    loop {
+        match next(messages, "who has the lock").await {
+            Message::Granted(granted) => return granted,
+            Message::Wanted(_) => {}
+            other => panic!("a grant is told, not {other:?}"),
+        }
     }
 }
 
