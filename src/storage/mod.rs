@@ -47,6 +47,10 @@ pub use crate::key::LockName;
 ///    means that it was not done.
 /// 7. Calls started one after the other need not be carried out in that order, but a storage that
 ///    keeps the order saves its callers a wait.
+/// 8. A storage that [listens](LockStorage::listen) keeps a queue for each lock. A denied acquire
+///    that asks for it stands at its end, once, however often it is repeated; the holder is told
+///    that its lock is wanted. A release gives the lock to the first in the queue that can be
+///    told, in the same step. A release with the token of somebody in the queue takes it out.
 ///
 /// # Cancel safety
 ///
