@@ -497,7 +497,7 @@ impl<W> KeyState<W> {
         let mut own_release = false;
         let open = match outcome {
             Outcome::Granted { wanted } => {
-                self.wanted |= wanted;
+                self.wanted |= wanted || ask_again;
                 self.held_elsewhere = None;
                 self.last_error = None;
                 let lease = Lease::granted(claim, sent);
@@ -620,7 +620,8 @@ impl<W> KeyState<W> {
         }
     }
 
-    /// Messages may have been missed: whoever waits has to ask.
+    /// Messages may have been missed: whoever waits has to ask, and whoever holds the lock has to
+    /// assume that it is wanted.
     pub(crate) fn ask_again(&mut self, now: Timestamp) -> Effects<W> {
         match &mut self.phase {
             Phase::BackOff { until, .. } if self.last_error.is_none() => {
@@ -629,6 +630,11 @@ impl<W> KeyState<W> {
             }
             Phase::Asking { ask_again, .. } => {
                 *ask_again = true;
+                Effects::none()
+            }
+            // That others want it may have been among what was missed.
+            Phase::Held(_) => {
+                self.wanted(now);
                 Effects::none()
             }
             _ => Effects::none(),

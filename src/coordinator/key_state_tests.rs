@@ -1163,6 +1163,29 @@ fn who_was_asking_when_messages_arrive_again_asks_once_more() {
     }
 }
 
+/// Somebody may have begun to wait for the lock while nothing could be heard.
+#[test]
+fn a_lease_from_before_messages_arrive_is_taken_to_be_wanted() {
+    for is_held in [true, false] {
+        let mut key = Key::listening();
+        let (a, b) = (key.join(), key.join());
+        let claim = key.ask(a).claim;
+        if !is_held {
+            assert_eq!(key.ask_again(), Told::nothing());
+        }
+        key.granted(claim);
+        let turn = key.take(a);
+        if is_held {
+            assert_eq!(key.ask_again(), Told::nothing());
+        }
+        key.sleep(b);
+        key.pass(LIMIT.time);
+        let (ended, told) = key.done(turn);
+        assert_eq!(ended, Ended::Released);
+        assert!(told.rejoin.is_some(), "{told:?}");
+    }
+}
+
 /// Asked for while nobody listens, so without a place; but it stands there from before.
 #[test]
 fn a_denial_that_says_nothing_of_the_place_does_not_forget_it() {
