@@ -477,15 +477,24 @@ fn guards_of_one_factory_never_overlap_on_many_threads() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_goes_from_one_caller_to_the_next_without_the_storage() {
-    let world = World::new();
+    let world = World::with(|builder| builder.fencing(false));
     crowd(&world.lock(), 50, patient(), Duration::ZERO).await;
     assert_eq!(world.storage.count(Op::Acquire), 1);
     assert_eq!(world.storage.count(Op::Release), 1);
 }
 
 #[tokio::test(start_paused = true)]
+async fn fencing_tokens_for_a_crowd_come_in_few_and_growing_blocks() {
+    let world = World::with(|builder| builder.handoff_limit(u32::MAX, ms(60_000)));
+    crowd(&world.lock(), 1_000, patient(), Duration::ZERO).await;
+    // 1 while nobody waits yet, then 64 for the first of the crowd, and twice as many each time.
+    assert_eq!(world.storage.count(Op::Acquire), 6);
+    assert_eq!(world.storage.count(Op::Release), 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_handoff_limit_counts_turns() {
-    let world = World::with(|builder| builder.handoff_limit(5, ms(60_000)));
+    let world = World::with(|builder| builder.handoff_limit(5, ms(60_000)).fencing(false));
     crowd(&world.lock(), 20, patient(), ms(10)).await;
     assert_eq!(world.storage.count(Op::Acquire), 4);
     assert_eq!(world.storage.count(Op::Release), 4);
@@ -493,7 +502,7 @@ async fn the_handoff_limit_counts_turns() {
 
 #[tokio::test(start_paused = true)]
 async fn the_handoff_limit_counts_time() {
-    let world = World::with(|builder| builder.handoff_limit(1_000, ms(50)));
+    let world = World::with(|builder| builder.handoff_limit(1_000, ms(50)).fencing(false));
     crowd(&world.lock(), 20, patient(), ms(10)).await;
     assert_eq!(world.storage.count(Op::Acquire), 4);
     assert_eq!(world.storage.count(Op::Release), 4);
@@ -2005,6 +2014,7 @@ fn a_guard_dropped_on_a_plain_thread_goes_to_the_next_caller() {
     let storage = FaultyStorage::new(MemoryStorage::new());
     let factory = LockFactory::builder(storage.clone())
         .handoff_limit(64, ms(60_000))
+        .fencing(false)
         .build()
         .unwrap();
     let lock = factory.create_lock("key").unwrap();

@@ -90,25 +90,41 @@ async fn redis_keeps_the_contract_of_a_storage() {
 #[tokio::test]
 async fn a_free_lock_costs_one_set_and_one_evalsha() {
     let server = RedisServer::start().await;
-    let factory = factory(&server).await;
+    let builder = LockFactory::builder(storage(&server).await).fencing(false);
+    // `get`, `exists` and `del` are those inside the script.
+    let expected = ["del", "evalsha", "exists", "get", "set"];
+    let expected = expected.map(|name| (name, 1));
+    a_free_lock_costs(&server, builder.build().unwrap(), &expected).await;
+}
+
+#[tokio::test]
+async fn a_fencing_token_costs_two_plain_commands_more() {
+    let server = RedisServer::start().await;
+    let expected = ["del", "evalsha", "exists", "get", "incrby", "set"];
+    let expected = expected.map(|name| (name, if name == "get" { 2 } else { 1 }));
+    a_free_lock_costs(&server, factory(&server).await, &expected).await;
+}
+
+async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected: &[(&str, u64)]) {
     let lock = factory.create_lock("cheap").unwrap();
     // The first release teaches the server the script.
     drop(lock.lock(patient()).await.unwrap());
-    no_key_is_left(&server).await;
+    no_key_is_left(server).await;
 
     let () = server.run("CONFIG RESETSTAT").await;
     for turns in 1..=5 {
         let guard = lock.lock(patient()).await.unwrap();
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-        // `get`, `exists` and `del` are those inside the script. The test's own connections say
-        // hello and ask for this.
+        // The test's own connections say hello and ask for this.
         let mut calls = server.all_calls().await;
         calls.retain(|(name, _)| {
             !["hello", "client", "config", "info", "subscribe", "ping"]
                 .contains(&name.split('|').next().unwrap())
         });
-        let expected = ["del", "evalsha", "exists", "get", "set"];
-        assert_eq!(calls, expected.map(|name| (name.to_owned(), turns)));
+        let expected = expected
+            .iter()
+            .map(|(name, calls)| ((*name).to_owned(), calls * turns));
+        assert_eq!(calls, expected.collect::<Vec<_>>());
     }
 }
 
@@ -922,7 +938,8 @@ async fn a_server_that_knows_only_the_old_protocol_is_spoken_to_in_it() {
     })
     .await;
     let storage = RedisStorage::connect(server.url()).await.unwrap();
-    let factory = LockFactory::new(storage);
-    let guard = factory.create_lock("k").unwrap().lock(patient()).await;
+    let factory = LockFactory::builder(storage).fencing(false).build();
+    let lock = factory.unwrap().create_lock("k").unwrap();
+    let guard = lock.lock(patient()).await;
     assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
 }

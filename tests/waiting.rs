@@ -322,14 +322,13 @@ mod redis_server {
     async fn an_entry_of_a_process_without_an_inbox_is_skipped() {
         let server = RedisServer::start().await;
         let (held, mut line) = line(&server, 1).await;
-        // As a process that was killed leaves it, in front of the other.
-        let dead = format!("LPUSH {QUEUE} {:032x}:7 300000", 42);
-        // `run` splits at spaces, and the entry has one.
-        let words: Vec<_> = dead.splitn(3, ' ').collect();
+        // As a process that was killed leaves it, in front of the other; and one that no process
+        // has written.
+        let dead = format!("{:032x}:7 300000 1", 42);
         let client = redis::Client::open(server.url()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let mut command = redis::cmd(words[0]);
-        command.arg(words[1]).arg(words[2]);
+        let mut command = redis::cmd("LPUSH");
+        command.arg(QUEUE).arg(dead).arg("nonsense");
         let _: usize = command.query_async(&mut connection).await.unwrap();
         drop(held);
         let (_factory, waiting) = line.remove(0);

@@ -71,7 +71,7 @@ impl Flight {
     fn report(&mut self, reply: Result<AcquireReply, StorageError>) {
         self.landed = true;
         let outcome = match reply {
-            Ok(AcquireReply::Granted { wanted }) => Outcome::Granted { wanted },
+            Ok(AcquireReply::Granted { wanted, fencing }) => Outcome::Granted { wanted, fencing },
             Ok(AcquireReply::Held { ttl, queued }) => Outcome::Denied {
                 holder_ttl: ttl,
                 queued,

@@ -30,6 +30,8 @@
 //!   turn starts on the same lease, without a word to the storage. Once another process wants it,
 //!   [`HandoffLimit`] bounds this; then the lease is given up, and by the same step those who still
 //!   wait here get a new place in the storage's queue (`Asking`).
+//! - Each turn has a **fencing token** of its own, from the block that came with the lease. When the
+//!   block is used up, the lease is given up, and the next one comes with more.
 //! - A lease that is **over** (its deadline passed, or the storage said "not yours") is never
 //!   handed over and never comes back to life.
 //!
@@ -43,11 +45,11 @@ use std::time::Duration;
 use crate::{
     clock::Timestamp,
     coordinator::{
-        lease::{Baseline, Claim, Lease},
+        lease::{Baseline, Claim, Lease, fencing_wanted},
         queue::{Place, Queue},
     },
     error::{LossReason, StorageError},
-    storage::{OwnerToken, PushedGrant, Stamp},
+    storage::{FencingBlock, OwnerToken, PushedGrant, Stamp},
 };
 
 /// How much a lease may serve the waiters of this process before it is given up for those of
@@ -157,6 +159,7 @@ pub(crate) struct TurnId(u64);
 pub(crate) struct Granted {
     pub(crate) id: TurnId,
     pub(crate) claim: Claim,
+    pub(crate) fencing: Option<u64>,
     /// The holder must not act at or past this moment, unless a renewal moves it.
     pub(crate) deadline: Timestamp,
     /// When `max_hold` ends it.
@@ -171,6 +174,8 @@ pub(crate) struct Attempt {
     pub(crate) claim: Claim,
     /// Not the first try of this wait.
     pub(crate) again: bool,
+    /// How many fencing tokens it should bring.
+    pub(crate) fencing: u32,
 }
 
 /// What a waiter that was polled has to do.
@@ -191,6 +196,7 @@ pub(crate) enum Step {
 pub(crate) enum Outcome {
     Granted {
         wanted: bool,
+        fencing: Option<FencingBlock>,
     },
     Denied {
         holder_ttl: Option<Duration>,
@@ -216,6 +222,8 @@ pub(crate) struct Rejoin {
     pub(crate) claim: Claim,
     /// How often the first of them wants to ask.
     pub(crate) interval: Duration,
+    /// How many fencing tokens its grant should bring.
+    pub(crate) fencing: u32,
 }
 
 /// How a turn ended.
@@ -295,6 +303,8 @@ pub(crate) struct KeyState<W> {
     wanted: bool,
     /// The lease that was lost last. A renewal that was on its way then may have prolonged it.
     lost: Option<Claim>,
+    /// How many fencing tokens the last lease could have used.
+    fencing_used: u32,
 }
 
 impl<W> KeyState<W> {
@@ -309,6 +319,7 @@ impl<W> KeyState<W> {
             last_error: None,
             wanted: false,
             lost: None,
+            fencing_used: 0,
         }
     }
 
@@ -410,6 +421,7 @@ impl<W> KeyState<W> {
                 let granted = Granted {
                     id,
                     claim: held.lease.claim,
+                    fencing: held.lease.begin_turn(),
                     deadline: held.lease.deadline.min(turn.until),
                     ends: turn.until,
                     due: held.lease.renew_at.min(turn.until),
@@ -431,6 +443,7 @@ impl<W> KeyState<W> {
                 ttl,
             },
             again: open.is_some() || self.failures > 0,
+            fencing: fencing_wanted(self.queue.len(), self.fencing_used),
         };
         // What was known of an earlier lease.
         self.wanted = false;
@@ -496,11 +509,11 @@ impl<W> KeyState<W> {
         let mut until = retry_at;
         let mut own_release = false;
         let open = match outcome {
-            Outcome::Granted { wanted } => {
+            Outcome::Granted { wanted, fencing } => {
                 self.wanted |= wanted || ask_again;
                 self.held_elsewhere = None;
                 self.last_error = None;
-                let lease = Lease::granted(claim, sent);
+                let lease = Lease::granted(claim, sent, fencing);
                 if lease.is_over(now) {
                     // The reply lay somewhere for longer than the lease lasts. The next one may
                     // too, so not at once.
@@ -564,7 +577,8 @@ impl<W> KeyState<W> {
                 let lease = open.baseline.and_then(|baseline| {
                     // What the storage gave, which may be less than was asked for.
                     let ttl = claim.ttl.min(grant.ttl);
-                    Lease::pushed(Claim { ttl, ..claim }, baseline, grant.stamp, now)
+                    let claim = Claim { ttl, ..claim };
+                    Lease::pushed(claim, baseline, grant.stamp, grant.fencing, now)
                 });
                 match lease {
                     Some(lease) if lease.is_over(now) => {
@@ -701,14 +715,16 @@ impl<W> KeyState<W> {
         let limit = sharing.limit;
         let unshared = sharing.told && !self.wanted;
         let in_bounds = served.turns < limit.turns && now.since(served.since) < limit.time;
-        let go_on = ended == Ended::Released
+        let may_go_on = ended == Ended::Released
             && next.is_some_and(|(ttl, _)| ttl == lease.claim.ttl)
             && lease.can_be_handed_over(now)
             && (unshared || in_bounds);
-        if go_on {
+        if may_go_on && !lease.fencing_is_used_up() {
             return (Ended::HandedOver, self.wake_first());
         }
 
+        // A lease that ends for want of tokens could have used more.
+        self.fencing_used = lease.turns().saturating_mul(if may_go_on { 2 } else { 1 });
         let others_wait = sharing.told && self.wanted;
         self.wanted = false;
         match next {
@@ -732,6 +748,7 @@ impl<W> KeyState<W> {
                     release.rejoin = Some(Rejoin {
                         claim: requeue,
                         interval,
+                        fencing: fencing_wanted(self.queue.len(), self.fencing_used),
                     });
                 }
                 (ended, effects)

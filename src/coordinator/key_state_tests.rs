@@ -243,7 +243,13 @@ impl Key {
     }
 
     fn granted(&mut self, claim: Claim) -> Told {
-        self.replied(claim, Outcome::Granted { wanted: false })
+        self.replied(
+            claim,
+            Outcome::Granted {
+                wanted: false,
+                fencing: None,
+            },
+        )
     }
 
     fn denied(&mut self, claim: Claim) -> Told {
@@ -306,6 +312,7 @@ impl Key {
             ttl: claim.ttl,
             stamp,
             wanted: false,
+            fencing: None,
         }
     }
 
@@ -1602,7 +1609,13 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
     let in_the_reply: Learn = |key| {
         let a = key.join();
         let claim = key.ask(a).claim;
-        key.replied(claim, Outcome::Granted { wanted: true });
+        key.replied(
+            claim,
+            Outcome::Granted {
+                wanted: true,
+                fencing: None,
+            },
+        );
         key.take(a)
     };
     let in_the_grant: Learn = |key| {
@@ -1610,6 +1623,7 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
         let place = key.enqueue(a);
         let granted = PushedGrant {
             wanted: true,
+            fencing: None,
             ..key.grant(place.claim, place.stamp)
         };
         key.pushed(&granted);

@@ -463,6 +463,7 @@ impl World {
                 ttl,
                 stamp: self.stamp(),
                 wanted: !self.queue.is_empty(),
+                fencing: None,
             };
             self.pushes.push((process, Push::Granted(grant)));
             return;
@@ -736,7 +737,7 @@ impl World {
                     .map_or(granted.due, |at| at.min(granted.due));
                 process.look_by = Some(look_by);
             }
-            Step::Ask(Attempt { claim, again }) => {
+            Step::Ask(Attempt { claim, again, .. }) => {
                 let is_new = !process.owed.contains(&claim.token);
                 assert!(
                     is_new || process.open.contains(&claim.token),
@@ -860,7 +861,10 @@ impl World {
                     Some(Answer::No { holder_ttl, queued }) => {
                         Outcome::Denied { holder_ttl, queued }
                     }
-                    Some(Answer::Yes { wanted }) => Outcome::Granted { wanted },
+                    Some(Answer::Yes { wanted }) => Outcome::Granted {
+                        wanted,
+                        fencing: None,
+                    },
                     Some(Answer::Requeued { .. }) => unreachable!("by an acquire"),
                     None => Outcome::Failed(StorageError::new(error)),
                 };

@@ -17,8 +17,14 @@ use std::time::Duration;
 
 use crate::{
     clock::Timestamp,
-    storage::{OwnerToken, Stamp},
+    storage::{FencingBlock, OwnerToken, Stamp},
 };
+
+/// How many fencing tokens a lease takes at most.
+const MAX_FENCING: u32 = 1024;
+
+/// How many fencing tokens it takes at most on the word of its queue alone.
+const FIRST_FENCING: usize = 64;
 
 /// How long a lock of this ttl may be used, from the moment its command was sent.
 pub(crate) fn validity(ttl: Duration) -> Duration {
@@ -58,6 +64,17 @@ impl Baseline {
     }
 }
 
+/// How many fencing tokens to ask for while `waiting` callers of this process want the key, and the
+/// last lease could have used so many.
+///
+/// One for a key that nobody else wants. The storage's counter starts at its clock in microseconds,
+/// and must not run ahead of it by tokens that nobody uses: if the counter is lost, the clock is what
+/// keeps the next tokens above the last.
+pub(crate) fn fencing_wanted(waiting: usize, used: u32) -> u32 {
+    let waiting = waiting.min(FIRST_FENCING) as u32;
+    used.max(waiting).clamp(1, MAX_FENCING)
+}
+
 /// This process's ownership of a key.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
@@ -69,17 +86,22 @@ pub(crate) struct Lease {
     pub(crate) renewing: bool,
     /// The deadline rests on the storage's clock. The first renewal puts it right, also backwards.
     is_unsure: bool,
+    /// The fencing tokens that are left, if the storage gave any.
+    fencing: Option<FencingBlock>,
+    turns: u32,
 }
 
 impl Lease {
     /// The lease that a command sent at `sent` and answered with "granted" gives.
-    pub(crate) fn granted(claim: Claim, sent: Timestamp) -> Self {
+    pub(crate) fn granted(claim: Claim, sent: Timestamp, fencing: Option<FencingBlock>) -> Self {
         Self {
             claim,
             deadline: sent + validity(claim.ttl),
             renew_at: sent + claim.ttl / 3,
             renewing: false,
             is_unsure: false,
+            fencing,
+            turns: 0,
         }
     }
 
@@ -92,13 +114,14 @@ impl Lease {
         claim: Claim,
         baseline: Baseline,
         stamp: Stamp,
+        fencing: Option<FencingBlock>,
         now: Timestamp,
     ) -> Option<Self> {
         let start = baseline.not_after(stamp)?;
         Some(Self {
             renew_at: now,
             is_unsure: true,
-            ..Self::granted(claim, start)
+            ..Self::granted(claim, start, fencing)
         })
     }
 
@@ -109,6 +132,22 @@ impl Lease {
     /// Whether a renewal sent with others at `now` should include this lease.
     pub(crate) fn renewal_is_due(&self, now: Timestamp) -> bool {
         !self.renewing && now + renewal_slack(self.claim.ttl) >= self.renew_at
+    }
+
+    /// A turn on this lease begins: its fencing token.
+    pub(crate) fn begin_turn(&mut self) -> Option<u64> {
+        self.turns = self.turns.saturating_add(1);
+        self.fencing.as_mut().and_then(FencingBlock::take)
+    }
+
+    /// Whether the next turn would have no fencing token, though the lease came with some.
+    pub(crate) fn fencing_is_used_up(&self) -> bool {
+        self.fencing.is_some_and(|block| block.count == 0)
+    }
+
+    /// How many turns it has served.
+    pub(crate) fn turns(&self) -> u32 {
+        self.turns
     }
 
     /// A renewal that was sent at `sent` succeeded. Only this moves the deadline.
@@ -149,7 +188,7 @@ mod tests {
             token: OwnerToken::new(1, 1),
             ttl: 10 * SECOND,
         };
-        Lease::granted(claim, Timestamp::ORIGIN)
+        Lease::granted(claim, Timestamp::ORIGIN, None)
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub(crate) struct Limits {
     pub(crate) waiters_per_key: usize,
     pub(crate) waiters: usize,
     pub(crate) storage_timeout: Duration,
+    /// Whether locks come with fencing tokens.
+    pub(crate) fencing: bool,
 }
 
 /// See the [module documentation](self).
@@ -128,6 +130,11 @@ impl Coordinator {
 
     fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
+    }
+
+    /// How many fencing tokens to ask for, where so many could be used.
+    fn fencing(&self, usable: u32) -> u32 {
+        if self.limits.fencing { usable } else { 0 }
     }
 
     fn new_token(&self) -> OwnerToken {
@@ -237,6 +244,7 @@ impl Coordinator {
             again: attempt.again,
             queue: (waits && self.is_listening())
                 .then(|| release::place(options.ttl(), options.interval())),
+            fencing: self.fencing(attempt.fencing),
         };
         let reply = Arc::clone(&self.storage).acquire(request);
         let limit = now + self.limits.storage_timeout;

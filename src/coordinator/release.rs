@@ -62,6 +62,7 @@ impl Release {
                 token: rejoin.claim.token,
                 ttl: rejoin.claim.ttl,
                 place: place(rejoin.claim.ttl, rejoin.interval),
+                fencing: self.coordinator.fencing(rejoin.fencing),
             }),
         };
         Arc::clone(&self.coordinator.storage).release(request)

@@ -28,6 +28,7 @@ pub(crate) struct Turn {
     cell: Arc<Cell>,
     id: TurnId,
     claim: Claim,
+    fencing: Option<u64>,
     signal: Arc<Signal>,
     given_back: AtomicBool,
 }
@@ -44,6 +45,7 @@ impl Turn {
             cell,
             id: granted.id,
             claim: granted.claim,
+            fencing: granted.fencing,
             signal,
             given_back: AtomicBool::new(false),
         }
@@ -51,6 +53,10 @@ impl Turn {
 
     pub(crate) fn key(&self) -> &str {
         self.cell.name.key()
+    }
+
+    pub(crate) fn fencing_token(&self) -> Option<u64> {
+        self.fencing
     }
 
     /// Has `waker` woken when the lock is lost, and sees to it that somebody is there to do so.

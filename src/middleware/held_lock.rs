@@ -60,6 +60,11 @@ impl HeldLock {
         self.turn.lost().await
     }
 
+    /// The fencing token, to be passed on with each write: see [`LockGuard::fencing_token`].
+    pub fn fencing_token(&self) -> Option<u64> {
+        self.turn.fencing_token()
+    }
+
     /// Releases the lock before the response is ready. Say so when the part that needs it is done:
     /// the rest of the handler runs without the lock, and losing it no longer matters.
     ///

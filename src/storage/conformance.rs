@@ -96,6 +96,7 @@ impl<S: LockStorage> Subject<S> {
             ttl,
             again,
             queue: None,
+            fencing: 0,
         };
         answer("acquire", self.storage.acquire(&request)).await
     }
@@ -332,6 +333,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(4),
             ttl: LONG,
             place: LONG,
+            fencing: 3,
         };
         match self.give_back("queue", 1, Some(requeue)).await {
             ReleaseReply::Requeued { ttl, stamp } => {
@@ -383,6 +385,7 @@ impl<S: LockStorage> Subject<S> {
             ttl: LONG,
             again: false,
             queue: Some(LONG),
+            fencing: 2,
         };
         match answer("acquire", self.storage.acquire(&request)).await {
             AcquireReply::Held {

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -14,8 +14,8 @@ use crate::{
     error::StorageError,
     key::LockName,
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, Message, OwnerToken, PushedGrant,
-        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, Message, OwnerToken,
+        PushedGrant, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
     },
 };
 
@@ -24,19 +24,22 @@ use crate::{
 /// For trying the crate out, for tests, and for a service that runs as a single replica. Clones
 /// share their locks, so two [`LockFactory`](crate::LockFactory)s over clones of one
 /// `MemoryStorage` exclude each other as two replicas over one Redis do, and are served in order.
+/// Fencing tokens count on from the system's time in microseconds, so they grow from one run of the
+/// process to the next.
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
     clock: Clock,
     locks: Arc<Mutex<Locks>>,
 }
 
-#[derive(Default)]
 struct Locks {
     locks: HashMap<LockName, Lock>,
     /// Who listens, by inbox.
     inboxes: HashMap<u128, UnboundedSender<Message>>,
     /// Locks that nobody has any more are thrown out when there are this many.
     sweep_at: usize,
+    /// The last fencing token that was given.
+    fencing: u64,
 }
 
 #[derive(Default)]
@@ -56,6 +59,7 @@ struct Owner {
 struct Place {
     token: OwnerToken,
     ttl: Duration,
+    fencing: u32,
     /// Whoever has not come to ask until then has gone.
     until: Timestamp,
 }
@@ -92,7 +96,7 @@ impl MemoryStorage {
     }
 
     /// Removes every lock and every queue, whoever holds it: what a flushed or restarted Redis
-    /// does. Holders learn of it at their next renewal, waiters when they ask again.
+    /// does. Fencing tokens go on. Holders learn of it at their next renewal, waiters when they ask again.
     pub fn clear(&self) {
         self.locks().locks.clear();
     }
@@ -121,22 +125,30 @@ impl MemoryStorage {
                 return AcquireReply::held(ttl);
             };
             let until = now + place;
-            locks.stand(&request.name, request.token, request.ttl, until);
+            let place = Place {
+                token: request.token,
+                ttl: request.ttl,
+                fencing: request.fencing,
+                until,
+            };
+            locks.stand(&request.name, place);
             locks.tell(owner.token, Message::Wanted(request.name.clone()));
             return AcquireReply::queued(ttl, stamp(now));
         }
         locks.sweep(now);
+        let fencing = locks.fencing(request.fencing);
         let lock = locks.locks.entry(request.name.clone()).or_default();
         lock.queue.retain(|place| place.token != request.token);
         lock.owner = Some(Owner {
             token: request.token,
             until: now + request.ttl,
         });
-        if lock.queue.is_empty() {
+        let reply = if lock.queue.is_empty() {
             AcquireReply::granted()
         } else {
             AcquireReply::granted_and_wanted()
-        }
+        };
+        reply.with_fencing(fencing)
     }
 
     fn renew_now(&self, request: &RenewRequest) -> RenewReply {
@@ -182,7 +194,13 @@ impl MemoryStorage {
             (Some(_), None) => ReleaseReply::Released,
             (Some(next), Some(requeue)) => {
                 let until = now + requeue.place;
-                locks.stand(&request.name, requeue.token, requeue.ttl, until);
+                let place = Place {
+                    token: requeue.token,
+                    ttl: requeue.ttl,
+                    fencing: requeue.fencing,
+                    until,
+                };
+                locks.stand(&request.name, place);
                 locks.tell(next.token, Message::Wanted(request.name.clone()));
                 ReleaseReply::Requeued {
                     ttl: next.until.since(now),
@@ -198,6 +216,19 @@ fn stamp(now: Timestamp) -> Stamp {
     Stamp {
         run: Some(1),
         at: Duration::from_nanos(now.as_nanos()),
+    }
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        // Whoever keeps the highest token it has seen may be older than this process.
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            locks: HashMap::new(),
+            inboxes: HashMap::new(),
+            sweep_at: 0,
+            fencing: since_1970.map_or(0, |time| time.as_micros() as u64),
+        }
     }
 }
 
@@ -232,12 +263,14 @@ impl Locks {
                 until: now + first.ttl,
             };
             lock.owner = Some(owner);
+            let wanted = !lock.queue.is_empty();
             let grant = PushedGrant {
                 name: name.clone(),
                 token: first.token,
                 ttl: first.ttl,
                 stamp: stamp(now),
-                wanted: !lock.queue.is_empty(),
+                wanted,
+                fencing: self.fencing(first.fencing),
             };
             self.tell(first.token, Message::Granted(grant));
             return Some(owner);
@@ -245,12 +278,22 @@ impl Locks {
     }
 
     /// Gives a token a place at the end of the queue, if it has none yet.
-    fn stand(&mut self, name: &LockName, token: OwnerToken, ttl: Duration, until: Timestamp) {
+    fn stand(&mut self, name: &LockName, new: Place) {
         let lock = self.locks.entry(name.clone()).or_default();
-        match lock.queue.iter_mut().find(|place| place.token == token) {
-            Some(place) => place.until = until,
-            None => lock.queue.push_back(Place { token, ttl, until }),
+        match lock.queue.iter_mut().find(|place| place.token == new.token) {
+            Some(place) => *place = new,
+            None => lock.queue.push_back(new),
         }
+    }
+
+    /// The next `count` fencing tokens.
+    fn fencing(&mut self, count: u32) -> Option<FencingBlock> {
+        let block = FencingBlock {
+            first: self.fencing + 1,
+            count,
+        };
+        self.fencing += u64::from(count);
+        (count > 0).then_some(block)
     }
 
     fn tell(&self, token: OwnerToken, message: Message) {

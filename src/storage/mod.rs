@@ -51,6 +51,9 @@ pub use crate::key::LockName;
 ///    that asks for it stands at its end, once, however often it is repeated; the holder is told
 ///    that its lock is wanted. A release gives the lock to the first in the queue that can be
 ///    told, in the same step. A release with the token of somebody in the queue takes it out.
+/// 9. A storage that can fence gives each grant the [`FencingBlock`] that was asked for: numbers
+///    below 2^53, greater than all that a grant of this lock came with before, also if the storage
+///    has lost its memory since. One that cannot never gives any.
 ///
 /// # Cancel safety
 ///
@@ -117,6 +120,8 @@ pub struct AcquireRequest {
     /// storage that does not [listen](LockStorage::listen) this is never asked. For how long the
     /// place is kept at least without being asked for again.
     pub queue: Option<Duration>,
+    /// How many fencing tokens the grant should come with, now or from the queue. 0: none.
+    pub fencing: u32,
 }
 
 /// What became of an acquire.
@@ -128,6 +133,8 @@ pub enum AcquireReply {
     Granted {
         /// Whether others stand in the lock's queue, as far as the storage knows.
         wanted: bool,
+        /// The fencing tokens that came with it.
+        fencing: Option<FencingBlock>,
     },
     /// The lock is held by somebody else. Made by [`AcquireReply::held`].
     #[non_exhaustive]
@@ -137,6 +144,31 @@ pub enum AcquireReply {
         /// When the storage saw the token standing in the lock's queue, if it does.
         queued: Option<Stamp>,
     },
+}
+
+/// Fencing tokens that came with a grant: consecutive numbers, to be used in their order.
+///
+/// A block is for the holders of one process that share a grant, one after the other. They need no
+/// word with the storage between them, yet each has a token of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FencingBlock {
+    /// The lowest of them.
+    pub first: u64,
+    /// How many they are. At least 1.
+    pub count: u32,
+}
+
+impl FencingBlock {
+    /// Tokens are below this: a number that JSON, Lua and signed SQL columns hold exactly.
+    pub const LIMIT: u64 = 1 << 53;
+
+    /// Takes the lowest token out of the block.
+    pub(crate) fn take(&mut self) -> Option<u64> {
+        self.count = self.count.checked_sub(1)?;
+        let token = self.first;
+        self.first += 1;
+        Some(token)
+    }
 }
 
 /// A moment on the storage's own clock.
@@ -176,6 +208,8 @@ pub struct PushedGrant {
     pub stamp: Stamp,
     /// Whether others stand in the queue behind it.
     pub wanted: bool,
+    /// The fencing tokens that came with it.
+    pub fencing: Option<FencingBlock>,
 }
 
 /// Where the messages for one factory are delivered. See [`LockStorage::listen`].
@@ -231,12 +265,27 @@ impl fmt::Debug for Inbox {
 impl AcquireReply {
     /// The lock is held by the request's token.
     pub fn granted() -> Self {
-        Self::Granted { wanted: false }
+        Self::Granted {
+            wanted: false,
+            fencing: None,
+        }
     }
 
     /// The same, and others stand in the lock's queue.
     pub fn granted_and_wanted() -> Self {
-        Self::Granted { wanted: true }
+        Self::Granted {
+            wanted: true,
+            fencing: None,
+        }
+    }
+
+    /// The same grant with these fencing tokens. A lock that is held by somebody else has none.
+    #[must_use]
+    pub fn with_fencing(mut self, block: Option<FencingBlock>) -> Self {
+        if let Self::Granted { fencing, .. } = &mut self {
+            *fencing = block;
+        }
+        self
     }
 
     /// The lock is held by somebody else, for another `ttl` if it is not renewed, where the storage
@@ -295,6 +344,7 @@ pub struct ReleaseRequest {
 
 /// Who wants a place in the queue of a lock that is released.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Requeue {
     /// A new token of the factory that releases.
     pub token: OwnerToken,
@@ -302,6 +352,8 @@ pub struct Requeue {
     pub ttl: Duration,
     /// How long the place is kept at least.
     pub place: Duration,
+    /// How many fencing tokens its grant should come with. 0: none.
+    pub fencing: u32,
 }
 
 /// What became of a release.

@@ -22,14 +22,14 @@ use std::{
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushInfo, PushKind, RedisError, ServerErrorKind, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
 use tokio::sync::Notify;
 
-use super::error::{connect_error, ends_connection, storage_error};
+use super::error::{connect_error, ends_connection, storage_error, unexpected};
 use crate::error::{StorageError, StorageErrorKind};
 
 /// When commands are given up and nothing at all has come back for this long, their connection is
@@ -50,6 +50,58 @@ pub(super) struct Wire {
 }
 
 impl Wire {
+    /// Sends a command and waits for its reply. How long that may take, is the caller's business.
+    pub(super) async fn run(&self, command: &Cmd) -> Result<Value, Failure> {
+        let mut connection = self.connection.clone();
+        let unanswered = Unanswered::new(&self.health);
+        let result = connection.send_packed_command(command).await;
+        unanswered.answered();
+        match result {
+            Ok(Value::ServerError(error)) => Err(self.failed(error.into())),
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Sends commands in one write, and waits for all replies. Other commands may be carried out
+    /// between them.
+    pub(super) async fn run_all(
+        &self,
+        commands: &Pipeline,
+    ) -> Result<Vec<Result<Value, Failure>>, Failure> {
+        let mut connection = self.connection.clone();
+        let unanswered = Unanswered::new(&self.health);
+        let result = connection
+            .send_packed_commands(commands, 0, commands.len())
+            .await;
+        unanswered.answered();
+        let values = result.map_err(|error| self.failed(error))?;
+        let each = values.into_iter().map(|value| match value {
+            Value::ServerError(error) => Err(self.failed(error.into())),
+            value => Ok(value),
+        });
+        Ok(each.collect())
+    }
+
+    fn failed(&self, error: RedisError) -> Failure {
+        if ends_connection(&error) {
+            self.health.kill();
+        }
+        match error.kind() {
+            ErrorKind::Server(ServerErrorKind::NoScript) => Failure::NoScript,
+            _ => Failure::Storage(storage_error(error)),
+        }
+    }
+
+    /// Whether the fencing counter was seen to be right over this connection.
+    pub(super) fn knows_fencing(&self) -> bool {
+        self.health.knows_fencing.load(Relaxed)
+    }
+
+    pub(super) fn set_knows_fencing(&self, knows: bool) {
+        self.health.knows_fencing.store(knows, Relaxed);
+    }
+
     async fn new(mut connection: MultiplexedConnection, health: Arc<Health>) -> Self {
         let run = run_of(&mut connection).await;
         Self {
@@ -82,6 +134,7 @@ async fn connect(
 #[derive(Debug, Default)]
 pub(super) struct Health {
     dead: AtomicBool,
+    knows_fencing: AtomicBool,
     replies: AtomicU64,
     /// When the first of those commands was sent that were given up since the last reply, and how
     /// many replies there had been.
@@ -313,6 +366,15 @@ pub(super) enum Failure {
     Storage(StorageError),
 }
 
+impl From<Failure> for StorageError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoScript => unexpected(),
+            Failure::Storage(error) => error,
+        }
+    }
+}
+
 /// The connection, as commands use it.
 pub(super) struct Connection {
     connector: Connector,
@@ -343,37 +405,12 @@ impl Connection {
         })
     }
 
-    /// Connects if there is no connection that works.
-    pub(super) async fn connect(&self) -> Result<(), StorageError> {
-        self.wire().await.map(drop)
-    }
-
     pub(super) fn connector(&self) -> &Connector {
         &self.connector
     }
 
-    /// Sends a command and waits for its reply, and says which run of the server gave it. How long
-    /// it may take, is the caller's business.
-    pub(super) async fn run(&self, command: &Cmd) -> Result<(Value, Option<u128>), Failure> {
-        let mut wire = self.wire().await.map_err(Failure::Storage)?;
-        let unanswered = Unanswered::new(&wire.health);
-        let result = wire.connection.send_packed_command(command).await;
-        unanswered.answered();
-        let error = match result {
-            Ok(Value::ServerError(error)) => RedisError::from(error),
-            Ok(value) => return Ok((value, wire.run)),
-            Err(error) => error,
-        };
-        if ends_connection(&error) {
-            wire.health.kill();
-        }
-        Err(match error.kind() {
-            ErrorKind::Server(ServerErrorKind::NoScript) => Failure::NoScript,
-            _ => Failure::Storage(storage_error(error)),
-        })
-    }
-
-    async fn wire(&self) -> Result<Wire, StorageError> {
+    /// The connection that works, made if there is none.
+    pub(super) async fn wire(&self) -> Result<Wire, StorageError> {
         if let Some(wire) = &*self.present.read().unwrap_or_else(PoisonError::into_inner)
             && !wire.health.is_dead()
         {

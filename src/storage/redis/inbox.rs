@@ -11,7 +11,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::connection::Connector;
+use super::{
+    connection::Connector,
+    fencing::{self, Seen},
+};
 use crate::{
     error::{StorageError, StorageErrorKind},
     storage::{Inbox, Message, OwnerToken, PushedGrant, Stamp},
@@ -27,12 +30,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_WHEN_REFUSED: Duration = Duration::from_secs(30);
 
 /// Listens, and connects again whenever the connection is lost.
-pub(super) async fn listen(connector: &Connector, inbox: Inbox) {
+pub(super) async fn listen(connector: &Connector, inbox: Inbox, seen: &Seen) {
     let mut pause = FIRST_PAUSE;
     let mut warned = false;
     loop {
         let mut listened = false;
-        let result = session(connector, &inbox, &mut listened).await;
+        let result = session(connector, &inbox, seen, &mut listened).await;
         inbox.deliver(Message::Deaf);
         if listened {
             (pause, warned) = (FIRST_PAUSE, false);
@@ -54,6 +57,7 @@ pub(super) async fn listen(connector: &Connector, inbox: Inbox) {
 async fn session(
     connector: &Connector,
     inbox: &Inbox,
+    seen: &Seen,
     listened: &mut bool,
 ) -> Result<(), StorageError> {
     let (sender, mut pushes) = mpsc::unbounded_channel();
@@ -69,7 +73,7 @@ async fn session(
     *listened = true;
     inbox.deliver(Message::Listening);
     loop {
-        match timeout(PROBE, read(&mut pushes, inbox, wire.run)).await {
+        match timeout(PROBE, read(&mut pushes, inbox, seen, wire.run)).await {
             Ok(()) => return Ok(()),
             // Nothing for a while: is anybody there?
             Err(_) => {
@@ -84,7 +88,12 @@ async fn session(
 }
 
 /// Delivers what comes, until nothing can come any more.
-async fn read(pushes: &mut UnboundedReceiver<PushInfo>, inbox: &Inbox, run: Option<u128>) {
+async fn read(
+    pushes: &mut UnboundedReceiver<PushInfo>,
+    inbox: &Inbox,
+    seen: &Seen,
+    run: Option<u128>,
+) {
     while let Some(push) = pushes.recv().await {
         match push.kind {
             PushKind::Disconnection => return,
@@ -95,6 +104,13 @@ async fn read(pushes: &mut UnboundedReceiver<PushInfo>, inbox: &Inbox, run: Opti
                 };
                 // Anybody can publish anything: what makes no sense is passed over.
                 if let Some(message) = text.and_then(|text| parse(text, inbox, run)) {
+                    if let Message::Granted(PushedGrant {
+                        fencing: Some(block),
+                        ..
+                    }) = &message
+                    {
+                        seen.update(*block);
+                    }
                     inbox.deliver(message);
                 }
             }
@@ -114,12 +130,18 @@ fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
             let ttl = Duration::from_millis(number()?);
             let at = Duration::from_secs(number()?) + Duration::from_micros(number()?);
             let wanted = number()? > 0;
+            let first = i64::try_from(number()?).ok()?;
+            let count = u32::try_from(number()?).ok()?;
+            let fencing = fencing::block(first, count);
+            // Without the tokens that were asked for, it is not complete. Asking again tells why.
+            let run = run.filter(|_| count == 0 || fencing.is_some());
             Some(Message::Granted(PushedGrant {
                 name,
                 token,
                 ttl,
                 stamp: Stamp { run, at },
                 wanted,
+                fencing,
             }))
         }
         _ => None,

@@ -5,9 +5,8 @@
 //! the token first, as the Redis documentation has it ("Distributed Locks with Redis"). So a client
 //! in any language that keeps to the same three steps on the same name excludes us and is excluded.
 //!
-//! A lock that is free costs one round trip and one plain command. Where `SET` finds it taken, a
-//! script asks again: it tells how long the holder has left, and recognises our own token if an
-//! earlier reply was lost.
+//! A lock that is free costs one round trip. Where `SET` finds it taken, a script asks again: it
+//! tells how long the holder has left, and recognises our own token if an earlier reply was lost.
 //!
 //! # Waiting
 //!
@@ -21,13 +20,23 @@
 //! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
 //! asks.
 //!
+//! # Fencing
+//!
+//! Fencing tokens come from one counter, the key `{prefix:}:fence`, which has no expiry. A lock that
+//! is free is taken, and its token with it, by three plain commands in one write: `SET`, `INCRBY`,
+//! and a `GET` that shows that the lock was ours when the token was taken. The counter starts at the
+//! server's clock in microseconds, and is raised to it on each new connection and when it is lower
+//! than a token seen before. So tokens keep growing after a restart without persistence, a
+//! `FLUSHALL` or a failover, as long as the clocks of the servers do not differ by more than the
+//! time that the failover takes.
+//!
 //! # What the server has to be
 //!
-//! Redis 6 or later, or Valkey. With Redis from 2.6.12 on waiters poll, because there is no way to
-//! subscribe and ask on one connection. The user needs
+//! Redis 6 or later, or Valkey. With Redis from 2.6.12 on, and without
+//! [fencing](crate::LockFactoryBuilder::fencing), waiters poll. The user needs
 //!
 //! - `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EXISTS`, `LRANGE`, `LINDEX`, `LPOP`, `RPUSH`, `LREM`,
-//!   `TIME`, `EVAL`, `EVALSHA` on the keys `prefix:*` and `{prefix:*`,
+//!   `INCRBY`, `TIME`, `EVAL`, `EVALSHA` on the keys `prefix:*` and `{prefix:*`,
 //! - `PUBLISH`, `SUBSCRIBE` and `PING` on the channels `prefix:inbox:*`; without these, waiters
 //!   poll,
 //! - `INFO`, to tell one run of the server from another; without it, a lock that is given by a
@@ -45,6 +54,7 @@
 
 mod connection;
 mod error;
+mod fencing;
 mod inbox;
 mod script;
 
@@ -54,8 +64,9 @@ use futures_util::future::join_all;
 use redis::{Cmd, Value};
 
 use self::{
-    connection::{Connection, Failure},
+    connection::{Connection, Wire},
     error::unexpected,
+    fencing::Seen,
     script::{ACQUIRE, RELEASE, RENEW},
 };
 use crate::{
@@ -79,6 +90,7 @@ use crate::{
 /// ```
 pub struct RedisStorage {
     connection: Connection,
+    fencing: Seen,
 }
 
 impl RedisStorage {
@@ -130,7 +142,7 @@ impl RedisStorageBuilder {
     /// As [`RedisStorage::connect`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
-        storage.connection.connect().await?;
+        storage.connection.wire().await?;
         Ok(storage)
     }
 
@@ -141,7 +153,10 @@ impl RedisStorageBuilder {
     /// [`StorageError`] if the URL cannot be read.
     pub fn connect_lazily(self) -> Result<RedisStorage, StorageError> {
         let connection = Connection::new(&self.url, self.connect_timeout)?;
-        Ok(RedisStorage { connection })
+        Ok(RedisStorage {
+            connection,
+            fencing: Seen::default(),
+        })
     }
 }
 
@@ -192,41 +207,121 @@ fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
     Stamp { run, at }
 }
 
+impl RedisStorage {
+    /// Takes the lock if it is free, together with its fencing tokens, by plain commands in one
+    /// write. `None` if a script has to look.
+    ///
+    /// The last command sees to it that the lock was ours when the tokens were taken, whatever came
+    /// between: a token that was taken before the lock, or after it had run out, could be lower than
+    /// that of an earlier holder, or higher than that of a later one.
+    async fn take_fenced(
+        &self,
+        wire: &Wire,
+        request: &AcquireRequest,
+        token: &str,
+    ) -> Result<Option<AcquireReply>, StorageError> {
+        let seen = self.fencing.get();
+        let mut commands = redis::pipe();
+        commands
+            .add_command(set_if_free(request, token))
+            .cmd("INCRBY")
+            .arg(fencing::counter(&request.name))
+            .arg(request.fencing)
+            .cmd("GET")
+            .arg(request.name.as_str());
+        let replies = wire.run_all(&commands).await?;
+        let Ok([set, last, owner]) = <[_; 3]>::try_from(replies) else {
+            return Err(unexpected());
+        };
+        match set? {
+            Value::Okay => {}
+            Value::Nil => return Ok(None),
+            _ => return Err(unexpected()),
+        }
+        let last = match last {
+            Ok(Value::Int(last)) => last,
+            Ok(_) => return Err(unexpected()),
+            Err(error) => {
+                // A lock without its tokens is not what was asked for.
+                let taken = RELEASE.run(wire, &request.name, |command| {
+                    command.arg(token);
+                });
+                taken.await?;
+                return Err(error.into());
+            }
+        };
+        let block = fencing::block(last + 1 - i64::from(request.fencing), request.fencing);
+        match (block, owner?) {
+            (Some(block), Value::BulkString(owner))
+                if block.first > seen && owner == token.as_bytes() =>
+            {
+                self.fencing.update(block);
+                Ok(Some(AcquireReply::granted().with_fencing(Some(block))))
+            }
+            _ => {
+                // The counter went back, or the lock is gone already.
+                wire.set_knows_fencing(false);
+                Ok(None)
+            }
+        }
+    }
+}
+
 impl LockStorage for RedisStorage {
     async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
         let token = request.token.to_text();
-        if !request.again {
-            match self.connection.run(&set_if_free(request, &token)).await {
-                Ok((Value::Okay, _)) => return Ok(AcquireReply::granted()),
-                Ok((Value::Nil, _)) => {}
-                Ok(_) | Err(Failure::NoScript) => return Err(unexpected()),
-                Err(Failure::Storage(error)) => return Err(error),
+        let wire = self.connection.wire().await?;
+        let fenced = request.fencing > 0;
+        if !request.again && !fenced {
+            match wire.run(&set_if_free(request, &token)).await? {
+                Value::Okay => return Ok(AcquireReply::granted()),
+                Value::Nil => {}
+                _ => return Err(unexpected()),
             }
+        } else if !request.again
+            && wire.knows_fencing()
+            && let Some(reply) = self.take_fenced(&wire, request, &token).await?
+        {
+            return Ok(reply);
         }
+
+        let raise = fenced && !wire.knows_fencing();
+        let seen = if raise { self.fencing.get() as i64 } else { -1 };
         let arguments = |command: &mut Cmd| {
-            command.arg(&token).arg(millis(request.ttl));
+            command
+                .arg(&token)
+                .arg(millis(request.ttl))
+                .arg(request.fencing)
+                .arg(seen);
             if let Some(place) = request.queue {
                 command.arg(millis(place));
             }
         };
-        let reply = ACQUIRE
-            .run(&self.connection, &request.name, arguments)
-            .await?;
-        let Value::Array(values) = reply.value else {
+        let Value::Array(values) = ACQUIRE.run(&wire, &request.name, arguments).await? else {
             return Err(unexpected());
         };
-        if let [Value::BulkString(owner), Value::Int(wanted)] = &values[..]
+        if raise {
+            wire.set_knows_fencing(true);
+        }
+        if let [
+            Value::BulkString(owner),
+            Value::Int(wanted),
+            Value::Int(first),
+        ] = &values[..]
             && owner == token.as_bytes()
         {
-            return Ok(match wanted {
+            let block = fencing::block(*first, request.fencing);
+            block.iter().for_each(|block| self.fencing.update(*block));
+            let granted = match wanted {
                 0 => AcquireReply::granted(),
                 _ => AcquireReply::granted_and_wanted(),
-            });
+            };
+            return Ok(granted.with_fencing(block));
         }
         match numbers(&values).as_deref() {
             Some([time]) => Ok(AcquireReply::held(left(*time))),
             Some([time, seconds, micros]) => {
-                let stamp = stamp(reply.run, *seconds, *micros);
+                let stamp = stamp(wire.run, *seconds, *micros);
                 Ok(AcquireReply::queued(left(*time), stamp))
             }
             _ => Err(unexpected()),
@@ -234,19 +329,21 @@ impl LockStorage for RedisStorage {
     }
 
     async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        let wire = match self.connection.wire().await {
+            Ok(wire) => wire,
+            Err(error) => return vec![Err(error); requests.len()],
+        };
         // They travel together: the connection packs what is sent at the same time into one write.
         join_all(requests.iter().map(async |request| {
             let token = request.token.to_text();
             let arguments = |command: &mut Cmd| {
                 command.arg(&token).arg(millis(request.ttl));
             };
-            match RENEW.run(&self.connection, &request.name, arguments).await {
-                Ok(reply) => match reply.value {
-                    Value::Int(0) => Ok(RenewReply::NotOurs),
-                    Value::Int(1) => Ok(RenewReply::Renewed),
-                    Value::Int(2) => Ok(RenewReply::RenewedAndWanted),
-                    _ => Err(unexpected()),
-                },
+            match RENEW.run(&wire, &request.name, arguments).await {
+                Ok(Value::Int(0)) => Ok(RenewReply::NotOurs),
+                Ok(Value::Int(1)) => Ok(RenewReply::Renewed),
+                Ok(Value::Int(2)) => Ok(RenewReply::RenewedAndWanted),
+                Ok(_) => Err(unexpected()),
                 Err(error) if error.kind() == StorageErrorKind::WrongType => {
                     Ok(RenewReply::NotOurs)
                 }
@@ -265,23 +362,24 @@ impl LockStorage for RedisStorage {
                 command
                     .arg(token)
                     .arg(millis(requeue.ttl))
+                    .arg(requeue.fencing)
                     .arg(millis(requeue.place));
             }
         };
-        let reply = RELEASE.run(&self.connection, &request.name, arguments);
-        let reply = match reply.await {
+        let wire = self.connection.wire().await?;
+        let reply = match RELEASE.run(&wire, &request.name, arguments).await {
             Err(error) if error.kind() == StorageErrorKind::WrongType => {
                 return Ok(ReleaseReply::NotOurs);
             }
             reply => reply?,
         };
-        match reply.value {
+        match reply {
             Value::Int(0) => Ok(ReleaseReply::NotOurs),
             Value::Int(1) => Ok(ReleaseReply::Released),
             Value::Array(values) => match numbers(&values).as_deref() {
                 Some([ttl, seconds, micros]) => Ok(ReleaseReply::Requeued {
                     ttl: left(*ttl).unwrap_or_default(),
-                    stamp: stamp(reply.run, *seconds, *micros),
+                    stamp: stamp(wire.run, *seconds, *micros),
                 }),
                 _ => Err(unexpected()),
             },
@@ -290,6 +388,6 @@ impl LockStorage for RedisStorage {
     }
 
     async fn listen(&self, inbox: Inbox) {
-        inbox::listen(self.connection.connector(), inbox).await;
+        inbox::listen(self.connection.connector(), inbox, &self.fencing).await;
     }
 }

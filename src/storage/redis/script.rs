@@ -4,7 +4,10 @@ use std::sync::LazyLock;
 
 use redis::{Cmd, Value};
 
-use super::connection::{Connection, Failure};
+use super::{
+    connection::{Failure, Wire},
+    fencing,
+};
 use crate::{error::StorageError, key::LockName};
 
 /// A script, and the name by which the server's cache knows it.
@@ -32,39 +35,31 @@ script!(
 );
 
 impl Script {
-    /// Runs it on a lock and its queue, from the server's cache; where it is not there (a new
-    /// server, `SCRIPT FLUSH`), sends the text, which puts it there.
+    /// Runs it on a lock, its queue and the fencing counter, from the server's cache; where it is
+    /// not there (a new server, `SCRIPT FLUSH`), sends the text, which puts it there.
     pub(super) async fn run(
         &self,
-        connection: &Connection,
+        wire: &Wire,
         name: &LockName,
         arguments: impl FnOnce(&mut Cmd) + Copy,
-    ) -> Result<Reply, StorageError> {
+    ) -> Result<Value, StorageError> {
         let queue = name.companion("queue");
+        let counter = fencing::counter(name);
         let command = |verb: &str, script: &str| {
             let mut command = redis::cmd(verb);
-            command.arg(script).arg(2).arg(name.as_str()).arg(&queue);
+            command
+                .arg(script)
+                .arg(3)
+                .arg(name.as_str())
+                .arg(&queue)
+                .arg(&counter);
             arguments(&mut command);
             command
         };
-        match connection.run(&command("EVALSHA", &self.sha)).await {
+        match wire.run(&command("EVALSHA", &self.sha)).await {
             Err(Failure::NoScript) => {}
-            result => return reply(result),
+            result => return Ok(result?),
         }
-        reply(connection.run(&command("EVAL", self.text)).await)
-    }
-}
-
-/// What a script answered, and by which run of the server.
-pub(super) struct Reply {
-    pub(super) value: Value,
-    pub(super) run: Option<u128>,
-}
-
-fn reply(result: Result<(Value, Option<u128>), Failure>) -> Result<Reply, StorageError> {
-    match result {
-        Ok((value, run)) => Ok(Reply { value, run }),
-        Err(Failure::Storage(error)) => Err(error),
-        Err(Failure::NoScript) => Err(super::error::unexpected()),
+        Ok(wire.run(&command("EVAL", self.text)).await?)
     }
 }

@@ -1,8 +1,11 @@
 -- Takes the lock KEYS[1], whose queue is KEYS[2], for the token ARGV[1] and ARGV[2] milliseconds, if
--- it is free or has that token already.
--- Answers {token, 1 if others stand in the queue else 0} if it was taken, else {milliseconds that
--- the holder has left (-1: it never expires)}. With ARGV[3], the token then stands in the queue,
--- which is kept for that many milliseconds, and the answer goes on with the server's time.
+-- it is free or has that token already. ARGV[3] fencing tokens come with it, from the counter
+-- KEYS[3]; it is raised first if ARGV[4] is not negative, to that at least.
+-- Answers {token, 1 if others stand in the queue else 0, the first fencing token} if it was taken,
+-- else {milliseconds that the holder has left (-1: it never expires)}. With ARGV[5], the token then
+-- stands in the queue, which is kept for that many milliseconds, and the answer goes on with the
+-- server's time.
+if tonumber(ARGV[4]) >= 0 then raise(tonumber(ARGV[4])) end
 local owner = redis.call('GET', KEYS[1])
 if not owner then
   -- Whoever waits longest comes before whoever asks.
@@ -11,12 +14,14 @@ if not owner then
 end
 if owner and owner ~= ARGV[1] then
   local left = redis.call('PTTL', KEYS[1])
-  if not ARGV[3] then return { left } end
-  stand(ARGV[1], ARGV[2], ARGV[3])
+  if not ARGV[5] then return { left } end
+  stand(ARGV[1], ARGV[2], ARGV[3], ARGV[5])
   local time = redis.call('TIME')
   redis.pcall('PUBLISH', inbox(owner), 'w ' .. KEYS[1])
   return { left, time[1], time[2] }
 end
+local first = fence(tonumber(ARGV[3]))
+if type(first) ~= 'number' then return first end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 leave(ARGV[1])
-return { ARGV[1], redis.call('EXISTS', KEYS[2]) }
+return { ARGV[1], redis.call('EXISTS', KEYS[2]), first }

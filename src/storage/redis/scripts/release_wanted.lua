@@ -3,7 +3,7 @@ if not ours then
   leave(ARGV[1])
   return 0
 end
-if ARGV[2] then stand(ARGV[2], ARGV[3], ARGV[4]) end
+if ARGV[2] then stand(ARGV[2], ARGV[3], ARGV[4], ARGV[5]) end
 local ttl, seconds, micros = pass_on(ARGV[2])
 if not ttl then
   -- All others were gone.

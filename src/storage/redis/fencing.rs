@@ -1,0 +1,39 @@
+//! Fencing tokens: numbers from one counter a prefix, which never goes back.
+//!
+//! The counter is one key, `{prefix:}:fence`, and so none is left behind for each lock. It starts at
+//! the server's clock, in microseconds, and is raised to it again on every new connection, and
+//! whenever it turns out to be lower than a token that was seen before: a restart without
+//! persistence, a failover to a replica that lags behind, `FLUSHALL` and eviction may all set it
+//! back. As tokens are used up more slowly than one a microsecond, the clock is always ahead of
+//! them.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::{key::LockName, storage::FencingBlock};
+
+/// The counter's name. No lock has a name with braces.
+pub(super) fn counter(name: &LockName) -> String {
+    format!("{{{}:}}:fence", name.prefix())
+}
+
+/// The tokens that a reply or a message tells of: the first of so many.
+pub(super) fn block(first: i64, count: u32) -> Option<FencingBlock> {
+    let first = u64::try_from(first).ok().filter(|first| *first > 0)?;
+    let end = first.checked_add(u64::from(count))?;
+    (count > 0 && end <= FencingBlock::LIMIT).then_some(FencingBlock { first, count })
+}
+
+/// The highest token that this process has seen.
+#[derive(Debug, Default)]
+pub(super) struct Seen(AtomicU64);
+
+impl Seen {
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(super) fn update(&self, block: FencingBlock) {
+        self.0
+            .fetch_max(block.first + u64::from(block.count - 1), Relaxed);
+    }
+}
