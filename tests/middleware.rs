@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::sync::Notify;
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
@@ -145,6 +145,25 @@ impl Handler {
             .unwrap()
             .clone()
             .expect("the request carries a `HeldLock`")
+    }
+}
+
+/// A storage that is away.
+#[derive(Clone)]
+struct Away;
+
+impl LockStorage for Away {
+    async fn acquire(&self, _: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        Err(StorageError::new(StorageErrorKind::Unavailable))
+    }
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        requests
+            .iter()
+            .map(|_| Err(StorageError::new(StorageErrorKind::Unavailable)))
+            .collect()
+    }
+    async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        Err(StorageError::new(StorageErrorKind::Unavailable))
     }
 }
 
@@ -783,25 +802,6 @@ mod rejection {
         world.assert_nothing_left();
     }
 
-    /// A storage that is away.
-    #[derive(Clone)]
-    struct Away;
-
-    impl LockStorage for Away {
-        async fn acquire(&self, _: &AcquireRequest) -> Result<AcquireReply, StorageError> {
-            Err(StorageError::new(StorageErrorKind::Unavailable))
-        }
-        async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
-            requests
-                .iter()
-                .map(|_| Err(StorageError::new(StorageErrorKind::Unavailable)))
-                .collect()
-        }
-        async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
-            Err(StorageError::new(StorageErrorKind::Unavailable))
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_storage_that_is_away_fails_closed_within_the_wait_unless_told_to_fail_open() {
         let called = Arc::new(AtomicBool::new(false));
@@ -920,4 +920,80 @@ async fn any_tower_service_can_have_the_layer() {
         Outcome::Done
     );
     assert_eq!(service.oneshot(job("2")).await.unwrap(), Outcome::Busy);
+}
+
+mod fencing {
+    use super::*;
+
+    const HEADER: HeaderName = HeaderName::from_static("fencing-token");
+
+    /// Answers with what it has got: the header's values, and the token of its lock.
+    async fn tell(request: Req) -> Result<Response<(Vec<String>, Option<u64>)>, Infallible> {
+        let values = request.headers().get_all(HEADER).iter();
+        let values = values.map(|value| value.to_str().unwrap().to_owned());
+        let token = request.extensions().get().and_then(HeldLock::fencing_token);
+        Ok(Response::new((values.collect(), token)))
+    }
+
+    /// As a client sends it that would like to be the latest holder.
+    fn forged() -> Req {
+        let mut request = request("/a");
+        for _ in 0..2 {
+            let token = HeaderValue::from(9_007_199_254_740_991_u64);
+            request.headers_mut().append(HEADER, token);
+        }
+        request
+    }
+
+    /// A rejection has nothing to tell.
+    fn no_answer(_: Rejection) -> Response<(Vec<String>, Option<u64>)> {
+        Response::default()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_inner_service_gets_the_token_in_a_header_and_nothing_that_a_client_made_up() {
+        let world = World::new();
+        let layer = DistributedLockLayer::new(world.factory.clone(), path)
+            .on_reject(no_answer)
+            .fencing_header(HEADER);
+        let service = layer.layer(service_fn(tell));
+        let mut last = 0;
+        for _ in 0..3 {
+            let answer = service.clone().oneshot(forged()).await.unwrap();
+            let (header, token) = answer.into_body();
+            let token = token.unwrap();
+            assert_eq!(header, [token.to_string()]);
+            assert!(token > last, "{token} after {last}");
+            last = token;
+        }
+        world.assert_nothing_left();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_a_token_has_no_header_whoever_sent_it() {
+        let storage = MemoryStorage::with_clock(Clock::tokio());
+        let unfenced = LockFactory::builder(storage)
+            .clock(Clock::tokio())
+            .fencing(false);
+        let layer = DistributedLockLayer::new(unfenced.build().unwrap(), path)
+            .on_reject(no_answer)
+            .fencing_header(HEADER);
+        let answer = layer.layer(service_fn(tell)).oneshot(forged()).await;
+        assert_eq!(answer.unwrap().into_body(), (vec![], None));
+
+        let no_key = |_: &Req| None::<LockKey>;
+        let layer = DistributedLockLayer::new(World::new().factory, no_key)
+            .on_reject(no_answer)
+            .fencing_header(HEADER);
+        let answer = layer.layer(service_fn(tell)).oneshot(forged()).await;
+        assert_eq!(answer.unwrap().into_body(), (vec![], None));
+
+        let away = LockFactory::builder(Away).clock(Clock::tokio());
+        let layer = DistributedLockLayer::new(away.build().unwrap(), path)
+            .on_storage_failure(OnStorageFailure::FailOpen)
+            .on_reject(no_answer)
+            .fencing_header(HEADER);
+        let answer = layer.layer(service_fn(tell)).oneshot(forged()).await;
+        assert_eq!(answer.unwrap().into_body(), (vec![], None));
+    }
 }

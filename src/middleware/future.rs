@@ -89,18 +89,22 @@ impl<S, Req, K, R, A> ResponseFuture<S, Req, K, R, A>
 where
     S: Service<Req>,
     R: OnReject<Req, S::Response, S::Error>,
+    A: OnAcquired<Req>,
 {
     pub(super) fn new(
         mut service: S,
-        request: Req,
+        mut request: Req,
         key: Result<RequestKey, BoxError>,
         settings: Arc<Settings<K, R, A>>,
     ) -> Self {
         let state = match key {
-            Ok(RequestKey::None) => State::Running {
-                response: service.call(request),
-                held: None,
-            },
+            Ok(RequestKey::None) => {
+                settings.on_acquired.on_skipped(&mut request);
+                State::Running {
+                    response: service.call(request),
+                    held: None,
+                }
+            }
             Ok(RequestKey::One(key)) => State::Waiting {
                 lock: settings.policy.lock(&key),
                 waiting: Some(Waiting {
@@ -226,6 +230,7 @@ where
                 if settings.policy.on_storage_failure == OnStorageFailure::FailOpen =>
             {
                 tracing::warn!(%error, "serving a request without its lock");
+                settings.on_acquired.on_skipped(&mut request);
                 State::Running {
                     response: service.call(request),
                     held: None,

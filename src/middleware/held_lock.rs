@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use http::HeaderName;
+
 use crate::{
     coordinator::{signal::Holding, turn::Turn},
     error::LossReason,
@@ -86,6 +88,12 @@ impl fmt::Debug for HeldLock {
 pub trait OnAcquired<Req> {
     /// The lock is held.
     fn on_acquired(&self, request: &mut Req, lock: HeldLock);
+
+    /// The request goes on without a lock: it has no key, or the storage could not be asked and the
+    /// layer [fails open](super::OnStorageFailure::FailOpen). Does nothing unless overridden.
+    fn on_skipped(&self, request: &mut Req) {
+        let _ = request;
+    }
 }
 
 impl<F, Req> OnAcquired<Req> for F
@@ -104,6 +112,39 @@ pub struct DefaultOnAcquired;
 impl<B> OnAcquired<http::Request<B>> for DefaultOnAcquired {
     fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
         request.extensions_mut().insert(lock);
+    }
+}
+
+/// Does what [`DefaultOnAcquired`] does, and puts the fencing token into a header of the request,
+/// for inner services that pass their headers on. Made by
+/// [`DistributedLockLayer::fencing_header`](super::DistributedLockLayer::fencing_header).
+///
+/// Whatever a client sends under that name is removed, also from requests without a lock: the inner
+/// service sees a token of the lock or none.
+#[derive(Clone, Debug)]
+pub struct FencingHeader {
+    name: HeaderName,
+}
+
+impl FencingHeader {
+    pub(super) fn new(name: HeaderName) -> Self {
+        Self { name }
+    }
+}
+
+impl<B> OnAcquired<http::Request<B>> for FencingHeader {
+    fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
+        request.headers_mut().remove(&self.name);
+        if let Some(token) = lock.fencing_token() {
+            request
+                .headers_mut()
+                .insert(self.name.clone(), token.into());
+        }
+        DefaultOnAcquired.on_acquired(request, lock);
+    }
+
+    fn on_skipped(&self, request: &mut http::Request<B>) {
+        request.headers_mut().remove(&self.name);
     }
 }
 

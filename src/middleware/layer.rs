@@ -2,12 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
+use http::HeaderName;
 use tower_layer::Layer;
 
 use crate::{
     lock::LockFactory,
     middleware::{
-        held_lock::DefaultOnAcquired,
+        held_lock::{DefaultOnAcquired, FencingHeader},
         on_reject::DefaultOnReject,
         service::DistributedLock,
         settings::{OnLoss, OnStorageFailure, Policy, Settings},
@@ -100,6 +101,18 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
             on_acquired: Arc::new(on_acquired),
         };
         DistributedLockLayer { settings }
+    }
+}
+
+impl<K, R> DistributedLockLayer<K, R> {
+    /// Passes the [fencing token](super::HeldLock::fencing_token) on to the inner service, as a
+    /// decimal number in this header of the request. Default: it is in the request's
+    /// [`HeldLock`](super::HeldLock) alone.
+    ///
+    /// What a client sends in this header is removed.
+    #[must_use]
+    pub fn fencing_header(self, name: HeaderName) -> DistributedLockLayer<K, R, FencingHeader> {
+        self.on_acquired(FencingHeader::new(name))
     }
 }
 

@@ -32,7 +32,8 @@
 //! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow. The
 //!    inner service is not called meanwhile, though it is already reserved: do not put a
 //!    `ConcurrencyLimit` inside this layer, or requests that wait for a lock use up its permits.
-//! 3. The inner service is called. The request carries a [`HeldLock`] in its extensions.
+//! 3. The inner service is called. The request carries a [`HeldLock`] in its extensions, and by
+//!    choice the fencing token in a [header](DistributedLockLayer::fencing_header).
 //! 4. Before each poll of the response future the lock's deadline is looked at. If the lock is
 //!    lost, the future is dropped and the request rejected (or the handler is only told, see
 //!    [`OnLoss`]).
@@ -67,7 +68,7 @@ mod service;
 mod settings;
 
 pub use self::{
-    held_lock::{DefaultOnAcquired, HeldLock, OnAcquired},
+    held_lock::{DefaultOnAcquired, FencingHeader, HeldLock, OnAcquired},
     layer::DistributedLockLayer,
     on_reject::{DefaultOnReject, OnReject, Protocol, Rejection},
     request_key::{IntoRequestKey, RequestKey},
