@@ -202,6 +202,9 @@ pub enum InvalidSettings {
     /// The storage time-out is zero or longer than 24 h.
     #[error("storage_timeout must be more than zero and at most 24 h")]
     StorageTimeout,
+    /// The linger time is longer than 24 h.
+    #[error("linger must be at most 24 h")]
+    Linger,
     /// Nobody could wait, and so nobody could ask.
     #[error("max_waiters and max_waiters_per_key must be at least 1")]
     MaxWaiters,

@@ -76,6 +76,7 @@ impl LockFactory {
                 waiters: 100_000,
                 storage_timeout: Duration::from_secs(1),
                 fencing: true,
+                linger: Duration::ZERO,
             },
         }
     }
@@ -207,6 +208,20 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
+    /// How long this process keeps a lock that has been given back and that nobody waits for, in
+    /// case its next caller is one of this process: that one has it without asking the storage.
+    /// Default 0: not at all. At most 24 h.
+    ///
+    /// Another process that wants the lock meanwhile waits for about two round trips: the storage
+    /// tells this one, which gives the lock up at once, as does [`LockFactory::drain`]. Clients that
+    /// take the lock without this crate cannot tell, and wait. So do others after a crash of this
+    /// process, for up to the ttl, as with any lock. Has no effect where the storage cannot tell who
+    /// waits.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.limits.linger = linger;
+        self
+    }
+
     /// The clock that leases are measured on. Default [`Clock::system`]. A `MemoryStorage` under
     /// this factory has to have the same.
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -224,6 +239,9 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         let timeout = self.limits.storage_timeout;
         if timeout.is_zero() || timeout > LockOptions::MAX_DURATION {
             return Err(InvalidSettings::StorageTimeout);
+        }
+        if self.limits.linger > LockOptions::MAX_DURATION {
+            return Err(InvalidSettings::Linger);
         }
         if self.limits.waiters == 0 || self.limits.waiters_per_key == 0 {
             return Err(InvalidSettings::MaxWaiters);
@@ -356,7 +374,7 @@ impl LockGuard {
     /// Gives the lock back and says whether it was still ours.
     ///
     /// If another caller of this factory waits, it has the lock at once and the storage is not
-    /// asked.
+    /// asked; nor is it if the lock [lingers](LockFactoryBuilder::linger).
     ///
     /// # Errors
     ///
@@ -370,7 +388,7 @@ impl LockGuard {
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
         let (done, reply) = oneshot::channel();
         match self.turn.give_back(Some(done)) {
-            Some(Ended::HandedOver) => Ok(Unlocked::Held),
+            Some(Ended::Kept) => Ok(Unlocked::Held),
             Some(Ended::Lost) => Ok(Unlocked::Lost),
             Some(Ended::Released) => match reply.await {
                 Ok(Ok(ReleaseReply::Released | ReleaseReply::Requeued { .. })) => {

@@ -351,6 +351,7 @@ async fn keys_and_settings_that_cannot_be_used_are_refused() {
             settings().storage_timeout(Duration::MAX),
             InvalidSettings::StorageTimeout,
         ),
+        (settings().linger(Duration::MAX), InvalidSettings::Linger),
         (settings().max_waiters(0), InvalidSettings::MaxWaiters),
         (
             settings().max_waiters_per_key(0),

@@ -225,6 +225,145 @@ mod memory {
     }
 }
 
+mod lingering {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const LINGER: Duration = ms(2_000);
+
+    /// A factory that keeps its locks for a while, and one that does not, over one storage.
+    fn pair() -> (MemoryStorage, LockFactory, LockFactory) {
+        let clock = Clock::tokio();
+        let storage = MemoryStorage::with_clock(clock);
+        let builder = || LockFactory::builder(storage.clone()).clock(clock);
+        let keeps = builder().fencing(false).linger(LINGER).build().unwrap();
+        let other = builder().build().unwrap();
+        (storage, keeps, other)
+    }
+
+    async fn take(factory: &LockFactory) -> LockGuard {
+        let lock = factory.create_lock("k").unwrap();
+        lock.lock(options()).await.unwrap()
+    }
+
+    /// Takes the lock once it can be known who waits for it, and gives it back.
+    async fn keep(factory: &LockFactory, storage: &MemoryStorage) {
+        loop {
+            assert_eq!(take(factory).await.unlock().await.unwrap(), Unlocked::Held);
+            tokio::task::yield_now().await;
+            if !storage.is_empty() {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_nobody_wants_is_kept_for_a_while_and_then_given_back() {
+        let (storage, keeps, _) = pair();
+        keep(&keeps, &storage).await;
+        let start = Instant::now();
+        drop(take(&keeps).await);
+        while !storage.is_empty() {
+            tokio::time::sleep(ms(1)).await;
+        }
+        let kept = start.elapsed();
+        assert!(kept >= LINGER && kept <= LINGER + ms(2), "{kept:?}");
+        assert_eq!(keeps.keys(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_process_has_a_lingering_lock_at_once() {
+        let (storage, keeps, other) = pair();
+        keep(&keeps, &storage).await;
+        let start = Instant::now();
+        let held = take(&other).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        assert_eq!(keeps.keys(), 0);
+        assert!(storage.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lingering_lock_outlives_its_ttl_and_is_still_ours() {
+        let (storage, keeps, other) = pair();
+        let options = LockOptions::builder().ttl(LINGER / 4).build().unwrap();
+        let lock = keeps.create_lock("k").unwrap();
+        while storage.is_empty() {
+            drop(lock.lock(options).await.unwrap());
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(LINGER * 3 / 4).await;
+        // Standard clients only see that it is held.
+        assert!(!storage.is_empty());
+        let start = Instant::now();
+        let held = lock.lock(options).await.unwrap();
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        drop(take(&other).await);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_gives_lingering_locks_back() {
+        let (storage, keeps, _) = pair();
+        keep(&keeps, &storage).await;
+        let start = Instant::now();
+        assert_eq!(keeps.drain(MINUTE).await, 0);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert!(storage.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_leaves_no_lock_lingering_that_is_given_back_meanwhile() {
+        let (storage, keeps, _) = pair();
+        keep(&keeps, &storage).await;
+        let held = take(&keeps).await;
+        let start = Instant::now();
+        let (left, ()) = tokio::join!(keeps.drain(MINUTE), async { drop(held) });
+        assert_eq!((left, start.elapsed()), (0, Duration::ZERO));
+        assert!(storage.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn in_redis_a_lingering_lock_costs_nothing_and_goes_to_who_wants_it() {
+        let server = RedisServer::start().await;
+        let storage = async || {
+            let builder = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
+            builder.connect().await.unwrap()
+        };
+        let builder = LockFactory::builder(storage().await).fencing(false);
+        let keeps = builder.linger(MINUTE).build().unwrap();
+        eventually("it lingers", LIMIT, async || {
+            take(&keeps).await.unlock().await.unwrap() == Unlocked::Held && server.keys().await == 1
+        })
+        .await;
+        let () = server.run("CONFIG RESETSTAT").await;
+        for _ in 0..100 {
+            assert_eq!(take(&keeps).await.unlock().await.unwrap(), Unlocked::Held);
+        }
+        assert_eq!(
+            (server.calls("set").await, server.calls("evalsha").await),
+            (0, 0)
+        );
+
+        let other = LockFactory::new(storage().await);
+        let held = within(LIMIT, "the lock", take(&other)).await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        eventually("nothing is kept", LIMIT, async || {
+            keeps.keys() == 0 && server.keys().await == 0
+        })
+        .await;
+
+        // Who cannot be told that a lock is wanted does not keep it.
+        eventually("it lingers", LIMIT, async || {
+            take(&keeps).await.unlock().await.unwrap() == Unlocked::Held && server.keys().await == 1
+        })
+        .await;
+        let _: u64 = server.run("CLIENT KILL TYPE pubsub").await;
+        eventually("it is given back", LIMIT, async || server.keys().await == 0).await;
+    }
+}
+
 mod redis_server {
     use super::*;
 

@@ -32,6 +32,8 @@
 //!   wait here get a new place in the storage's queue (`Asking`).
 //! - Each turn has a **fencing token** of its own, from the block that came with the lease. When the
 //!   block is used up, the lease is given up, and the next one comes with more.
+//! - A lease that nobody wants may be kept **idle** for a while, and is given back as soon as another
+//!   process wants it.
 //! - A lease that is **over** (its deadline passed, or the storage said "not yours") is never
 //!   handed over and never comes back to life.
 //!
@@ -69,6 +71,8 @@ pub(crate) struct Sharing {
     /// Whether we would be told if somebody else wanted it. If not, every lease is treated as if
     /// somebody did.
     pub(crate) told: bool,
+    /// How long a lease that nobody wants is kept, should somebody of this process come back.
+    pub(crate) linger: Duration,
 }
 
 /// What a renewal brought.
@@ -132,6 +136,8 @@ struct Held {
     turn: Option<Turn>,
     /// What the lease served, from when it had to be shared.
     served: Served,
+    /// Without a turn and without waiters, it is kept until then.
+    idle_until: Option<Timestamp>,
 }
 
 /// How much of a lease was used while others waited for it.
@@ -229,8 +235,8 @@ pub(crate) struct Rejoin {
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// The lock was ours to the end; the next waiter of this process has it now.
-    HandedOver,
+    /// The lock was ours to the end; this process keeps it for its next waiter.
+    Kept,
     /// The lock was ours to the end; it is being released.
     Released,
     /// The turn had been lost before.
@@ -305,6 +311,21 @@ pub(crate) struct KeyState<W> {
     lost: Option<Claim>,
     /// How many fencing tokens the last lease could have used.
     fencing_used: u32,
+}
+
+impl Held {
+    fn can_begin_turn(&self, ttl: Duration, now: Timestamp) -> bool {
+        let is_fit = self.idle_until.is_none()
+            || self.lease.can_be_handed_over(now) && !self.lease.fencing_is_used_up();
+        is_fit && self.lease.claim.ttl == ttl && !self.lease.is_over(now)
+    }
+
+    /// Between turns nothing is renewed: a waiter that was given the lease and is never polled must
+    /// not keep it from the rest of the world.
+    fn is_renewed(&self) -> bool {
+        let in_turn = self.turn.as_ref().is_some_and(|turn| !turn.revoked);
+        in_turn || self.idle_until.is_some()
+    }
 }
 
 impl<W> KeyState<W> {
@@ -408,7 +429,8 @@ impl<W> KeyState<W> {
             }
             Phase::BackOff { open, .. } => *open,
             Phase::Idle => None,
-            Phase::Held(held) if held.lease.claim.ttl == ttl && !held.lease.is_over(now) => {
+            Phase::Held(held) if held.can_begin_turn(ttl, now) => {
+                held.idle_until = None;
                 let id = TurnId(self.next_turn);
                 self.next_turn += 1;
                 held.served.turns += 1;
@@ -429,7 +451,8 @@ impl<W> KeyState<W> {
                 self.queue.remove(place);
                 return (Step::Granted(granted), effects);
             }
-            // A lease that is over, or lasts longer or shorter than this waiter wants.
+            // A lease that is over, or was idle for too long, or lasts longer or shorter than this
+            // waiter wants.
             Phase::Held(held) => {
                 let claim = held.lease.claim;
                 effects.release = self.release(claim).release;
@@ -614,8 +637,9 @@ impl<W> KeyState<W> {
     }
 
     /// Somebody in another process has begun to wait.
-    pub(crate) fn wanted(&mut self, now: Timestamp) {
+    pub(crate) fn wanted(&mut self, now: Timestamp) -> Effects<W> {
         match &mut self.phase {
+            Phase::Held(held) if held.idle_until.is_some() => return self.stop_idling(),
             Phase::Held(held) if !self.wanted => {
                 self.wanted = true;
                 held.served = Served {
@@ -632,6 +656,21 @@ impl<W> KeyState<W> {
             }
             Phase::Held(_) | Phase::Idle | Phase::BackOff { .. } => {}
         }
+        Effects::none()
+    }
+
+    /// Gives an idle lease back: somebody else wants it, or may want it without our hearing of it,
+    /// or this process shuts down.
+    pub(crate) fn stop_idling(&mut self) -> Effects<W> {
+        let Phase::Held(held) = &mut self.phase else {
+            return Effects::none();
+        };
+        // Whoever waits here has come for it already.
+        if held.idle_until.take().is_some() && self.queue.is_empty() {
+            self.nobody_waits()
+        } else {
+            Effects::none()
+        }
     }
 
     /// Messages may have been missed: whoever waits has to ask, and whoever holds the lock has to
@@ -647,10 +686,7 @@ impl<W> KeyState<W> {
                 Effects::none()
             }
             // That others want it may have been among what was missed.
-            Phase::Held(_) => {
-                self.wanted(now);
-                Effects::none()
-            }
+            Phase::Held(_) => self.wanted(now),
             _ => Effects::none(),
         }
     }
@@ -664,6 +700,7 @@ impl<W> KeyState<W> {
                 turns: 0,
                 since: now,
             },
+            idle_until: None,
         });
         if self.queue.is_empty() {
             self.nobody_waits()
@@ -694,11 +731,11 @@ impl<W> KeyState<W> {
         now: Timestamp,
         new_token: impl FnOnce() -> OwnerToken,
     ) -> (Ended, Effects<W>) {
-        let (lease, turn, served) = match &mut self.phase {
+        let (held, turn) = match &mut self.phase {
             Phase::Held(held) => match held.turn {
                 Some(turn) if turn.id == id => {
                     held.turn = None;
-                    (&held.lease, turn, held.served)
+                    (held, turn)
                 }
                 _ => return (Ended::Lost, self.release(claim)),
             },
@@ -706,6 +743,7 @@ impl<W> KeyState<W> {
             // have prolonged it in the storage; if so, free it.
             _ => return (Ended::Lost, self.release(claim)),
         };
+        let (lease, served) = (&held.lease, held.served);
         let ended = if turn.revoked || lease.is_over(now) || now >= turn.until {
             Ended::Lost
         } else {
@@ -720,7 +758,11 @@ impl<W> KeyState<W> {
             && lease.can_be_handed_over(now)
             && (unshared || in_bounds);
         if may_go_on && !lease.fencing_is_used_up() {
-            return (Ended::HandedOver, self.wake_first());
+            return (Ended::Kept, self.wake_first());
+        }
+        if ended == Ended::Released && next.is_none() && unshared && !sharing.linger.is_zero() {
+            held.idle_until = Some(now + sharing.linger);
+            return (Ended::Kept, Effects::none());
         }
 
         // A lease that ends for want of tokens could have used more.
@@ -812,20 +854,21 @@ impl<W> KeyState<W> {
             }
             return tick;
         }
-        // Without a turn nothing is renewed: a waiter that was given the lease and is never polled
-        // must not keep it from the rest of the world.
+        if let Some(until) = held.idle_until
+            && now >= until
+        {
+            tick.effects = self.stop_idling();
+            return tick;
+        }
         if let Some(turn) = &mut held.turn
             && !turn.revoked
+            && now >= turn.until
         {
-            if now >= turn.until {
-                turn.revoked = true;
-                tick.effects.lost = Some(LossReason::MaxHold);
-            } else {
-                if held.lease.renewal_is_due(now) {
-                    held.lease.renewing = true;
-                    tick.renew = Some(held.lease.claim);
-                }
-            }
+            turn.revoked = true;
+            tick.effects.lost = Some(LossReason::MaxHold);
+        } else if held.is_renewed() && held.lease.renewal_is_due(now) {
+            held.lease.renewing = true;
+            tick.renew = Some(held.lease.claim);
         }
         tick.due = self.due();
         tick
@@ -837,13 +880,11 @@ impl<W> KeyState<W> {
             return None;
         };
         let mut due = held.lease.deadline;
-        if let Some(turn) = &held.turn
-            && !turn.revoked
-        {
-            due = due.min(turn.until);
-            if !held.lease.renewing {
-                due = due.min(held.lease.renew_at);
-            }
+        let turn = held.turn.as_ref().filter(|turn| !turn.revoked);
+        let ends = turn.map(|turn| turn.until).or(held.idle_until);
+        due = ends.map_or(due, |ends| due.min(ends));
+        if held.is_renewed() && !held.lease.renewing {
+            due = due.min(held.lease.renew_at);
         }
         Some(due)
     }
@@ -877,7 +918,8 @@ impl<W> KeyState<W> {
                 let mut effects = Effects::none();
                 effects.deadline = held.turn.map(|turn| held.lease.deadline.min(turn.until));
                 if wanted {
-                    self.wanted(now);
+                    let effect = self.wanted(now);
+                    effects.release = effect.release;
                 }
                 effects
             }

@@ -18,6 +18,7 @@ const TTL: Duration = ms(10_000);
 /// How long a lease of [`TTL`] may be used.
 const VALID: Duration = ms(9_898);
 const MAX_HOLD: Duration = ms(60_000);
+const LINGER: Duration = ms(3_000);
 /// How long the driver of these tests waits after a denial or a failure.
 const PAUSE: Duration = ms(1_000);
 const LIMIT: HandoffLimit = HandoffLimit {
@@ -119,6 +120,7 @@ struct Key {
     tokens: u64,
     /// Whether messages of the storage arrive.
     told: bool,
+    linger: Duration,
 }
 
 impl Key {
@@ -128,6 +130,7 @@ impl Key {
             now: Timestamp::ORIGIN + ms(1_000_000),
             tokens: 0,
             told: false,
+            linger: Duration::ZERO,
         }
     }
 
@@ -138,11 +141,22 @@ impl Key {
         }
     }
 
+    /// A key whose lease is kept idle.
+    fn idle() -> (Self, Claim) {
+        let mut key = Self {
+            linger: LINGER,
+            ..Self::listening()
+        };
+        let turn = key.obtain_next();
+        assert_eq!(key.done(turn), (Ended::Kept, Told::nothing()));
+        (key, turn.claim)
+    }
+
     /// A key with a holder whose lease others want.
     fn wanted() -> (Self, Granted) {
         let mut key = Self::listening();
         let turn = key.obtain_next();
-        key.state.wanted(key.now);
+        assert_eq!(key.wants(), Told::nothing());
         (key, turn)
     }
 
@@ -339,7 +353,7 @@ impl Key {
     fn hand_over(&mut self, turn: Granted) -> Granted {
         let next = self.join();
         self.sleep(next);
-        assert_eq!(self.done(turn), (Ended::HandedOver, Told::wake(next)));
+        assert_eq!(self.done(turn), (Ended::Kept, Told::wake(next)));
         self.take(next)
     }
 
@@ -357,6 +371,7 @@ impl Key {
             Sharing {
                 limit: LIMIT,
                 told: self.told,
+                linger: self.linger,
             },
             self.now,
             || {
@@ -384,6 +399,11 @@ impl Key {
 
     fn renewed(&mut self, claim: Claim, sent: Timestamp, reply: Option<Renewed>) -> Told {
         self.state.renewed(claim, sent, reply, self.now).into()
+    }
+
+    /// The storage says that another process waits.
+    fn wants(&mut self) -> Told {
+        self.state.wanted(self.now).into()
     }
 
     fn release_done(&mut self) -> Told {
@@ -604,7 +624,7 @@ fn turns_are_given_in_the_order_of_arrival() {
     places.iter().rev().for_each(|place| key.sleep(*place));
     for place in &places[..2] {
         let told = Told::wake(*place);
-        assert_eq!(key.done(turn), (Ended::HandedOver, told));
+        assert_eq!(key.done(turn), (Ended::Kept, told));
         turn = key.take(*place);
     }
 }
@@ -637,7 +657,7 @@ fn the_first_leaving_wakes_the_second() {
     let (a, b) = (key.join(), key.join());
     key.sleep(a);
     key.sleep(b);
-    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(a)));
+    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(a)));
     assert_eq!(key.leave(a), Told::wake(b), "a was woken in vain");
     assert_eq!(key.take(b).claim, turn.claim);
 }
@@ -701,7 +721,7 @@ fn turns_are_bounded_by_count_and_by_time() {
     for _ in 1..LIMIT.turns {
         let next = key.join();
         key.sleep(next);
-        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(next)));
+        assert_eq!(key.done(turn), (Ended::Kept, Told::wake(next)));
         turn = key.take(next);
     }
     let next = key.join();
@@ -713,7 +733,7 @@ fn turns_are_bounded_by_count_and_by_time() {
     assert_ne!(key.ask(next).claim.token, turn.claim.token);
 
     for (held_for, ended) in [
-        (LIMIT.time - ms(1), Ended::HandedOver),
+        (LIMIT.time - ms(1), Ended::Kept),
         (LIMIT.time, Ended::Released),
     ] {
         let (mut key, turn) = Key::held();
@@ -741,7 +761,7 @@ fn a_lease_that_is_over_is_not_handed_over() {
     let (mut key, turn) = Key::held();
     let a = key.join();
     key.sleep(a);
-    assert_eq!(key.done(turn).0, Ended::HandedOver);
+    assert_eq!(key.done(turn).0, Ended::Kept);
     key.pass(VALID);
     key.ask_anew(a, turn.claim);
 }
@@ -753,17 +773,18 @@ fn a_lease_that_nears_its_end_is_not_handed_over() {
         turns: 9,
         time: MAX_HOLD,
     };
-    for (left, ended) in [
-        (TTL / 2, Ended::HandedOver),
-        (TTL / 2 - ms(1), Ended::Released),
-    ] {
+    for (left, ended) in [(TTL / 2, Ended::Kept), (TTL / 2 - ms(1), Ended::Released)] {
         let (mut key, turn) = Key::held();
         key.join();
         key.pass(VALID - left);
         let (how, _) = key.state.turn_done(
             turn.id,
             turn.claim,
-            Sharing { limit, told: false },
+            Sharing {
+                limit,
+                told: false,
+                linger: Duration::ZERO,
+            },
             key.now,
             || panic!("nobody would tell us of a grant"),
         );
@@ -1524,7 +1545,7 @@ fn a_grant_for_a_shorter_time_counts_as_long_and_is_made_whole_by_its_renewal() 
     assert_eq!(key.tick().0, Some(place.claim));
     let sent = key.now;
     key.renewed(place.claim, sent, Some(renewed(true)));
-    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
+    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(b)));
     assert_eq!(key.take(b).deadline, sent + VALID);
 
     // Nor does a storage that promises more make the lease longer than it was asked for.
@@ -1576,7 +1597,7 @@ fn without_messages_every_lease_is_bounded() {
     for _ in 0..5 {
         turn = key.hand_over(turn);
     }
-    key.state.wanted(key.now);
+    assert_eq!(key.wants(), Told::nothing());
     key.pass(LIMIT.time);
     key.told = false;
     let next = key.join();
@@ -1595,14 +1616,14 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
     let told: Learn = |key| {
         let turn = key.obtain_next();
         let turn = (0..2 * LIMIT.turns).fold(turn, |turn, _| key.hand_over(turn));
-        key.state.wanted(key.now);
+        assert_eq!(key.wants(), Told::nothing());
         // Told again it is no longer.
         key.hand_over(turn)
     };
     let told_before_the_reply: Learn = |key| {
         let a = key.join();
         let claim = key.ask(a).claim;
-        key.state.wanted(key.now);
+        assert_eq!(key.wants(), Told::nothing());
         key.granted(claim);
         key.take(a)
     };
@@ -1634,7 +1655,7 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
         let claim = key.ask(a).claim;
         let stamp = key.stamp();
         key.push(claim, stamp);
-        key.state.wanted(key.now);
+        assert_eq!(key.wants(), Told::nothing());
         key.queued(claim, stamp);
         key.take(a)
     };
@@ -1660,7 +1681,7 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
         let mut key = Key::listening();
         let mut turn = learn(&mut key);
         for _ in 1..LIMIT.turns {
-            key.state.wanted(key.now);
+            assert_eq!(key.wants(), Told::nothing());
             turn = key.hand_over(turn);
         }
         let next = key.join();
@@ -1672,7 +1693,7 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
 
         // By time.
         for (held_for, how) in [
-            (LIMIT.time - ms(1), Ended::HandedOver),
+            (LIMIT.time - ms(1), Ended::Kept),
             (LIMIT.time, Ended::Released),
         ] {
             let mut key = Key::listening();
@@ -1680,7 +1701,7 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
             let next = key.join();
             key.sleep(next);
             key.pass(held_for);
-            key.state.wanted(key.now);
+            assert_eq!(key.wants(), Told::nothing());
             assert_eq!(key.done(turn).0, how, "way {which}");
         }
     }
@@ -1718,7 +1739,7 @@ fn a_new_lease_is_not_wanted_because_the_last_one_was() {
     let left: End = |key, turn| {
         let a = key.join();
         key.sleep(a);
-        assert_eq!(key.done(turn).0, Ended::HandedOver);
+        assert_eq!(key.done(turn).0, Ended::Kept);
         assert_eq!(key.leave(a), Told::release(turn.claim));
     };
     let lost: End = |key, turn| {
@@ -1739,7 +1760,7 @@ fn a_new_lease_is_not_wanted_because_the_last_one_was() {
         key.sleep(a);
         key.pass(LIMIT.time);
         let (_, told) = key.done(turn);
-        key.state.wanted(key.now);
+        assert_eq!(key.wants(), Told::nothing());
         key.leave(a);
         key.replied(told.rejoin.unwrap().claim, Outcome::NotQueued);
     };
@@ -1757,7 +1778,7 @@ fn a_new_lease_is_not_wanted_because_the_last_one_was() {
         for _ in 0..2 * LIMIT.turns {
             let next = key.join();
             key.sleep(next);
-            assert_eq!(key.done(turn).0, Ended::HandedOver, "way {which}");
+            assert_eq!(key.done(turn).0, Ended::Kept, "way {which}");
             turn = key.take(next);
         }
     }
@@ -1935,3 +1956,134 @@ fn a_renewal_answered_after_the_lease_was_given_to_others_does_not_touch_the_new
 /// and replies get lost.
 #[path = "key_state_world.rs"]
 mod world;
+
+// --- an idle lease -------------------------------------------------------------------------------
+
+mod idle {
+    use super::*;
+
+    #[test]
+    fn the_next_caller_has_an_idle_lease_without_the_storage() {
+        let (mut key, claim) = Key::idle();
+        assert!(!key.state.is_done() && !key.state.is_busy());
+        key.pass(LINGER / 2);
+        let place = key.join();
+        let turn = key.take(place);
+        assert_eq!(turn.claim, claim);
+        assert_eq!(key.done(turn), (Ended::Kept, Told::nothing()));
+        // It lingers anew.
+        key.pass(LINGER * 3 / 4);
+        let place = key.join();
+        key.take(place);
+    }
+
+    #[test]
+    fn an_idle_lease_is_given_back_when_its_time_is_over() {
+        let (mut key, claim) = Key::idle();
+        let until = key.now + LINGER;
+        let due = key.state.due().unwrap();
+        assert!(due <= until);
+        key.now = until;
+        assert_eq!(key.last_tick(), Told::release(claim));
+        key.release_done();
+        assert!(key.state.is_done());
+    }
+
+    #[test]
+    fn an_idle_lease_is_given_back_as_soon_as_another_process_wants_it() {
+        let (mut key, claim) = Key::idle();
+        assert_eq!(key.wants(), Told::release(claim));
+
+        // Or as soon as a renewal tells.
+        let (mut key, claim) = Key::idle();
+        key.pass(TTL / 3);
+        let told = key.renewed(claim, key.now, Some(Renewed::Ours { wanted: true }));
+        assert_eq!(told.release, Some(claim));
+
+        // Or when it cannot be known.
+        let (mut key, claim) = Key::idle();
+        let told: Told = key.state.ask_again(key.now).into();
+        assert_eq!(told, Told::release(claim));
+    }
+
+    #[test]
+    fn a_lease_is_not_kept_idle_where_nobody_would_tell_who_wants_it() {
+        let (mut key, claim) = Key::idle();
+        let told: Told = key.state.stop_idling().into();
+        assert_eq!(told, Told::release(claim));
+        key.release_done();
+        key.told = false;
+        let turn = key.obtain_next();
+        assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    }
+
+    #[test]
+    fn a_lease_that_others_want_is_not_kept_idle() {
+        let (mut key, turn) = Key::wanted();
+        key.linger = LINGER;
+        assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    }
+
+    #[test]
+    fn a_lease_that_was_lost_is_not_kept_idle() {
+        let (mut key, _) = Key::idle();
+        let place = key.join();
+        let turn = key.take(place);
+        key.pass(TTL);
+        assert_eq!(key.done(turn), (Ended::Lost, Told::release(turn.claim)));
+    }
+
+    #[test]
+    fn an_idle_lease_is_renewed_and_never_handed_on_with_little_left() {
+        let (mut key, claim) = Key::idle();
+        key.linger = 10 * TTL;
+        let place = key.join();
+        let turn = key.take(place);
+        key.done(turn);
+        key.pass(TTL / 3);
+        assert_eq!(key.tick().0, Some(claim));
+        // The renewal brings no answer, and time goes by.
+        key.pass(TTL / 3);
+        let place = key.join();
+        key.ask_anew(place, claim);
+    }
+
+    #[test]
+    fn an_idle_lease_of_another_ttl_is_given_back_for_one_that_fits() {
+        let (mut key, claim) = Key::idle();
+        let place = key.state.join(2 * TTL, MAX_HOLD, PAUSE);
+        assert_eq!(key.ask_anew(place, claim).claim.ttl, 2 * TTL);
+    }
+
+    #[test]
+    fn an_idle_lease_without_fencing_tokens_is_given_back_for_one_with() {
+        let mut key = Key {
+            linger: LINGER,
+            ..Key::listening()
+        };
+        let place = key.join();
+        let claim = key.ask(place).claim;
+        let fencing = Some(FencingBlock { first: 5, count: 1 });
+        let outcome = Outcome::Granted {
+            wanted: false,
+            fencing,
+        };
+        key.replied(claim, outcome);
+        let turn = key.take(place);
+        assert_eq!(turn.fencing, Some(5));
+        key.done(turn);
+        let place = key.join();
+        key.ask_anew(place, claim);
+    }
+
+    #[test]
+    fn a_waiter_that_leaves_before_it_takes_an_idle_lease_leaves_nothing_behind() {
+        let (mut key, claim) = Key::idle();
+        let place = key.join();
+        // Whoever wants it elsewhere is told of the next turn's end.
+        assert_eq!(key.state.stop_idling().release, None);
+        assert_eq!(key.leave(place), Told::release(claim));
+        key.release_done();
+        assert!(key.state.is_done());
+    }
+}

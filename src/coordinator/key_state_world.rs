@@ -8,6 +8,7 @@ const PROCESSES: usize = 3;
 const WAITERS: usize = 4;
 const TTLS: [Duration; 2] = [ms(300), ms(100)];
 const MAX_HOLDS: [Duration; 2] = [ms(10_000), ms(150)];
+const LINGER: [Duration; PROCESSES] = [ms(0), ms(50), ms(400)];
 const LIMIT: HandoffLimit = HandoffLimit {
     turns: 3,
     time: ms(200),
@@ -596,6 +597,9 @@ impl World {
             process.missed = false;
             let effects = process.state.ask_again(self.now);
             self.carry_out(index, effects);
+        } else if !process.listens {
+            let effects = process.state.stop_idling();
+            self.carry_out(index, effects);
         }
     }
 
@@ -609,7 +613,10 @@ impl World {
         let process = &mut self.processes[index];
         let grant = match push {
             Push::Granted(grant) => grant,
-            Push::Wanted => return process.state.wanted(now),
+            Push::Wanted => {
+                let effects = process.state.wanted(now);
+                return self.carry_out(index, effects);
+            }
         };
         let token = grant.token;
         process.granted.insert(token);
@@ -791,6 +798,7 @@ impl World {
             Sharing {
                 limit: LIMIT,
                 told: process.listens,
+                linger: LINGER[index],
             },
             self.now,
             || {
@@ -798,6 +806,9 @@ impl World {
                 OwnerToken::new(index as u128, self.tokens)
             },
         );
+        if let Some(due) = process.state.due() {
+            process.look_by = Some(process.look_by.map_or(due, |at| at.min(due)));
+        }
         let was_ours = ended != Ended::Lost;
         assert_eq!(was_ours, holder.is_sure(self.now), "{ended:?}: {holder:?}");
         self.carry_out(index, effects);
@@ -813,7 +824,8 @@ impl World {
         process.look_by = due;
         if let Some(claim) = renew {
             let in_use = |holder: &Holder| holder.claim == claim && holder.is_sure(self.now);
-            assert!(process.holders.iter().any(in_use), "nobody needs it");
+            let is_needed = process.holders.iter().any(in_use) || process.is_idle();
+            assert!(is_needed, "nobody needs it");
             self.send(index, Call::Renew, claim);
         }
         self.carry_out(index, effects);
@@ -1097,8 +1109,9 @@ impl World {
                 self.check();
             }
             self.now = self.now + ms(3);
-            let at_rest =
-                |process: &Process| process.waiters.is_empty() && process.holders.is_empty();
+            let at_rest = |process: &Process| {
+                process.waiters.is_empty() && process.holders.is_empty() && !process.is_idle()
+            };
             let is_quiet = self.messages.is_empty() && self.pushes.is_empty();
             if is_quiet && self.processes.iter().all(at_rest) {
                 break;
@@ -1116,6 +1129,10 @@ impl World {
 }
 
 impl Process {
+    fn is_idle(&self) -> bool {
+        matches!(&self.state.phase, Phase::Held(held) if held.idle_until.is_some())
+    }
+
     fn wake(&mut self, id: WaiterId) {
         let mut waiters = self.waiters.iter_mut();
         let waiter = waiters.find(|waiter| waiter.id == id);

@@ -71,6 +71,7 @@ pub(crate) struct Limits {
     pub(crate) storage_timeout: Duration,
     /// Whether locks come with fencing tokens.
     pub(crate) fencing: bool,
+    pub(crate) linger: Duration,
 }
 
 /// See the [module documentation](self).
@@ -298,15 +299,28 @@ impl Coordinator {
         done: Option<Done>,
     ) -> Ended {
         let now = self.clock.now();
-        let sharing = Sharing {
-            limit: self.limits.handoff,
-            told: self.is_listening(),
-        };
-        self.update(cell, done, |slot| {
+        let (ended, due) = self.update(cell, done, |slot| {
             slot.holder.take_if(|(holder, _)| *holder == id);
-            slot.state
-                .turn_done(id, claim, sharing, now, || self.new_token())
-        })
+            // Under the key's lock: whoever shuts down, or becomes deaf, looks at each key once,
+            // after having said so.
+            let sharing = Sharing {
+                limit: self.limits.handoff,
+                told: self.is_listening(),
+                linger: if self.is_draining() {
+                    Duration::ZERO
+                } else {
+                    self.limits.linger
+                },
+            };
+            let (ended, effects) = slot
+                .state
+                .turn_done(id, claim, sharing, now, || self.new_token());
+            ((ended, slot.state.due()), effects)
+        });
+        if let Some(due) = due {
+            self.keeper.look_by(self, due);
+        }
+        ended
     }
 
     // --- the keeper's work -----------------------------------------------------------------------
@@ -389,7 +403,7 @@ impl Coordinator {
             }
             Message::Wanted(name) => {
                 if let Some(cell) = self.table.find(&name) {
-                    cell.lock().state.wanted(now);
+                    self.update(&cell, None, |slot| ((), slot.state.wanted(now)));
                 }
             }
             Message::Listening => {
@@ -398,7 +412,16 @@ impl Coordinator {
                     self.update(&cell, None, |slot| ((), slot.state.ask_again(now)));
                 }
             }
-            Message::Deaf => self.listening.store(false, Relaxed),
+            Message::Deaf => {
+                self.listening.store(false, Relaxed);
+                self.stop_idling();
+            }
+        }
+    }
+
+    fn stop_idling(self: &Arc<Self>) {
+        for cell in self.table.cells() {
+            self.update(&cell, None, |slot| ((), slot.state.stop_idling()));
         }
     }
 
@@ -421,6 +444,7 @@ impl Coordinator {
             let wakers = cell.lock().state.wake_all();
             wakers.into_iter().for_each(Waker::wake);
         }
+        self.stop_idling();
         if timeout(grace, self.emptied()).await.is_err() {
             for cell in self.table.cells() {
                 let mut slot = cell.lock();
