@@ -71,6 +71,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
         .block_on(async {
             match errand.peer() {
                 Peer::Ours => carry_out(url, errand, Ours::connect(url).await?).await,
+                Peer::OursUnfenced => carry_out(url, errand, Ours::unfenced(url).await?).await,
                 Peer::OursDispatched => {
                     carry_out(url, errand, Dispatched(Ours::connect(url).await?)).await
                 }

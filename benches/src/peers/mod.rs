@@ -34,8 +34,10 @@ pub(crate) trait Locks: Clone + Send + Sync + 'static {
 /// The names by which the rows and the worker processes know them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// This library; the release is waited for.
+    /// This library as it comes, with fencing tokens; the release is waited for.
     Ours,
+    /// This library without fencing tokens.
+    OursUnfenced,
     /// This library; the guard is dropped, as the layer does it.
     OursDispatched,
     /// `SET NX PX` and compare-and-delete.
@@ -51,8 +53,9 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Ours,
+        Self::OursUnfenced,
         Self::OursDispatched,
         Self::ByHand,
         Self::RslockDefault,
@@ -64,6 +67,7 @@ impl Peer {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::OursUnfenced => "ours_unfenced",
             Self::OursDispatched => "ours_dispatched",
             Self::ByHand => "by_hand",
             Self::RslockDefault => "rslock_default",

@@ -18,6 +18,14 @@ pub(crate) struct Ours {
 impl Ours {
     /// The defaults but for the wait: nobody gives up within a run.
     pub(crate) async fn connect(url: &str) -> Result<Self, Error> {
+        Self::with_fencing(url, true).await
+    }
+
+    pub(crate) async fn unfenced(url: &str) -> Result<Self, Error> {
+        Self::with_fencing(url, false).await
+    }
+
+    async fn with_fencing(url: &str, fencing: bool) -> Result<Self, Error> {
         let options = LockOptions::builder()
             .ttl(TTL)
             .interval(Duration::from_millis(100))
@@ -25,7 +33,7 @@ impl Ours {
             .build()?;
         let storage = RedisStorage::connect(url).await?;
         Ok(Self {
-            factory: LockFactory::new(storage),
+            factory: LockFactory::builder(storage).fencing(fencing).build()?,
             options,
         })
     }

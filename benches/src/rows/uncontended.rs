@@ -1,5 +1,6 @@
 //! `uncontended_64`: acquisitions and confirmed releases a second, 64 tasks in one process, a random
-//! key each. `server_cpu`: what one of these cycles costs the server.
+//! key each. `server_cpu`: what one of these cycles costs the server. `.._fenced`: the same with
+//! fencing tokens, which nobody else has.
 
 use crate::{
     Error,
@@ -16,18 +17,29 @@ struct Variant {
     server_cpu: &'static str,
 }
 
-/// With fencing: one more peer, `OursFenced`, and one more entry here with
-/// `uncontended_64_fenced` and `server_cpu_fenced`, against `by_hand`.
-const VARIANTS: &[Variant] = &[Variant {
-    ours: Peer::Ours,
-    rate: "uncontended_64",
-    // Its retry delay plays no part where all locks are free.
-    rate_against: &[(Peer::ByHand, "by_hand"), (Peer::RslockDefault, "rslock")],
-    server_cpu: "server_cpu",
-}];
+const VARIANTS: &[Variant] = &[
+    Variant {
+        ours: Peer::OursUnfenced,
+        rate: "uncontended_64",
+        // Its retry delay plays no part where all locks are free.
+        rate_against: &[(Peer::ByHand, "by_hand"), (Peer::RslockDefault, "rslock")],
+        server_cpu: "server_cpu",
+    },
+    Variant {
+        ours: Peer::Ours,
+        rate: "uncontended_64_fenced",
+        rate_against: &[(Peer::ByHand, "by_hand")],
+        server_cpu: "server_cpu_fenced",
+    },
+];
 
 /// The rows of all variants.
-pub(super) const ROWS: &[&str] = &["uncontended_64", "server_cpu"];
+pub(super) const ROWS: &[&str] = &[
+    "uncontended_64",
+    "uncontended_64_fenced",
+    "server_cpu",
+    "server_cpu_fenced",
+];
 
 pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
     let wanted = |variant: &&Variant| {
