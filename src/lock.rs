@@ -69,7 +69,7 @@ impl LockFactory {
             clock: Clock::system(),
             limits: Limits {
                 handoff: HandoffLimit {
-                    turns: 64,
+                    turns: 256,
                     time: Duration::from_millis(5),
                 },
                 waiters_per_key: 10_000,

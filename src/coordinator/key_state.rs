@@ -639,7 +639,9 @@ impl<W> KeyState<W> {
     /// Somebody in another process has begun to wait.
     pub(crate) fn wanted(&mut self, now: Timestamp) -> Effects<W> {
         match &mut self.phase {
-            Phase::Held(held) if held.idle_until.is_some() => return self.stop_idling(),
+            Phase::Held(held) if held.idle_until.is_some() && self.queue.is_empty() => {
+                return self.stop_idling();
+            }
             Phase::Held(held) if !self.wanted => {
                 self.wanted = true;
                 held.served = Served {
@@ -858,6 +860,7 @@ impl<W> KeyState<W> {
             && now >= until
         {
             tick.effects = self.stop_idling();
+            tick.due = self.due();
             return tick;
         }
         if let Some(turn) = &mut held.turn

@@ -2077,6 +2077,24 @@ mod idle {
     }
 
     #[test]
+    fn an_idle_lease_with_a_waiter_is_shared_once_another_process_wants_it() {
+        let (mut key, _) = Key::idle();
+        let place = key.join();
+        assert_eq!(key.wants(), Told::nothing());
+        let turn = key.take(place);
+        assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    }
+
+    #[test]
+    fn a_waiter_that_is_never_polled_does_not_keep_an_idle_lease() {
+        let (mut key, _) = Key::idle();
+        let sent = key.now;
+        key.join();
+        key.pass(LINGER);
+        assert_eq!(key.tick(), (None, Some(sent + VALID)));
+    }
+
+    #[test]
     fn a_waiter_that_leaves_before_it_takes_an_idle_lease_leaves_nothing_behind() {
         let (mut key, claim) = Key::idle();
         let place = key.join();

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How many fencing tokens a lease takes at most.
-const MAX_FENCING: u32 = 1024;
+const MAX_FENCING: u32 = 16 * 1024;
 
 /// How many fencing tokens it takes at most on the word of its queue alone.
 const FIRST_FENCING: usize = 64;
