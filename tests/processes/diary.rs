@@ -4,7 +4,7 @@
 //! processes say. Each entry also notes who had the lock in the server at that moment, and who stood
 //! in its queue: a queue changes only by commands, so two such notes tell what happened in between.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use redis::aio::MultiplexedConnection;
 
@@ -140,6 +140,20 @@ pub fn assert_served_in_order(stays: &[Stay]) {
             "somebody was passed: {before:?}, then {after:?}"
         );
     }
+}
+
+/// The most leases of others between two stays of a process.
+pub fn longest_wait(stays: &[Stay]) -> usize {
+    let (mut lease, mut leases, mut longest) = ("", 0_usize, 0);
+    let mut last_of = HashMap::new();
+    for stay in stays {
+        leases += usize::from(stay.line[0] != lease);
+        lease = &stay.line[0];
+        if let Some(last) = last_of.insert(&stay.who, leases) {
+            longest = longest.max((leases - last).saturating_sub(1));
+        }
+    }
+    longest
 }
 
 /// No process stood in the queue twice, or stood there while it had the lock: with

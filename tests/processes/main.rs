@@ -420,7 +420,13 @@ async fn a_stopped_waiter(place: usize) {
     let mut waiting = queue(&server).await;
     stopped.replica.resume();
     // What it was given is over. It does not use it, it goes to the end of the queue.
-    queued(&server, waiting.len() + 1).await;
+    let lines: usize = server.run("LLEN diary").await;
+    eventually("it stands in the queue again", LIMIT, async || {
+        let now: usize = server.run("LLEN diary").await;
+        assert_eq!(now, lines, "it enters while another is in");
+        queue(&server).await.len() == waiting.len() + 1
+    })
+    .await;
     let mut now = queue(&server).await;
     assert!(now.pop().is_some_and(|last| !waiting.contains(&last)));
     waiting.truncate(now.len());
@@ -494,6 +500,10 @@ async fn busy_processes_take_turns_and_get_fair_shares() {
     // Else few waited, and the test has shown nothing.
     let all_there = stays.iter().filter(|stay| stay.line.len() == crowds.len());
     assert!(all_there.count() >= STAYS / 2);
+    // Whoever gives up the lock has others of its process wait behind the other processes already:
+    // it sees one lease of each of them. Twice that is for a process that was slow to ask again.
+    let longest = diary::longest_wait(stays);
+    assert!(longest <= 2 * (crowds.len() - 1), "{longest}");
     // In turn, each gets a lease that ends with the first stay that ends after 5 ms. A stay takes
     // 1 ms and two round trips, so that makes 5 stays at most, and 1 at least. However unlucky a
     // process is, over dozens of leases it gets more than half of what is fair.
