@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     coordinator::{
         Acquire, Coordinator, Limits,
-        key_state::{Ended, HandoffLimit},
+        key_events::{Ended, HandoffLimit},
         signal::Holding,
         turn::Turn,
     },

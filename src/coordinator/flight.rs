@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     clock::Timestamp,
-    coordinator::{Coordinator, key_state::Outcome, lease::Claim, table::Cell},
+    coordinator::{Coordinator, key_events::Outcome, lease::Claim, table::Cell},
     error::{StorageError, StorageErrorKind},
     options::LockOptions,
     storage::{AcquireReply, BoxFuture},

@@ -47,40 +47,16 @@ use std::time::Duration;
 use crate::{
     clock::Timestamp,
     coordinator::{
+        key_events::{
+            Attempt, Effects, Ended, GiveBack, Granted, Outcome, Rejoin, Renewed, Sharing, Step,
+            Tick, TurnId,
+        },
         lease::{Baseline, Claim, Lease, fencing_wanted},
         queue::{Place, Queue},
     },
     error::{LossReason, StorageError},
-    storage::{FencingBlock, OwnerToken, PushedGrant, Stamp},
+    storage::{OwnerToken, PushedGrant},
 };
-
-/// How much a lease may serve the waiters of this process before it is given up for those of
-/// others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HandoffLimit {
-    /// Turns on one lease.
-    pub(crate) turns: u32,
-    /// How long a lease may go on to new turns, from its first.
-    pub(crate) time: Duration,
-}
-
-/// How a lease is shared with other processes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sharing {
-    pub(crate) limit: HandoffLimit,
-    /// Whether we would be told if somebody else wanted it. If not, every lease is treated as if
-    /// somebody did.
-    pub(crate) told: bool,
-    /// How long a lease that nobody wants is kept, should somebody of this process come back.
-    pub(crate) linger: Duration,
-}
-
-/// What a renewal brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Renewed {
-    Ours { wanted: bool },
-    NotOurs,
-}
 
 /// What a waiter wants, and how it is woken. `W` is the driver's way to wake it.
 #[derive(Debug)]
@@ -154,138 +130,6 @@ struct Turn {
     until: Timestamp,
     /// The turn was told that it is over but has not been given back yet.
     revoked: bool,
-}
-
-/// One holder's turn on a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TurnId(u64);
-
-/// A turn that was given to a waiter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Granted {
-    pub(crate) id: TurnId,
-    pub(crate) claim: Claim,
-    pub(crate) fencing: Option<u64>,
-    /// The holder must not act at or past this moment, unless a renewal moves it.
-    pub(crate) deadline: Timestamp,
-    /// When `max_hold` ends it.
-    pub(crate) ends: Timestamp,
-    /// When the keeper has to look at this key next.
-    pub(crate) due: Timestamp,
-}
-
-/// An attempt the driver has to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attempt {
-    pub(crate) claim: Claim,
-    /// Not the first try of this wait.
-    pub(crate) again: bool,
-    /// How many fencing tokens it should bring.
-    pub(crate) fencing: u32,
-}
-
-/// What a waiter that was polled has to do.
-#[derive(Debug)]
-pub(crate) enum Step {
-    /// It has the lock and is no longer in the queue.
-    Granted(Granted),
-    /// It has to send this attempt and to report the reply.
-    Ask(Attempt),
-    /// It has to come again at this moment, or when woken.
-    AskAt(Timestamp),
-    /// It will be woken.
-    Wait,
-}
-
-/// What an attempt brought.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    Granted {
-        wanted: bool,
-        fencing: Option<FencingBlock>,
-    },
-    Denied {
-        holder_ttl: Option<Duration>,
-        queued: Option<Stamp>,
-    },
-    /// A release that was to give us a new place in the queue met an empty queue.
-    NotQueued,
-    Failed(StorageError),
-}
-
-/// A claim to be released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GiveBack {
-    pub(crate) claim: Claim,
-    /// Who gets a place in the storage's queue by the same step.
-    pub(crate) rejoin: Option<Rejoin>,
-}
-
-/// A claim of waiters that gave the lock to others and want it again. What became of it has to be
-/// reported with [`KeyState::replied`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rejoin {
-    pub(crate) claim: Claim,
-    /// How often the first of them wants to ask.
-    pub(crate) interval: Duration,
-    /// How many fencing tokens its grant should bring.
-    pub(crate) fencing: u32,
-}
-
-/// How a turn ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The lock was ours to the end; this process keeps it for its next waiter.
-    Kept,
-    /// The lock was ours to the end; it is being released.
-    Released,
-    /// The turn had been lost before.
-    Lost,
-}
-
-/// What the driver has to do after an event.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct Effects<W> {
-    /// Wake this waiter.
-    pub(crate) wake: Option<W>,
-    /// Release this in the storage and report with [`KeyState::release_done`] when it is done.
-    pub(crate) release: Option<GiveBack>,
-    /// Tell the present turn that it has lost the lock.
-    pub(crate) lost: Option<LossReason>,
-    /// Tell the present turn its new deadline.
-    pub(crate) deadline: Option<Timestamp>,
-    /// Let go of this one, which will not be woken: outside the key's lock, because that may run
-    /// other code.
-    pub(crate) old: Option<W>,
-}
-
-impl<W> Effects<W> {
-    fn none() -> Self {
-        Self {
-            wake: None,
-            release: None,
-            lost: None,
-            deadline: None,
-            old: None,
-        }
-    }
-
-    pub(crate) fn is_none(&self) -> bool {
-        self.wake.is_none()
-            && self.release.is_none()
-            && self.lost.is_none()
-            && self.deadline.is_none()
-    }
-}
-
-/// What the keeper has to do about a key, and when to look again.
-#[derive(Debug)]
-pub(crate) struct Tick<W> {
-    pub(crate) effects: Effects<W>,
-    /// Renew this claim and report with [`KeyState::renewed`].
-    pub(crate) renew: Option<Claim>,
-    pub(crate) due: Option<Timestamp>,
 }
 
 /// See the [module documentation](self).

@@ -8,7 +8,12 @@
 )]
 
 use super::*;
-use crate::{error::StorageErrorKind, key::LockName};
+use crate::{
+    coordinator::key_events::HandoffLimit,
+    error::StorageErrorKind,
+    key::LockName,
+    storage::{FencingBlock, Stamp},
+};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

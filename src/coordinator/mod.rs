@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `key_state` | one key's state machine: no I/O, no clock, no lock |
+//! | `key_events` | what it is told, and what it answers |
 //! | `queue` | the first-come-first-served queue in it |
 //! | `lease` | how long the storage's word can be relied on |
 //! | `backoff` | when to ask again |
@@ -19,7 +20,8 @@ mod acquire;
 mod backoff;
 mod flight;
 mod keeper;
-pub(crate) mod key_state;
+pub(crate) mod key_events;
+mod key_state;
 pub(crate) mod lease;
 mod queue;
 mod release;
@@ -45,7 +47,7 @@ pub(crate) use self::acquire::Acquire;
 use self::{
     flight::Flight,
     keeper::{Job, Keeper},
-    key_state::{Attempt, Effects, Ended, GiveBack, HandoffLimit, Outcome, Sharing, Step, TurnId},
+    key_events::{Attempt, Effects, Ended, GiveBack, HandoffLimit, Outcome, Sharing, Step, TurnId},
     lease::Claim,
     queue::Place,
     release::{Done, Release},

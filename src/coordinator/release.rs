@@ -11,7 +11,7 @@ use tokio::{sync::oneshot, time::timeout};
 use crate::{
     coordinator::{
         Coordinator, backoff,
-        key_state::{GiveBack, Outcome, Rejoin},
+        key_events::{GiveBack, Outcome, Rejoin},
         lease::Claim,
         table::Cell,
     },

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::{
     clock::Timestamp,
-    coordinator::{Coordinator, key_state::Renewed, lease::Claim, table::Cell},
+    coordinator::{Coordinator, key_events::Renewed, lease::Claim, table::Cell},
     error::{StorageError, StorageErrorKind},
     storage::{RenewReply, RenewRequest},
 };

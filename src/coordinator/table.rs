@@ -12,10 +12,7 @@ use std::{
 };
 
 use crate::{
-    coordinator::{
-        key_state::{KeyState, TurnId},
-        signal::Signal,
-    },
+    coordinator::{key_events::TurnId, key_state::KeyState, signal::Signal},
     key::LockName,
 };
 

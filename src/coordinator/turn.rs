@@ -13,7 +13,7 @@ use std::{
 use crate::{
     coordinator::{
         Coordinator,
-        key_state::{Ended, Granted, TurnId},
+        key_events::{Ended, Granted, TurnId},
         lease::Claim,
         release::Done,
         signal::{Holding, Signal},
