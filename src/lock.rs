@@ -436,6 +436,9 @@ impl LockGuard {
     /// not know it yet: `UPDATE .. SET fence = ?1, .. WHERE id = ?2 AND fence < ?1` (`<=` where one
     /// holder writes more than once). Kleppmann, "How to do distributed locking", describes it, and
     /// `examples/fenced_sqlite` does it.
+    ///
+    /// A holder that writes what it made of what it read has to leave its token when it reads, too:
+    /// or a late write between its read and its write is taken, and then overwritten.
     pub fn fencing_token(&self) -> Option<u64> {
         self.turn.fencing_token()
     }
