@@ -198,6 +198,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         }
         _ => {
             eprintln!("usage: fenced_sqlite --redis redis://host:port");
+            eprintln!("The holders are two processes: they cannot share locks in memory.");
             Ok(ExitCode::from(2))
         }
     }
