@@ -1,7 +1,7 @@
 //! The connection to a Redis server: one, shared by all commands, replaced when it is broken.
 //!
 //! Commands of many tasks go through one multiplexed connection, in the order in which they were
-//! sent, each packed into the same write as its neighbours where they come together. bb8 makes that
+//! sent, and into the same write where they come together (`batch.rs`). bb8 makes that
 //! connection and replaces it. It is asked for it only when the present one is known to be dead;
 //! there is no PING and no checkout on a command's way.
 //!
@@ -22,92 +22,94 @@ use std::{
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
-    PushInfo, PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    PushKind, RedisError, ServerErrorKind, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
 use tokio::sync::Notify;
 
-use super::error::{connect_error, ends_connection, storage_error, unexpected};
+use super::{
+    batch::Batches,
+    error::{connect_error, ends_connection, storage_error, unexpected},
+};
 use crate::error::{StorageError, StorageErrorKind};
 
 /// When commands are given up and nothing at all has come back for this long, their connection is
 /// given up too.
 const STALLED: Duration = Duration::from_millis(250);
 
-/// Commands that can wait to be written at once. With redis-rs's own 50, tasks queue for a place
-/// under load.
-const PIPELINE: usize = 1024;
-
 /// One connection and what is known of its health.
-#[derive(Clone)]
 pub(super) struct Wire {
-    pub(super) connection: MultiplexedConnection,
+    batches: Batches,
     /// Which run of the server is at the other end, if it tells.
-    pub(super) run: Option<u128>,
+    pub(super) server_run: Option<u128>,
     health: Arc<Health>,
+    /// Whether the fencing counter was seen to be right over this connection.
+    knows_fencing: AtomicBool,
 }
 
 impl Wire {
+    async fn new(mut connection: MultiplexedConnection, health: Arc<Health>) -> Arc<Self> {
+        let server_run = run_of(&mut connection).await;
+        Arc::new(Self {
+            batches: Batches::new(connection),
+            server_run,
+            health,
+            knows_fencing: AtomicBool::new(false),
+        })
+    }
+
     /// Sends a command and waits for its reply. How long that may take, is the caller's business.
-    pub(super) async fn run(&self, command: &Cmd) -> Result<Value, Failure> {
-        let mut connection = self.connection.clone();
+    pub(super) async fn run(&self, command: Cmd) -> Result<Value, Failure> {
+        let value = self.reply(self.batches.run(command)).await?;
+        self.value(value)
+    }
+
+    /// The same for commands that follow each other in one write, one result for each. Those of
+    /// other clients may be carried out between them.
+    pub(super) async fn run_all(
+        &self,
+        commands: Vec<Cmd>,
+    ) -> Result<Vec<Result<Value, Failure>>, Failure> {
+        let values = self.reply(self.batches.run_all(commands)).await?;
+        Ok(values.into_iter().map(|value| self.value(value)).collect())
+    }
+
+    pub(super) fn knows_fencing(&self) -> bool {
+        self.knows_fencing.load(Relaxed)
+    }
+
+    pub(super) fn set_knows_fencing(&self, knows: bool) {
+        self.knows_fencing.store(knows, Relaxed);
+    }
+
+    /// Waits for a reply, and learns from it, or from its absence, how the connection is.
+    async fn reply<T>(
+        &self,
+        reply: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, Failure> {
         let unanswered = Unanswered::new(&self.health);
-        let result = connection.send_packed_command(command).await;
+        let result = reply.await;
         unanswered.answered();
-        match result {
-            Ok(Value::ServerError(error)) => Err(self.failed(error.into())),
-            Ok(value) => Ok(value),
-            Err(error) => Err(self.failed(error)),
+        result.map_err(|error| self.failure(error))
+    }
+
+    /// What a command brought.
+    fn value(&self, value: Value) -> Result<Value, Failure> {
+        match value {
+            Value::ServerError(error) => Err(self.failure(error.into())),
+            value => Ok(value),
         }
     }
 
-    /// Sends commands in one write, and waits for all replies. Other commands may be carried out
-    /// between them.
-    pub(super) async fn run_all(
-        &self,
-        commands: &Pipeline,
-    ) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        let mut connection = self.connection.clone();
-        let unanswered = Unanswered::new(&self.health);
-        let result = connection
-            .send_packed_commands(commands, 0, commands.len())
-            .await;
-        unanswered.answered();
-        let values = result.map_err(|error| self.failed(error))?;
-        let each = values.into_iter().map(|value| match value {
-            Value::ServerError(error) => Err(self.failed(error.into())),
-            value => Ok(value),
-        });
-        Ok(each.collect())
-    }
-
-    fn failed(&self, error: RedisError) -> Failure {
+    fn failure(&self, error: RedisError) -> Failure {
         if ends_connection(&error) {
             self.health.kill();
         }
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::NoScript) => Failure::NoScript,
             _ => Failure::Storage(storage_error(error)),
-        }
-    }
-
-    /// Whether the fencing counter was seen to be right over this connection.
-    pub(super) fn knows_fencing(&self) -> bool {
-        self.health.knows_fencing.load(Relaxed)
-    }
-
-    pub(super) fn set_knows_fencing(&self, knows: bool) {
-        self.health.knows_fencing.store(knows, Relaxed);
-    }
-
-    async fn new(mut connection: MultiplexedConnection, health: Arc<Health>) -> Self {
-        let run = run_of(&mut connection).await;
-        Self {
-            connection,
-            run,
-            health,
         }
     }
 }
@@ -134,7 +136,6 @@ async fn connect(
 #[derive(Debug, Default)]
 pub(super) struct Health {
     dead: AtomicBool,
-    knows_fencing: AtomicBool,
     replies: AtomicU64,
     /// When the first of those commands was sent that were given up since the last reply, and how
     /// many replies there had been.
@@ -240,7 +241,7 @@ impl Connector {
         self.timeout * 5 / 2
     }
 
-    async fn open(&self) -> Result<Wire, RedisError> {
+    async fn open(&self) -> Result<Arc<Wire>, RedisError> {
         let health = Arc::new(Health::default());
         let told = Arc::clone(&health);
         let config = self.config().set_push_sender(move |push: PushInfo| {
@@ -261,12 +262,13 @@ impl Connector {
     pub(super) async fn open_resp3(
         &self,
         pushes: impl AsyncPushSender,
-    ) -> Result<Wire, StorageError> {
+    ) -> Result<(MultiplexedConnection, Option<u128>), StorageError> {
         let config = self.config().set_push_sender(pushes);
-        let connection = connect(&self.clients[0], &config)
+        let mut connection = connect(&self.clients[0], &config)
             .await
             .map_err(connect_error)?;
-        Ok(Wire::new(connection, Arc::default()).await)
+        let run = run_of(&mut connection).await;
+        Ok((connection, run))
     }
 
     fn config(&self) -> AsyncConnectionConfig {
@@ -275,7 +277,6 @@ impl Connector {
             // Whoever sends a command has its own limit; a second one here would cost a timer per
             // command.
             .set_response_timeout(None)
-            .set_pipeline_buffer_size(PIPELINE)
     }
 }
 
@@ -293,16 +294,16 @@ pub(super) enum ConnectError {
 }
 
 impl ManageConnection for Connector {
-    type Connection = Wire;
+    type Connection = Arc<Wire>;
     type Error = ConnectError;
 
-    async fn connect(&self) -> Result<Wire, ConnectError> {
+    async fn connect(&self) -> Result<Arc<Wire>, ConnectError> {
         self.open()
             .await
             .map_err(|error| ConnectError::Failed(connect_error(error)))
     }
 
-    async fn is_valid(&self, wire: &mut Wire) -> Result<(), ConnectError> {
+    async fn is_valid(&self, wire: &mut Arc<Wire>) -> Result<(), ConnectError> {
         if wire.health.is_dead() {
             Err(ConnectError::Dead)
         } else {
@@ -310,7 +311,7 @@ impl ManageConnection for Connector {
         }
     }
 
-    fn has_broken(&self, wire: &mut Wire) -> bool {
+    fn has_broken(&self, wire: &mut Arc<Wire>) -> bool {
         wire.health.is_dead()
     }
 }
@@ -379,7 +380,7 @@ impl From<Failure> for StorageError {
 pub(super) struct Connection {
     connector: Connector,
     pool: RwLock<Arc<Pool<Connector>>>,
-    present: RwLock<Option<Wire>>,
+    present: RwLock<Option<Arc<Wire>>>,
     failures: Failures,
 }
 
@@ -410,15 +411,16 @@ impl Connection {
     }
 
     /// The connection that works, made if there is none.
-    pub(super) async fn wire(&self) -> Result<Wire, StorageError> {
+    pub(super) async fn wire(&self) -> Result<Arc<Wire>, StorageError> {
         if let Some(wire) = &*self.present.read().unwrap_or_else(PoisonError::into_inner)
             && !wire.health.is_dead()
         {
-            return Ok(wire.clone());
+            return Ok(Arc::clone(wire));
         }
-        let wire = self.pooled_wire().await?;
+        // In a box, or every command's future would be as large as this.
+        let wire = Box::pin(self.pooled_wire()).await?;
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
-        *present = Some(wire.clone());
+        *present = Some(Arc::clone(&wire));
         Ok(wire)
     }
 
@@ -431,7 +433,7 @@ impl Connection {
         }
     }
 
-    async fn pooled_wire(&self) -> Result<Wire, StorageError> {
+    async fn pooled_wire(&self) -> Result<Arc<Wire>, StorageError> {
         loop {
             let pool = Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner));
             let failed = self.failures.0.happened.notified();
@@ -450,7 +452,7 @@ impl Connection {
                     return match got {
                         // Only a clone leaves the pool: the connection serves everybody at the same
                         // time.
-                        Ok(wire) => Ok(wire.clone()),
+                        Ok(wire) => Ok(Arc::clone(&wire)),
                         Err(RunError::User(ConnectError::Failed(error))) => Err(error),
                         Err(RunError::User(ConnectError::Dead) | RunError::TimedOut) => {
                             self.replace(&pool);

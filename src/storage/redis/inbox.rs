@@ -61,9 +61,8 @@ async fn session(
     listened: &mut bool,
 ) -> Result<(), StorageError> {
     let (sender, mut pushes) = mpsc::unbounded_channel();
-    let wire = connector.open_resp3(move |push: PushInfo| sender.send(push).map_err(drop));
-    let wire = wire.await?;
-    let mut connection = wire.connection.clone();
+    let opened = connector.open_resp3(move |push: PushInfo| sender.send(push).map_err(drop));
+    let (mut connection, run) = opened.await?;
     // As the scripts have it.
     let channel = format!("{}:inbox:{:032x}", inbox.prefix(), inbox.id());
     let subscribed = timeout(PROBE, connection.subscribe(&channel)).await;
@@ -73,7 +72,7 @@ async fn session(
     *listened = true;
     inbox.deliver(Message::Listening);
     loop {
-        match timeout(PROBE, read(&mut pushes, inbox, seen, wire.run)).await {
+        match timeout(PROBE, read(&mut pushes, inbox, seen, run)).await {
             Ok(()) => return Ok(()),
             // Nothing for a while: is anybody there?
             Err(_) => {

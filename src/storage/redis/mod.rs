@@ -52,6 +52,7 @@
 //! not heard of it yet, all let a second holder in while the first goes on. The first is told at
 //! its next renewal, within a third of its ttl.
 
+mod batch;
 mod connection;
 mod error;
 mod fencing;
@@ -175,9 +176,11 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn set_if_free(request: &AcquireRequest, token: &str) -> Cmd {
-    let mut command = redis::cmd("SET");
+    let name = request.name.as_str();
+    let mut command = Cmd::with_capacity(6, name.len() + 96);
     command
-        .arg(request.name.as_str())
+        .arg("SET")
+        .arg(name)
         .arg(token)
         .arg("NX")
         .arg("PX")
@@ -221,15 +224,13 @@ impl RedisStorage {
         token: &str,
     ) -> Result<Option<AcquireReply>, StorageError> {
         let seen = self.fencing.get();
-        let mut commands = redis::pipe();
-        commands
-            .add_command(set_if_free(request, token))
-            .cmd("INCRBY")
-            .arg(fencing::counter(&request.name))
-            .arg(request.fencing)
-            .cmd("GET")
-            .arg(request.name.as_str());
-        let replies = wire.run_all(&commands).await?;
+        let mut take = redis::cmd("INCRBY");
+        take.arg(fencing::counter(&request.name))
+            .arg(request.fencing);
+        let mut look = redis::cmd("GET");
+        look.arg(request.name.as_str());
+        let commands = vec![set_if_free(request, token), take, look];
+        let replies = wire.run_all(commands).await?;
         let Ok([set, last, owner]) = <[_; 3]>::try_from(replies) else {
             return Err(unexpected());
         };
@@ -273,7 +274,7 @@ impl LockStorage for RedisStorage {
         let wire = self.connection.wire().await?;
         let fenced = request.fencing > 0;
         if !request.again && !fenced {
-            match wire.run(&set_if_free(request, &token)).await? {
+            match wire.run(set_if_free(request, &token)).await? {
                 Value::Okay => return Ok(AcquireReply::granted()),
                 Value::Nil => {}
                 _ => return Err(unexpected()),
@@ -321,7 +322,7 @@ impl LockStorage for RedisStorage {
         match numbers(&values).as_deref() {
             Some([time]) => Ok(AcquireReply::held(left(*time))),
             Some([time, seconds, micros]) => {
-                let stamp = stamp(wire.run, *seconds, *micros);
+                let stamp = stamp(wire.server_run, *seconds, *micros);
                 Ok(AcquireReply::queued(left(*time), stamp))
             }
             _ => Err(unexpected()),
@@ -379,7 +380,7 @@ impl LockStorage for RedisStorage {
             Value::Array(values) => match numbers(&values).as_deref() {
                 Some([ttl, seconds, micros]) => Ok(ReleaseReply::Requeued {
                     ttl: left(*ttl).unwrap_or_default(),
-                    stamp: stamp(wire.run, *seconds, *micros),
+                    stamp: stamp(wire.server_run, *seconds, *micros),
                 }),
                 _ => Err(unexpected()),
             },

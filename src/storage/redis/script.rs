@@ -46,8 +46,11 @@ impl Script {
         let queue = name.companion("queue");
         let counter = fencing::counter(name);
         let command = |verb: &str, script: &str| {
-            let mut command = redis::cmd(verb);
+            // Room for the script, its keys and the longest arguments, two tokens.
+            let room = script.len() + 3 * name.as_str().len() + 256;
+            let mut command = Cmd::with_capacity(12, room);
             command
+                .arg(verb)
                 .arg(script)
                 .arg(3)
                 .arg(name.as_str())
@@ -56,10 +59,10 @@ impl Script {
             arguments(&mut command);
             command
         };
-        match wire.run(&command("EVALSHA", &self.sha)).await {
+        match wire.run(command("EVALSHA", &self.sha)).await {
             Err(Failure::NoScript) => {}
             result => return Ok(result?),
         }
-        Ok(wire.run(&command("EVAL", self.text)).await?)
+        Ok(wire.run(command("EVAL", self.text)).await?)
     }
 }
