@@ -9,7 +9,6 @@ use std::{
 };
 
 use pin_project::pin_project;
-use tokio::sync::oneshot;
 
 use crate::{
     clock::Clock,
@@ -19,7 +18,7 @@ use crate::{
         signal::Holding,
         turn::Turn,
     },
-    error::{InvalidKey, InvalidSettings, LockError, LossReason, StorageError, StorageErrorKind},
+    error::{InvalidKey, InvalidSettings, LockError, LossReason, StorageError},
     key::{KeyPrefix, LockKey, LockName},
     options::LockOptions,
     storage::{LockStorage, ReleaseReply},
@@ -386,20 +385,13 @@ impl LockGuard {
     /// The release is sent at the first poll. Dropping the future before or after that gives the
     /// lock back all the same.
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
-        let (done, reply) = oneshot::channel();
-        match self.turn.give_back(Some(done)) {
-            Some(Ended::Kept) => Ok(Unlocked::Held),
-            Some(Ended::Lost) => Ok(Unlocked::Lost),
-            Some(Ended::Released) => match reply.await {
-                Ok(Ok(ReleaseReply::Released | ReleaseReply::Requeued { .. })) => {
-                    Ok(Unlocked::Held)
-                }
-                Ok(Ok(ReleaseReply::NotOurs)) => Ok(Unlocked::Lost),
-                Ok(Err(error)) => Err(error),
-                // The runtime that was to carry it out has ended.
-                Err(_) => Err(StorageError::new(StorageErrorKind::Unavailable)),
+        match self.turn.give_back() {
+            None | Some((Ended::Kept, _)) => Ok(Unlocked::Held),
+            Some((Ended::Released, Some(release))) => match release.answer().await? {
+                ReleaseReply::Released | ReleaseReply::Requeued { .. } => Ok(Unlocked::Held),
+                ReleaseReply::NotOurs => Ok(Unlocked::Lost),
             },
-            None => Ok(Unlocked::Held),
+            Some(_) => Ok(Unlocked::Lost),
         }
     }
 
@@ -450,7 +442,7 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        self.turn.give_back(None);
+        drop(self.turn.give_back());
     }
 }
 

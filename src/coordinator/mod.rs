@@ -32,25 +32,24 @@ pub(crate) mod turn;
 
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
-    task::{Context, Poll, Waker},
+    task::Waker,
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify, time::timeout};
+use tokio::{sync::Notify, time::timeout};
 
 pub(crate) use self::acquire::Acquire;
 use self::{
     flight::Flight,
     keeper::{Job, Keeper},
-    key_events::{Attempt, Effects, Ended, GiveBack, HandoffLimit, Outcome, Sharing, Step, TurnId},
+    key_events::{Attempt, Effects, Ended, HandoffLimit, Outcome, Sharing, Step, TurnId},
     lease::Claim,
     queue::Place,
-    release::{Done, Release},
+    release::Release,
     renewal::Renewal,
     signal::Signal,
     table::{Cell, Slot, Table},
@@ -201,7 +200,7 @@ impl Coordinator {
         now: Timestamp,
         waker: &Waker,
     ) -> Next {
-        let (next, due) = self.update(cell, None, |slot| {
+        let (next, due) = self.update(cell, |slot| {
             let (step, effects) =
                 slot.state
                     .poll(place, now, || waker.clone(), || self.new_token());
@@ -228,7 +227,7 @@ impl Coordinator {
 
     fn leave(self: &Arc<Self>, cell: &Arc<Cell>, place: Place) {
         self.waiting.fetch_sub(1, Relaxed);
-        self.update(cell, None, |slot| ((), slot.state.leave(place)));
+        self.update(cell, |slot| ((), slot.state.leave(place)));
     }
 
     fn send(
@@ -273,7 +272,7 @@ impl Coordinator {
         interval: Duration,
     ) {
         let now = self.clock.now();
-        self.update(cell, None, |slot| {
+        self.update(cell, |slot| {
             let random = fastrand::f64();
             let pause = match &outcome {
                 Outcome::Denied { holder_ttl, .. } => {
@@ -293,15 +292,15 @@ impl Coordinator {
 
     // --- a holder's turn -------------------------------------------------------------------------
 
+    /// How the turn ended, and the release that its end has brought, if one was sent.
     fn turn_done(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         id: TurnId,
         claim: Claim,
-        done: Option<Done>,
-    ) -> Ended {
+    ) -> (Ended, Option<Release>) {
         let now = self.clock.now();
-        let (ended, due) = self.update(cell, done, |slot| {
+        let ((ended, due), release) = self.update_and_send(cell, |slot| {
             slot.holder.take_if(|(holder, _)| *holder == id);
             // Under the key's lock: whoever shuts down, or becomes deaf, looks at each key once,
             // after having said so.
@@ -322,7 +321,7 @@ impl Coordinator {
         if let Some(due) = due {
             self.keeper.look_by(self, due);
         }
-        ended
+        (ended, release)
     }
 
     // --- the keeper's work -----------------------------------------------------------------------
@@ -350,7 +349,7 @@ impl Coordinator {
             }
         });
         for (cell, told, effect) in effects {
-            self.carry_out(&cell, told, effect, None);
+            drop(self.carry_out(&cell, told, effect));
         }
         while !renewals.is_empty() {
             let rest = renewals.split_off(renewals.len().min(renewal::BATCH));
@@ -358,29 +357,6 @@ impl Coordinator {
             job(Box::pin(Renewal::new(Arc::clone(self), batch).run()));
         }
         next
-    }
-
-    fn release(self: &Arc<Self>, cell: &Arc<Cell>, give_back: GiveBack, done: Option<Done>) {
-        let mut release = Release::new(Arc::clone(self), Arc::clone(cell), give_back, done);
-        let mut call = release.send();
-        // The first poll sends it. Sent from here, it is ahead of whatever the caller sends next,
-        // such as an acquire of the same key; and no other task has to wake up before the next
-        // process gets its turn. Only the call itself is polled: a timer made here would end with
-        // this runtime, which need not be the keeper's.
-        self.keeper.ensure_running(self);
-        if self.keeper.is_running() && Handle::try_current().is_ok() {
-            let mut cx = Context::from_waker(Waker::noop());
-            // A storage with timers of its own panics in a runtime that has none, or that has ended
-            // while the keeper goes on in another. This may be a `drop`, where nobody can catch
-            // that.
-            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
-                Ok(Poll::Ready(Ok(reply))) => return release.answered(Ok(reply)),
-                Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
-                Ok(Poll::Pending) => {}
-                Err(_) => call = release.send(),
-            }
-        }
-        self.keeper.submit(self, Box::pin(release.run(call)));
     }
 
     // --- messages from the storage ----------------------------------------------------------------
@@ -401,17 +377,17 @@ impl Coordinator {
         match message {
             Message::Granted(grant) => {
                 let cell = self.table.find_or_stray(&grant.name);
-                self.update(&cell, None, |slot| ((), slot.state.pushed(&grant, now)));
+                self.update(&cell, |slot| ((), slot.state.pushed(&grant, now)));
             }
             Message::Wanted(name) => {
                 if let Some(cell) = self.table.find(&name) {
-                    self.update(&cell, None, |slot| ((), slot.state.wanted(now)));
+                    self.update(&cell, |slot| ((), slot.state.wanted(now)));
                 }
             }
             Message::Listening => {
                 self.listening.store(true, Relaxed);
                 for cell in self.table.cells() {
-                    self.update(&cell, None, |slot| ((), slot.state.ask_again(now)));
+                    self.update(&cell, |slot| ((), slot.state.ask_again(now)));
                 }
             }
             Message::Deaf => {
@@ -423,7 +399,7 @@ impl Coordinator {
 
     fn stop_idling(self: &Arc<Self>) {
         for cell in self.table.cells() {
-            self.update(&cell, None, |slot| ((), slot.state.stop_idling()));
+            self.update(&cell, |slot| ((), slot.state.stop_idling()));
         }
     }
 
@@ -483,19 +459,27 @@ impl Coordinator {
     fn update<R>(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
-        done: Option<Done>,
         event: impl FnOnce(&mut Slot) -> (R, Effects<Waker>),
     ) -> R {
+        self.update_and_send(cell, event).0
+    }
+
+    /// The same, for whoever wants to know what becomes of the release, if there is one.
+    fn update_and_send<R>(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        event: impl FnOnce(&mut Slot) -> (R, Effects<Waker>),
+    ) -> (R, Option<Release>) {
         let mut slot = cell.lock();
         let (result, effects) = event(&mut slot);
         let told = Told::take(&mut slot, &effects);
         let is_done = slot.state.is_done();
         drop(slot);
-        self.carry_out(cell, told, effects, done);
+        let release = self.carry_out(cell, told, effects);
         if is_done {
             self.forget(cell);
         }
-        result
+        (result, release)
     }
 
     fn carry_out(
@@ -503,21 +487,22 @@ impl Coordinator {
         cell: &Arc<Cell>,
         told: Told,
         effects: Effects<Waker>,
-        done: Option<Done>,
-    ) {
+    ) -> Option<Release> {
         if let (Some(holder), Some(reason)) = (told.lost, effects.lost) {
             tell_loss(cell, &holder, reason);
         }
         if let (Some(holder), Some(deadline)) = (told.prolonged, effects.deadline) {
             holder.prolong(deadline);
         }
-        if let Some(give_back) = effects.release {
-            self.release(cell, give_back, done);
-        }
+        // Before the next waiter is woken, who may ask at once.
+        let release = effects
+            .release
+            .map(|give_back| Release::send(self, cell, give_back));
         if let Some(waker) = effects.wake {
             waker.wake();
         }
         drop(effects.old);
+        release
     }
 
     fn forget(&self, cell: &Arc<Cell>) {

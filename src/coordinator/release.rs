@@ -4,9 +4,14 @@
 //! itself. However it ends, the key's state machine is told, once; and so it is told of the place
 //! in the queue that the first sending asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use crate::{
     coordinator::{
@@ -22,38 +27,123 @@ use crate::{
 /// A release that is not answered is sent again at least this often.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Who wants to know what the storage said.
-pub(crate) type Done = oneshot::Sender<Result<ReleaseReply, StorageError>>;
-
 type Answer = Result<ReleaseReply, StorageError>;
 
-pub(super) struct Release {
+/// A release that has been sent. Whoever wants to know what the storage says waits for
+/// [`Release::answer`]; dropped, it is followed by the keeper.
+pub(crate) struct Release {
+    /// `None`: it has come to its end, or somebody else follows it.
+    rest: Option<(Errand, BoxFuture<Answer>)>,
+    answered: Option<Answer>,
+}
+
+impl Release {
+    /// Sends it. Sent from here, it is ahead of whatever the caller sends next, such as an acquire
+    /// of the same key; and no other task has to wake up before the next process gets its turn.
+    pub(super) fn send(
+        coordinator: &Arc<Coordinator>,
+        cell: &Arc<Cell>,
+        give_back: GiveBack,
+    ) -> Self {
+        let mut errand = Errand {
+            coordinator: Arc::clone(coordinator),
+            cell: Arc::clone(cell),
+            claim: give_back.claim,
+            rejoin: give_back.rejoin,
+            done: None,
+        };
+        let mut call = errand.call();
+        // Only the call itself is polled: a timer made here would end with this runtime, which need
+        // not be the one that follows it.
+        coordinator.keeper.ensure_running(coordinator);
+        if coordinator.keeper.is_running() && Handle::try_current().is_ok() {
+            let mut cx = Context::from_waker(Waker::noop());
+            // A storage with timers of its own panics in a runtime that has none, or that has ended
+            // while the keeper goes on in another. This may be a `drop`, where nobody can catch
+            // that.
+            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
+                Ok(Poll::Ready(Ok(reply))) => {
+                    errand.answered(&Ok(reply));
+                    return Self {
+                        rest: None,
+                        answered: Some(Ok(reply)),
+                    };
+                }
+                Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
+                Ok(Poll::Pending) => {}
+                Err(_) => call = errand.call(),
+            }
+        }
+        Self {
+            rest: Some((errand, call)),
+            answered: None,
+        }
+    }
+
+    /// What the storage says. If it cannot be asked, the keeper asks again.
+    ///
+    /// Dropped before its end, it is followed by the keeper.
+    pub(crate) async fn answer(mut self) -> Answer {
+        if let Some(answer) = self.answered.take() {
+            return answer;
+        }
+        let answer = match &mut self.rest {
+            // Others of this process wait for the answer as well: it does not depend on how often
+            // this future is polled.
+            Some((errand, _)) if errand.rejoin.is_some() => {
+                let (done, answer) = oneshot::channel();
+                errand.done = Some(done);
+                drop(self);
+                // An error: the runtime that was to carry it out has ended.
+                return answer.await.unwrap_or_else(|_| Err(unavailable()));
+            }
+            Some((errand, call)) => {
+                let limit = errand.coordinator.limits.storage_timeout;
+                timeout(limit, call)
+                    .await
+                    .unwrap_or_else(|_| Err(StorageError::new(StorageErrorKind::Timeout)))
+            }
+            None => return Err(unavailable()),
+        };
+        if let Some((mut errand, _)) = self.rest.take() {
+            errand.answered(&answer);
+            if let Err(error) = &answer {
+                let failed = Box::pin(std::future::ready(Err(error.clone())));
+                self.rest = Some((errand, failed));
+            }
+        }
+        answer
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if let Some((errand, call)) = self.rest.take() {
+            let coordinator = Arc::clone(&errand.coordinator);
+            let job = Box::pin(errand.run(call));
+            coordinator.keeper.submit(&coordinator, job);
+        }
+    }
+}
+
+fn unavailable() -> StorageError {
+    StorageError::new(StorageErrorKind::Unavailable)
+}
+
+/// What is to be done about a claim that is given up, whoever does it.
+struct Errand {
     coordinator: Arc<Coordinator>,
     cell: Arc<Cell>,
     claim: Claim,
     /// Until the first answer.
     rejoin: Option<Rejoin>,
-    done: Option<Done>,
+    /// Who is told the first answer.
+    done: Option<oneshot::Sender<Answer>>,
 }
 
-impl Release {
-    pub(super) fn new(
-        coordinator: Arc<Coordinator>,
-        cell: Arc<Cell>,
-        give_back: GiveBack,
-        done: Option<Done>,
-    ) -> Self {
-        Self {
-            coordinator,
-            cell,
-            claim: give_back.claim,
-            rejoin: give_back.rejoin,
-            done,
-        }
-    }
-
+impl Errand {
     /// The call, to be sent by its first poll.
-    pub(super) fn send(&self) -> BoxFuture<Answer> {
+    fn call(&self) -> BoxFuture<Answer> {
         let request = ReleaseRequest {
             name: self.cell.name.clone(),
             token: self.claim.token,
@@ -69,9 +159,9 @@ impl Release {
     }
 
     /// Tells those who wait for the answer.
-    pub(super) fn answered(&mut self, answer: Answer) {
+    fn answered(&mut self, answer: &Answer) {
         if let Some(rejoin) = self.rejoin.take() {
-            let outcome = match &answer {
+            let outcome = match answer {
                 Ok(ReleaseReply::Requeued { ttl, stamp }) => Outcome::Denied {
                     holder_ttl: Some(*ttl),
                     queued: Some(*stamp),
@@ -84,21 +174,20 @@ impl Release {
         }
         if let Some(done) = self.done.take() {
             // Nobody listens if the caller of `unlock` has gone.
-            let _ = done.send(answer);
+            let _ = done.send(answer.clone());
         }
     }
 
     /// Follows the release to its end, and sends it again if need be.
-    pub(super) async fn run(mut self, mut call: BoxFuture<Answer>) {
+    async fn run(mut self, mut call: BoxFuture<Answer>) {
         let coordinator = Arc::clone(&self.coordinator);
         let runs_out = coordinator.clock.now() + self.claim.ttl;
         let mut failures = 0;
         loop {
             let answer = timeout(coordinator.limits.storage_timeout, call).await;
             let answer = answer.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
-            let error = answer.as_ref().err().cloned();
-            self.answered(answer);
-            let Some(error) = error else { return };
+            self.answered(&answer);
+            let Err(error) = answer else { return };
             if !error.kind().is_transient() || coordinator.clock.now() >= runs_out {
                 let key = self.cell.name.key();
                 tracing::warn!(key, %error, "release failed, the ttl will free the lock");
@@ -107,17 +196,17 @@ impl Release {
             let pause = backoff::after_failure(failures, LONGEST_PAUSE, fastrand::f64());
             failures += 1;
             tokio::time::sleep(pause).await;
-            call = self.send();
+            call = self.call();
         }
     }
 }
 
-impl Drop for Release {
+impl Drop for Errand {
     fn drop(&mut self) {
         // Only the end of a runtime leaves anybody without an answer.
-        self.answered(Err(StorageError::new(StorageErrorKind::Unavailable)));
+        self.answered(&Err(unavailable()));
         self.coordinator
-            .update(&self.cell, None, |slot| ((), slot.state.release_done()));
+            .update(&self.cell, |slot| ((), slot.state.release_done()));
     }
 }
 

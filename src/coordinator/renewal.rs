@@ -71,7 +71,7 @@ impl Renewal {
                     None
                 }
             };
-            let due = coordinator.update(cell, None, |slot| {
+            let due = coordinator.update(cell, |slot| {
                 let effects = slot.state.renewed(*claim, sent, renewed, now);
                 (slot.state.due(), effects)
             });

@@ -15,7 +15,7 @@ use crate::{
         Coordinator,
         key_events::{Ended, Granted, TurnId},
         lease::Claim,
-        release::Done,
+        release::Release,
         signal::{Holding, Signal},
         table::Cell,
     },
@@ -71,18 +71,16 @@ impl Turn {
         self.signal.lost().await
     }
 
-    /// Gives the turn back. Only the first call does anything; it says how the turn ended. `done`
-    /// is told what the storage said, if it is asked.
-    pub(crate) fn give_back(&self, done: Option<Done>) -> Option<Ended> {
+    /// Gives the turn back. Only the first call does anything; it says how the turn ended, and has
+    /// the release if one was sent.
+    pub(crate) fn give_back(&self) -> Option<(Ended, Option<Release>)> {
         if self.given_back.swap(true, SeqCst) {
             return None;
         }
         let was_lost = matches!(self.signal.look(), Holding::Lost(_));
         self.signal.give_back();
-        let ended = self
-            .coordinator
-            .turn_done(&self.cell, self.id, self.claim, done);
-        Some(if was_lost { Ended::Lost } else { ended })
+        let (ended, release) = self.coordinator.turn_done(&self.cell, self.id, self.claim);
+        Some((if was_lost { Ended::Lost } else { ended }, release))
     }
 }
 

@@ -72,7 +72,7 @@ impl HeldLock {
     ///
     /// Does nothing if it was released before.
     pub fn release(&self) {
-        self.turn.give_back(None);
+        drop(self.turn.give_back());
     }
 }
 
