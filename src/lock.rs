@@ -384,6 +384,8 @@ impl LockGuard {
     ///
     /// The release is sent at the first poll. Dropping the future before or after that gives the
     /// lock back all the same.
+    ///
+    /// Keep polling it, or drop it: meanwhile a release that found no answer is not sent again.
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
         match self.turn.give_back() {
             None | Some((Ended::Kept, _)) => Ok(Unlocked::Held),

@@ -1863,6 +1863,20 @@ fn assert_goes_on(factory: &LockFactory) {
 }
 
 #[test]
+fn an_unlock_polled_outside_of_a_runtime_is_carried_out_by_the_background_task() {
+    let runtime = many_threads();
+    let (_factory, guard) = held_on(&runtime, Fault::timed(ms(50)));
+    let mut unlock = tokio_test::task::spawn(guard.unlock());
+    let unlocked = loop {
+        match unlock.poll() {
+            Poll::Ready(unlocked) => break unlocked,
+            Poll::Pending => thread::yield_now(),
+        }
+    };
+    assert_eq!(unlocked.unwrap(), Unlocked::Held);
+}
+
+#[test]
 fn a_guard_dropped_in_a_blocking_task_that_outlives_its_runtime_does_not_panic() {
     for new_runtime in RUNTIMES {
         for releases in unfinished_releases() {

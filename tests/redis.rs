@@ -517,6 +517,36 @@ async fn a_key_of_another_type_is_told_and_left_untouched() {
 }
 
 #[tokio::test]
+async fn a_command_that_fails_does_not_fail_those_sent_with_it() {
+    let server = RedisServer::start().await;
+    let factory = factory(&server).await;
+    let () = server.run("RPUSH distributed-locks:list a b").await;
+    let mut callers = JoinSet::new();
+    for number in 0..40 {
+        let bad = number % 4 == 0;
+        let key = if bad {
+            "list".to_owned()
+        } else {
+            number.to_string()
+        };
+        let lock = factory.create_lock(key).unwrap();
+        callers.spawn(async move {
+            let guard = lock.lock(patient()).await;
+            match guard {
+                Err(error) if bad => assert_eq!(
+                    storage_error(Err(error)).kind(),
+                    StorageErrorKind::WrongType
+                ),
+                guard => assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held),
+            }
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_flushed_script_cache_changes_nothing() {
     let server = RedisServer::start().await;
     let (first, second) = (lock(&server, "flush").await, lock(&server, "flush").await);

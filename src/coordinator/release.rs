@@ -88,9 +88,9 @@ impl Release {
             return answer;
         }
         let answer = match &mut self.rest {
-            // Others of this process wait for the answer as well: it does not depend on how often
-            // this future is polled.
-            Some((errand, _)) if errand.rejoin.is_some() => {
+            // Others of this process wait for the answer as well: it must not depend on how often
+            // this future is polled. And a caller outside of a runtime has no timers.
+            Some((errand, _)) if errand.rejoin.is_some() || Handle::try_current().is_err() => {
                 let (done, answer) = oneshot::channel();
                 errand.done = Some(done);
                 drop(self);
