@@ -14,6 +14,7 @@
 use std::{
     future::Future,
     pin::pin,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -27,8 +28,8 @@ use crate::{
     error::StorageError,
     key::{KeyPrefix, LockKey, LockName},
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, Message, OwnerToken, PushedGrant,
-        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Requeue, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, Message, OwnerToken,
+        PushedGrant, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Requeue, Stamp,
     },
 };
 
@@ -62,18 +63,32 @@ pub async fn check<S: LockStorage>(storage: S) {
         .a_lock_disappears_after_its_ttl_and_not_before()
         .await;
     subject.names_do_not_touch_each_other().await;
+    subject.fencing_tokens_grow_from_grant_to_grant().await;
     subject.a_storage_that_listens_keeps_a_queue().await;
 }
 
 struct Subject<S> {
     storage: S,
     run: u128,
+    /// Whether the storage can fence: known from the first grant that was asked to bring tokens.
+    fences: OnceLock<bool>,
+}
+
+/// The fencing tokens that the grants of one lock came with.
+#[derive(Default)]
+struct Fence {
+    /// What every token from now on has to be at least.
+    next: u64,
 }
 
 impl<S: LockStorage> Subject<S> {
     fn new(storage: S) -> Self {
         let run = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
-        Self { storage, run }
+        Self {
+            storage,
+            run,
+            fences: OnceLock::new(),
+        }
     }
 
     fn name(&self, key: &str) -> LockName {
@@ -301,6 +316,97 @@ impl<S: LockStorage> Subject<S> {
 }
 
 impl<S: LockStorage> Subject<S> {
+    /// Where the storage cannot fence, no grant may bring a token.
+    async fn fencing_tokens_grow_from_grant_to_grant(&self) {
+        let (key, mut fence) = ("fenced", Fence::default());
+        self.grants(&mut fence, key, 1, false, 1).await;
+        self.grants(&mut fence, key, 1, true, 3).await;
+        // With the reply lost, the first may come twice.
+        self.grants(&mut fence, key, 1, false, 2).await;
+        self.grants(&mut fence, key, 1, true, 0).await;
+        assert_eq!(self.release(key, 1).await, ReleaseReply::Released);
+        self.grants(&mut fence, key, 2, false, 1_024).await;
+        assert_eq!(self.release(key, 2).await, ReleaseReply::Released);
+        self.grants(&mut fence, key, 3, true, 1).await;
+        assert_eq!(self.release(key, 3).await, ReleaseReply::Released);
+        self.grants(&mut fence, key, 4, false, 0).await;
+        assert_eq!(self.release(key, 4).await, ReleaseReply::Released);
+
+        // A denied attempt has none, and whoever comes after an expiry has higher ones.
+        let request = self.fenced_request(key, 5, SHORT, false, 7);
+        let granted = answer("acquire", self.storage.acquire(&request)).await;
+        self.check_block(&mut fence, 7, granted);
+        let request = self.fenced_request(key, 6, LONG, false, 1);
+        let started = Instant::now();
+        loop {
+            match answer("acquire", self.storage.acquire(&request)).await {
+                AcquireReply::Held { .. } => {}
+                granted => break self.check_block(&mut fence, 1, granted),
+            }
+            assert!(started.elapsed() < SHORT + LATE, "a lock disappears");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(self.release(key, 6).await, ReleaseReply::Released);
+    }
+
+    fn fenced_request(
+        &self,
+        key: &str,
+        token: u64,
+        ttl: Duration,
+        again: bool,
+        fencing: u32,
+    ) -> AcquireRequest {
+        AcquireRequest {
+            name: self.name(key),
+            token: self.token(token),
+            ttl,
+            again,
+            queue: None,
+            fencing,
+        }
+    }
+
+    /// Takes a lock that has to be granted, with so many fencing tokens.
+    async fn grants(&self, fence: &mut Fence, key: &str, token: u64, again: bool, fencing: u32) {
+        let request = self.fenced_request(key, token, LONG, again, fencing);
+        let reply = answer("acquire", self.storage.acquire(&request)).await;
+        self.check_block(fence, fencing, reply);
+    }
+
+    fn check_block(&self, fence: &mut Fence, asked: u32, reply: AcquireReply) {
+        match reply {
+            AcquireReply::Granted { fencing, .. } => self.check_tokens(fence, asked, fencing),
+            AcquireReply::Held { .. } => panic!("a free lock, or one's own, is granted"),
+        }
+    }
+
+    fn check_tokens(&self, fence: &mut Fence, asked: u32, block: Option<FencingBlock>) {
+        if asked == 0 {
+            assert_eq!(block, None, "fencing tokens come with a grant if asked for");
+            return;
+        }
+        let fences = *self.fences.get_or_init(|| block.is_some());
+        assert_eq!(
+            block.is_some(),
+            fences,
+            "a storage gives fencing tokens with each grant or with none"
+        );
+        let Some(block) = block else { return };
+        assert_eq!(block.count, asked, "as many fencing tokens as asked for");
+        assert!(
+            block.first >= fence.next,
+            "fencing tokens are greater than those of all grants before: {block:?}"
+        );
+        fence.next = block.first.saturating_add(block.count.into());
+        assert!(
+            fence.next <= FencingBlock::LIMIT,
+            "fencing tokens are below 2^53: {block:?}"
+        );
+    }
+}
+
+impl<S: LockStorage> Subject<S> {
     /// Where the storage does not listen, there is nothing to check.
     async fn a_storage_that_listens_keeps_a_queue(&self) {
         let (sender, mut messages) = mpsc::unbounded_channel();
@@ -309,7 +415,11 @@ impl<S: LockStorage> Subject<S> {
             let _ = sender.send(message);
         });
         let listens = pin!(self.storage.listen(inbox));
-        let check = pin!(self.the_queue_is_served_in_order(&mut messages));
+        let check = pin!(async {
+            self.the_queue_is_served_in_order(&mut messages).await;
+            self.a_grant_from_the_queue_brings_higher_tokens(&mut messages)
+                .await;
+        });
         select(listens, check).await;
     }
 
@@ -319,12 +429,12 @@ impl<S: LockStorage> Subject<S> {
         assert!(matches!(first, Message::Listening), "{first:?}");
 
         assert!(self.takes("queue", 1, LONG).await);
-        let second = self.stands("queue", 2).await;
+        let second = self.stands("queue", 2, 0).await;
         match next(messages, "that the lock is wanted").await {
             Message::Wanted(wanted) => assert_eq!(wanted, name),
             other => panic!("the holder is told that its lock is wanted, not {other:?}"),
         }
-        let third = self.stands("queue", 3).await;
+        let third = self.stands("queue", 3, 0).await;
         assert_eq!(third.run, second.run, "one run, one clock");
         assert!(third.at >= second.at, "the clock does not go back");
 
@@ -333,7 +443,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(4),
             ttl: LONG,
             place: LONG,
-            fencing: 3,
+            fencing: 0,
         };
         match self.give_back("queue", 1, Some(requeue)).await {
             ReleaseReply::Requeued { ttl, stamp } => {
@@ -377,15 +487,43 @@ impl<S: LockStorage> Subject<S> {
         self.release("queue", 6).await;
     }
 
+    async fn a_grant_from_the_queue_brings_higher_tokens(
+        &self,
+        messages: &mut UnboundedReceiver<Message>,
+    ) {
+        let (key, mut fence) = ("fenced-queue", Fence::default());
+        self.grants(&mut fence, key, 1, false, 1).await;
+        self.stands(key, 2, 5).await;
+        self.stands(key, 3, 0).await;
+        let requeue = Requeue {
+            token: self.token(4),
+            ttl: LONG,
+            place: LONG,
+            fencing: 2,
+        };
+        let reply = self.give_back(key, 1, Some(requeue)).await;
+        assert!(matches!(reply, ReleaseReply::Requeued { .. }), "{reply:?}");
+        for (token, fencing) in [(2, 5), (3, 0), (4, 2)] {
+            let granted = granted(messages).await;
+            assert_eq!(granted.token, self.token(token), "the first in the queue");
+            self.check_tokens(&mut fence, fencing, granted.fencing);
+            // Whoever cannot use the message asks.
+            self.grants(&mut fence, key, token, true, 3).await;
+            assert_eq!(self.release(key, token).await, ReleaseReply::Released);
+        }
+        self.grants(&mut fence, key, 5, false, 1).await;
+        assert_eq!(self.release(key, 5).await, ReleaseReply::Released);
+    }
+
     /// Asks for a place in the queue of a held lock, and says when it was had.
-    async fn stands(&self, key: &str, token: u64) -> Stamp {
+    async fn stands(&self, key: &str, token: u64, fencing: u32) -> Stamp {
         let request = AcquireRequest {
             name: self.name(key),
             token: self.token(token),
             ttl: LONG,
             again: false,
             queue: Some(LONG),
-            fencing: 2,
+            fencing,
         };
         match answer("acquire", self.storage.acquire(&request)).await {
             AcquireReply::Held {
