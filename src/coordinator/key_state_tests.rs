@@ -271,6 +271,16 @@ impl Key {
         )
     }
 
+    /// The same with the fencing tokens from `first` on, as many as were asked for.
+    fn granted_from(&mut self, attempt: Attempt, first: u64) -> Told {
+        let fencing = Some(FencingBlock {
+            first,
+            count: attempt.fencing,
+        });
+        let wanted = false;
+        self.replied(attempt.claim, Outcome::Granted { wanted, fencing })
+    }
+
     fn denied(&mut self, claim: Claim) -> Told {
         self.replied(
             claim,
@@ -332,6 +342,14 @@ impl Key {
             stamp,
             wanted: false,
             fencing: None,
+        }
+    }
+
+    /// A grant that comes with two fencing tokens.
+    fn grant_from(&self, claim: Claim, stamp: Stamp, first: u64) -> PushedGrant {
+        PushedGrant {
+            fencing: Some(FencingBlock { first, count: 2 }),
+            ..self.grant(claim, stamp)
         }
     }
 
@@ -1955,6 +1973,263 @@ fn a_renewal_answered_after_the_lease_was_given_to_others_does_not_touch_the_new
 }
 
 // --- everything at once --------------------------------------------------------------------------
+
+// --- fencing tokens ------------------------------------------------------------------------------
+
+impl Key {
+    /// As many waiters, of whom the first asks and the others sleep.
+    fn crowd(&mut self, waiters: usize) -> Vec<Place> {
+        let places: Vec<_> = (0..waiters).map(|_| self.join()).collect();
+        places[1..].iter().for_each(|place| self.sleep(*place));
+        places
+    }
+}
+
+#[test]
+fn turns_use_the_tokens_of_their_lease_in_order() {
+    let mut key = Key::new();
+    let places = key.crowd(3);
+    let attempt = key.ask(places[0]);
+    assert_eq!(attempt.fencing, 3, "one for each of them");
+    key.granted_from(attempt, 10);
+    let mut turn = key.take(places[0]);
+    assert_eq!(turn.fencing, Some(10));
+    for (place, token) in [(places[1], 11), (places[2], 12)] {
+        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(place)));
+        turn = key.take(place);
+        assert_eq!(turn.fencing, Some(token));
+    }
+}
+
+#[test]
+fn a_waiter_that_leaves_before_its_turn_costs_no_token() {
+    let mut key = Key::new();
+    let places = key.crowd(3);
+    let attempt = key.ask(places[0]);
+    key.granted_from(attempt, 10);
+    let turn = key.take(places[0]);
+    // Woken, and gone without a turn.
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(places[1])));
+    assert_eq!(key.leave(places[1]), Told::wake(places[2]));
+    assert_eq!(key.take(places[2]).fencing, Some(11));
+}
+
+#[test]
+fn a_lease_without_tokens_left_is_given_up_and_the_next_takes_twice_as_many() {
+    // Nobody else wants it, and nothing else bounds it.
+    let mut key = Key::listening();
+    let mut place = key.join();
+    let mut next_token = 100;
+    for tokens in [1, 2, 4, 8] {
+        let attempt = key.ask(place);
+        assert_eq!(attempt.fencing, tokens);
+        key.granted_from(attempt, next_token);
+        let mut turn = key.take(place);
+        for _ in 1..tokens {
+            turn = key.hand_over(turn);
+        }
+        assert_eq!(turn.fencing, Some(next_token + u64::from(tokens) - 1));
+        place = key.join();
+        key.sleep(place);
+        let released = Told::release(turn.claim).and_wake(place);
+        assert_eq!(key.done(turn), (Ended::Released, released));
+        key.release_done();
+        next_token += 1_000;
+    }
+}
+
+#[test]
+fn a_lease_that_ends_for_another_reason_says_how_many_tokens_are_used() {
+    // Nobody waits any more.
+    let mut key = Key::listening();
+    let places = key.crowd(5);
+    let attempt = key.ask(places[0]);
+    key.granted_from(attempt, 10);
+    let mut turn = key.take(places[0]);
+    for place in &places[1..3] {
+        assert_eq!(key.done(turn).0, Ended::HandedOver);
+        turn = key.take(*place);
+    }
+    for place in &places[3..] {
+        key.leave(*place);
+    }
+    assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    let next = key.join();
+    assert_eq!(key.ask(next).fencing, 3);
+
+    // It used all it had, and nobody would have used more.
+    let mut key = Key::listening();
+    let a = key.join();
+    let attempt = key.ask(a);
+    key.granted_from(attempt, 10);
+    let turn = key.take(a);
+    assert_eq!(key.done(turn).0, Ended::Released);
+    let next = key.join();
+    assert_eq!(key.ask(next).fencing, 1);
+
+    // Others want it, and it has met the limit with tokens left.
+    let mut key = Key::listening();
+    let places = key.crowd(5);
+    let attempt = key.ask(places[0]);
+    key.granted_from(attempt, 10);
+    let mut turn = key.take(places[0]);
+    key.state.wanted(key.now);
+    for place in &places[1..=LIMIT.turns as usize] {
+        assert_eq!(key.done(turn).0, Ended::HandedOver);
+        turn = key.take(*place);
+    }
+    // One waits, and the lease had a turn before it was wanted.
+    let (ended, told) = key.done(turn);
+    assert_eq!(ended, Ended::Released);
+    assert_eq!(told.rejoin.unwrap().fencing, 1 + LIMIT.turns);
+}
+
+#[test]
+fn who_gives_it_to_others_for_want_of_tokens_asks_for_twice_as_many_by_the_same_release() {
+    let mut key = Key::listening();
+    let places = key.crowd(2);
+    let attempt = key.ask(places[0]);
+    key.granted_from(attempt, 10);
+    let turn = key.take(places[0]);
+    assert_eq!(key.done(turn).0, Ended::HandedOver);
+    let turn = key.take(places[1]);
+    key.state.wanted(key.now);
+    let place = key.join();
+    key.sleep(place);
+    let (ended, told) = key.done(turn);
+    assert_eq!((ended, told.release), (Ended::Released, Some(turn.claim)));
+    let rejoin = told.rejoin.unwrap();
+    assert_eq!(rejoin.fencing, 4);
+
+    // What its grant brings is used, in order.
+    key.queued(rejoin.claim, key.stamp());
+    key.doze(place);
+    let grant = key.grant_from(rejoin.claim, key.stamp(), 50);
+    assert_eq!(key.pushed(&grant), Told::wake(place));
+    let turn = key.take(place);
+    assert_eq!(turn.fencing, Some(50));
+    assert_eq!(key.hand_over(turn).fencing, Some(51));
+}
+
+#[test]
+fn a_repeated_attempt_asks_for_tokens_of_its_own() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.crowd(1);
+    key.pass(PAUSE);
+    let attempt = key.ask(a);
+    assert_eq!((attempt.claim, attempt.fencing), (place.claim, 2));
+    key.granted_from(attempt, 20);
+    assert_eq!(key.take(a).fencing, Some(20));
+}
+
+/// The lock was given by a message, and an attempt found it so: the tokens of the attempt were
+/// taken later, and those of the message must not come after them.
+#[test]
+fn the_tokens_of_a_message_are_never_used_after_those_of_an_attempt() {
+    // It arrives before the reply, after it, and when it has been used.
+    for arrives in 0..3 {
+        let mut key = Key::listening();
+        let a = key.join();
+        let place = key.enqueue(a);
+        key.pass(PAUSE);
+        let attempt = key.ask(a);
+        let (b, c) = (key.join(), key.join());
+        key.sleep(b);
+        key.sleep(c);
+        let grant = key.grant_from(place.claim, later(place.stamp, ms(500)), 10);
+        let arrive = |key: &mut Key, now| {
+            if arrives <= now {
+                assert_eq!(key.pushed(&grant), Told::nothing());
+            }
+        };
+        arrive(&mut key, 0);
+        let attempt = Attempt {
+            fencing: 2,
+            ..attempt
+        };
+        key.granted_from(attempt, 20);
+        arrive(&mut key, 1);
+        let turn = key.take(a);
+        assert_eq!(turn.fencing, Some(20));
+        arrive(&mut key, 2);
+        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
+        arrive(&mut key, 2);
+        let turn = key.take(b);
+        assert_eq!(turn.fencing, Some(21));
+        // The older ones are no reason to go on.
+        assert_eq!(key.done(turn).0, Ended::Released);
+    }
+}
+
+#[test]
+fn the_tokens_of_a_message_that_had_to_be_confirmed_are_not_used() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    let mut grant = key.grant_from(place.claim, place.stamp, 10);
+    grant.stamp.run = None;
+    assert_eq!(key.pushed(&grant), Told::wake(a));
+    let attempt = key.ask(a);
+    key.granted_from(attempt, 20);
+    assert_eq!(key.take(a).fencing, Some(20));
+}
+
+#[test]
+fn the_tokens_of_a_grant_given_up_are_never_used() {
+    // Given to a token that nobody wants any more.
+    let mut key = Key::listening();
+    let a = key.join();
+    let old = key.enqueue(a).claim;
+    assert_eq!(key.leave(a), Told::release(old));
+    let b = key.join();
+    let attempt = key.ask(b);
+    let grant = key.grant_from(old, key.stamp(), 10);
+    assert_eq!(key.pushed(&grant), Told::release(old));
+    key.granted_from(attempt, 20);
+    assert_eq!(key.pushed(&grant), Told::release(old));
+    let turn = key.take(b);
+    assert_eq!(turn.fencing, Some(20));
+    assert_eq!(key.pushed(&grant), Told::release(old));
+
+    // A reply that lay for too long.
+    let mut key = Key::new();
+    let a = key.join();
+    let late = key.ask(a);
+    key.pass(VALID);
+    assert_eq!(key.granted_from(late, 10), Told::release(late.claim));
+    key.pass(PAUSE);
+    let attempt = key.ask(a);
+    key.granted_from(attempt, 20);
+    assert_eq!(key.take(a).fencing, Some(20));
+}
+
+/// The storage keeps tokens growing also if it has lost its memory; here a lease is lost, and the
+/// next one has nothing of it.
+#[test]
+fn a_lease_that_was_lost_leaves_none_of_its_tokens_to_the_next() {
+    let mut key = Key::new();
+    let places = key.crowd(2);
+    let attempt = key.ask(places[0]);
+    key.granted_from(attempt, 10);
+    let turn = key.take(places[0]);
+    let told = key.renewed(turn.claim, key.now, Some(renewed(false)));
+    assert_eq!(told, Told::lost(LossReason::NotOurs).and_wake(places[1]));
+    let attempt = key.ask(places[1]);
+    key.granted_from(attempt, 20);
+    assert_eq!(key.take(places[1]).fencing, Some(20));
+}
+
+#[test]
+fn a_storage_that_cannot_fence_costs_no_lease_and_gives_no_token() {
+    let (mut key, mut turn) = Key::held();
+    key.told = true;
+    for _ in 0..100 {
+        assert_eq!(turn.fencing, None);
+        turn = key.hand_over(turn);
+    }
+}
 
 /// Several processes with a machine each, around one storage that keeps the contract of
 /// [`LockStorage`](crate::storage::LockStorage) and no more: messages arrive late, in any order,

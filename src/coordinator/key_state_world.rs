@@ -151,6 +151,8 @@ struct Kind {
     grants_half: bool,
     /// Whether the storage knows which run of its clock it is in.
     knows_run: bool,
+    /// Whether grants come with fencing tokens.
+    fences: bool,
     /// Nothing is lost, nothing breaks and all want the same: everybody is served in order.
     calm: bool,
     may_restart: bool,
@@ -167,6 +169,7 @@ impl Kind {
         first_may_pass: false,
         grants_half: false,
         knows_run: false,
+        fences: true,
         calm: false,
         may_restart: false,
         may_set_forward: false,
@@ -177,10 +180,11 @@ fn kind() -> impl Strategy<Value = Kind> {
     let often = || prop::bool::weighted(0.8);
     let seldom = || prop::bool::weighted(0.2);
     let storage = (often(), often(), any::<bool>(), seldom(), often());
-    (-5..=5_i64, storage, seldom(), seldom(), seldom()).prop_map(
+    (-5..=5_i64, storage, often(), seldom(), seldom(), seldom()).prop_map(
         |(
             drift,
             (queues, listens, first_may_pass, grants_half, knows_run),
+            fences,
             calm,
             restart,
             forward,
@@ -191,6 +195,7 @@ fn kind() -> impl Strategy<Value = Kind> {
             first_may_pass: first_may_pass && !calm,
             grants_half,
             knows_run,
+            fences,
             calm,
             may_restart: restart && !calm,
             may_set_forward: forward && !calm,
@@ -299,20 +304,18 @@ enum Call {
     /// By the caller that still follows it, if there is one.
     Acquire(Option<WaiterId>),
     Renew,
-    /// With a token that wants a new place.
-    Release(Option<Claim>),
+    /// With a token that wants a new place, and so many fencing tokens.
+    Release(Option<(Claim, u32)>),
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Yes {
         wanted: bool,
+        fencing: Option<FencingBlock>,
     },
     /// The new place was given too.
-    Requeued {
-        ttl: Duration,
-        stamp: Stamp,
-    },
+    Requeued { ttl: Duration, stamp: Stamp },
     No {
         holder_ttl: Option<Duration>,
         queued: Option<Stamp>,
@@ -323,6 +326,7 @@ enum Answer {
 #[derive(Clone, Copy, Debug)]
 struct Standing {
     claim: Claim,
+    fencing: u32,
     until: Timestamp,
 }
 
@@ -342,6 +346,7 @@ struct Message {
     /// Whether it is sent for the first time, and for how long it wants a place in the queue.
     again: bool,
     place: Option<Duration>,
+    fencing: u32,
     /// What the storage did when it got it.
     answer: Option<Answer>,
     /// Whether the process has been told how it ended.
@@ -364,6 +369,12 @@ struct World {
     entered: (u64, Option<OwnerToken>),
     /// Who had the lock when the storage forgot it.
     forgotten: HashSet<OwnerToken>,
+    /// The last fencing token that the storage gave. It does not forget that.
+    last_fencing: u64,
+    /// What came with each grant, in the order of the grants.
+    blocks: Vec<(OwnerToken, FencingBlock)>,
+    /// The highest fencing token of any turn, and of the turns of each owner.
+    highest: (u64, HashMap<OwnerToken, u64>),
     processes: Vec<Process>,
     messages: Vec<Message>,
     pushes: Vec<(usize, Push)>,
@@ -411,6 +422,9 @@ impl World {
             last_order: 0,
             entered: (0, None),
             forgotten: HashSet::new(),
+            last_fencing: 0,
+            blocks: Vec::new(),
+            highest: (0, HashMap::new()),
             pushes: Vec::new(),
             owner: None,
             processes: (0..PROCESSES).map(|_| process()).collect(),
@@ -443,7 +457,12 @@ impl World {
     /// Gives a free lock to the first in the queue that can be reached, unless it is who asks.
     fn pass_on(&mut self, asking: Option<OwnerToken>) {
         let now = self.storage_now();
-        while let Some(&Standing { claim, until }) = self.queue.front() {
+        while let Some(&Standing {
+            claim,
+            fencing,
+            until,
+        }) = self.queue.front()
+        {
             if Some(claim.token) == asking {
                 return;
             }
@@ -464,20 +483,36 @@ impl World {
                 ttl,
                 stamp: self.stamp(),
                 wanted: !self.queue.is_empty(),
-                fencing: None,
+                fencing: self.fence(claim.token, fencing),
             };
             self.pushes.push((process, Push::Granted(grant)));
             return;
         }
     }
 
-    fn stand(&mut self, claim: Claim, place: Duration, owner: OwnerToken) {
+    /// The fencing tokens of a grant.
+    fn fence(&mut self, owner: OwnerToken, count: u32) -> Option<FencingBlock> {
+        if !self.kind.fences {
+            return None;
+        }
+        let first = self.last_fencing + 1;
+        self.last_fencing += u64::from(count);
+        let block = FencingBlock { first, count };
+        self.blocks.push((owner, block));
+        Some(block)
+    }
+
+    fn stand(&mut self, claim: Claim, fencing: u32, place: Duration, owner: OwnerToken) {
         let until = self.storage_now() + place;
         let mut queue = self.queue.iter_mut();
         match queue.find(|standing| standing.claim.token == claim.token) {
             Some(standing) => standing.until = until,
             None => {
-                self.queue.push_back(Standing { claim, until });
+                self.queue.push_back(Standing {
+                    claim,
+                    fencing,
+                    until,
+                });
                 self.last_order += 1;
                 self.order.insert(claim.token, self.last_order);
             }
@@ -498,6 +533,7 @@ impl World {
             claim,
             again,
             place,
+            fencing,
             ..
         } = self.messages[message];
         let now = self.storage_now();
@@ -514,7 +550,7 @@ impl World {
         match (call, owner) {
             (Call::Acquire(_), Some((owner, until))) if !is_ours => {
                 if let Some(place) = place {
-                    self.stand(claim, place, owner);
+                    self.stand(claim, fencing, place, owner);
                     answer = Answer::No {
                         holder_ttl: Some(until.since(now)),
                         queued: Some(self.stamp()),
@@ -530,26 +566,31 @@ impl World {
                 self.owner = Some((claim.token, now + claim.ttl));
                 answer = Answer::Yes {
                     wanted: !self.queue.is_empty(),
+                    fencing: self.fence(claim.token, fencing),
                 };
             }
             (Call::Renew, _) if is_ours => {
                 self.owner = Some((claim.token, now + claim.ttl));
                 answer = Answer::Yes {
                     wanted: !self.queue.is_empty(),
+                    fencing: None,
                 };
             }
             (Call::Release(rejoin), _) if is_ours => {
                 self.owner = None;
                 self.pass_on(None);
                 answer = match (self.owner(), rejoin) {
-                    (Some((owner, until)), Some(rejoin)) => {
-                        self.stand(rejoin, 2 * (rejoin.ttl + PAUSE), owner);
+                    (Some((owner, until)), Some((rejoin, fencing))) => {
+                        self.stand(rejoin, fencing, 2 * (rejoin.ttl + PAUSE), owner);
                         Answer::Requeued {
                             ttl: until.since(now),
                             stamp: self.stamp(),
                         }
                     }
-                    _ => Answer::Yes { wanted: false },
+                    _ => Answer::Yes {
+                        wanted: false,
+                        fencing: None,
+                    },
                 };
             }
             (Call::Release(_), _) => self.unstand(claim.token),
@@ -646,7 +687,7 @@ impl World {
     // --- the driver --------------------------------------------------------------------------
 
     fn send(&mut self, process: usize, call: Call, claim: Claim) {
-        self.send_attempt(process, call, claim, false, None);
+        self.send_attempt(process, call, claim, false, None, 0);
     }
 
     fn send_attempt(
@@ -656,6 +697,7 @@ impl World {
         claim: Claim,
         again: bool,
         place: Option<Duration>,
+        fencing: u32,
     ) {
         self.messages.push(Message {
             process,
@@ -664,6 +706,7 @@ impl World {
             sent: self.now,
             again,
             place,
+            fencing,
             answer: None,
             is_settled: false,
         });
@@ -695,8 +738,9 @@ impl World {
             assert!(!(is_early && self.kind.calm), "a place was given up");
             process.owed.remove(&claim.token);
             process.given_back.insert(claim.token);
-            let rejoin = rejoin.map(|rejoin| rejoin.claim);
-            if let Some(rejoin) = rejoin {
+            let rejoin = rejoin.map(|rejoin| (rejoin.claim, rejoin.fencing));
+            if let Some((rejoin, fencing)) = rejoin {
+                assert!(fencing > 0, "its turns would have no token");
                 assert!(process.listens, "nobody would tell of a grant");
                 let is_new = process.owed.insert(rejoin.token);
                 assert!(is_new && !process.given_back.contains(&rejoin.token));
@@ -731,6 +775,8 @@ impl World {
                 let in_order = place.0 > self.entered.0 || place == self.entered;
                 assert!(in_order || !self.kind.calm, "somebody was passed");
                 self.entered = place;
+                self.check_fencing(index, &granted);
+                let process = &mut self.processes[index];
                 process.present = Some(granted.id);
                 process.holders.push(Holder {
                     id: granted.id,
@@ -744,7 +790,12 @@ impl World {
                     .map_or(granted.due, |at| at.min(granted.due));
                 process.look_by = Some(look_by);
             }
-            Step::Ask(Attempt { claim, again, .. }) => {
+            Step::Ask(Attempt {
+                claim,
+                again,
+                fencing,
+            }) => {
+                assert!(fencing > 0, "its turns would have no token");
                 let is_new = !process.owed.contains(&claim.token);
                 assert!(
                     is_new || process.open.contains(&claim.token),
@@ -756,7 +807,8 @@ impl World {
                 );
                 process.owed.insert(claim.token);
                 let place = process.listens.then_some(2 * (claim.ttl + PAUSE));
-                self.send_attempt(index, Call::Acquire(Some(id)), claim, again, place);
+                let call = Call::Acquire(Some(id));
+                self.send_attempt(index, call, claim, again, place, fencing);
             }
             Step::AskAt(_) | Step::Wait => {}
         }
@@ -873,10 +925,7 @@ impl World {
                     Some(Answer::No { holder_ttl, queued }) => {
                         Outcome::Denied { holder_ttl, queued }
                     }
-                    Some(Answer::Yes { wanted }) => Outcome::Granted {
-                        wanted,
-                        fencing: None,
-                    },
+                    Some(Answer::Yes { wanted, fencing }) => Outcome::Granted { wanted, fencing },
                     Some(Answer::Requeued { .. }) => unreachable!("by an acquire"),
                     None => Outcome::Failed(StorageError::new(error)),
                 };
@@ -888,7 +937,7 @@ impl World {
             }
             Call::Renew => {
                 let answer = answer.map(|answer| match answer {
-                    Answer::Yes { wanted } => Renewed::Ours { wanted },
+                    Answer::Yes { wanted, .. } => Renewed::Ours { wanted },
                     _ => Renewed::NotOurs,
                 });
                 match answer {
@@ -906,7 +955,7 @@ impl World {
                 process.look_by = Some(now);
                 process.state.renewed(claim, sent, answer, now)
             }
-            Call::Release(Some(rejoin)) => {
+            Call::Release(Some((rejoin, _))) => {
                 let outcome = match answer {
                     Some(Answer::Requeued { ttl, stamp }) => Outcome::Denied {
                         holder_ttl: Some(ttl),
@@ -1034,6 +1083,33 @@ impl World {
     }
 
     // --- what must hold ----------------------------------------------------------------------
+
+    /// A turn begins: its fencing token came with its own lease, and is greater than those of all
+    /// turns that began before.
+    fn check_fencing(&mut self, index: usize, granted: &Granted) {
+        assert_eq!(granted.fencing.is_some(), self.kind.fences);
+        let Some(fencing) = granted.fencing else {
+            return;
+        };
+        let owner = granted.claim.token;
+        let is_its_own = self.blocks.iter().any(|(to, block)| {
+            *to == owner && (block.first..block.first + u64::from(block.count)).contains(&fencing)
+        });
+        assert!(is_its_own, "{fencing} did not come with the lease");
+        let (highest, of_owners) = &mut self.highest;
+        let of_owner = of_owners.entry(owner).or_default();
+        assert!(fencing > *of_owner, "{fencing} after {of_owner}");
+        // One that does not know that others were here after it: that is what its token is for.
+        let process = &self.processes[index];
+        let may_be_late = self.forgotten.contains(&owner)
+            || self.kind.may_set_forward && process.unconfirmed.contains(&owner);
+        assert!(
+            fencing > *highest || may_be_late,
+            "{fencing} after {highest}"
+        );
+        *of_owner = fencing;
+        *highest = fencing.max(*highest);
+    }
 
     fn check(&self) {
         let holders = self.processes.iter().flat_map(|process| {

@@ -202,6 +202,22 @@ mod tests {
     }
 
     #[test]
+    fn as_many_tokens_are_asked_for_as_are_wanted_or_were_used_within_bounds() {
+        for (waiting, used, wanted) in [
+            (0, 0, 1),
+            (1, 0, 1),
+            (5, 0, 5),
+            (5, 7, 7),
+            // A crowd may be of another ttl, or leave: what nobody uses runs ahead of the clock.
+            (10_000, 0, 64),
+            (10_000, 100, 100),
+            (1, u32::MAX, 1_024),
+        ] {
+            assert_eq!(fencing_wanted(waiting, used), wanted, "{waiting}, {used}");
+        }
+    }
+
+    #[test]
     fn a_renewal_counts_from_its_own_sending_and_never_backwards() {
         let mut lease = lease();
         lease.renewed(Timestamp::ORIGIN + 3 * SECOND);
