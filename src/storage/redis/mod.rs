@@ -210,6 +210,15 @@ fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
     Stamp { run, at }
 }
 
+/// Frees what an attempt took before it failed: its error says that it was not carried out.
+async fn give_back(wire: &Wire, request: &AcquireRequest, token: &str) -> Result<(), StorageError> {
+    let arguments = |command: &mut Cmd| {
+        command.arg(token);
+    };
+    RELEASE.run(wire, &request.name, arguments).await?;
+    Ok(())
+}
+
 impl RedisStorage {
     /// Takes the lock if it is free, together with its fencing tokens, by plain commands in one
     /// write. `None` if a script has to look.
@@ -244,10 +253,7 @@ impl RedisStorage {
             Ok(_) => return Err(unexpected()),
             Err(error) => {
                 // A lock without its tokens is not what was asked for.
-                let taken = RELEASE.run(wire, &request.name, |command| {
-                    command.arg(token);
-                });
-                taken.await?;
+                give_back(wire, request, token).await?;
                 return Err(error.into());
             }
         };
@@ -273,17 +279,18 @@ impl LockStorage for RedisStorage {
         let token = request.token.to_text();
         let wire = self.connection.wire().await?;
         let fenced = request.fencing > 0;
+        let mut may_be_taken = false;
         if !request.again && !fenced {
             match wire.run(set_if_free(request, &token)).await? {
                 Value::Okay => return Ok(AcquireReply::granted()),
                 Value::Nil => {}
                 _ => return Err(unexpected()),
             }
-        } else if !request.again
-            && wire.knows_fencing()
-            && let Some(reply) = self.take_fenced(&wire, request, &token).await?
-        {
-            return Ok(reply);
+        } else if !request.again && wire.knows_fencing() {
+            if let Some(reply) = self.take_fenced(&wire, request, &token).await? {
+                return Ok(reply);
+            }
+            may_be_taken = true;
         }
 
         let raise = fenced && !wire.knows_fencing();
@@ -298,8 +305,15 @@ impl LockStorage for RedisStorage {
                 command.arg(millis(place));
             }
         };
-        let Value::Array(values) = ACQUIRE.run(&wire, &request.name, arguments).await? else {
-            return Err(unexpected());
+        let values = match ACQUIRE.run(&wire, &request.name, arguments).await {
+            Ok(Value::Array(values)) => values,
+            Ok(_) => return Err(unexpected()),
+            Err(error) => {
+                if may_be_taken && !error.kind().is_transient() {
+                    give_back(&wire, request, &token).await?;
+                }
+                return Err(error);
+            }
         };
         if raise {
             wire.set_knows_fencing(true);
