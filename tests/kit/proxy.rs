@@ -6,14 +6,14 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicUsize,
+            AtomicU16, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
 };
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{copy, copy_bidirectional, sink},
     net::{TcpListener, TcpStream},
     runtime::{self, Runtime},
     sync::watch,
@@ -32,13 +32,21 @@ pub struct Proxy {
 }
 
 struct Line {
-    server: SocketAddr,
+    /// The server's port.
+    server: AtomicU16,
     /// How many connections were accepted.
     accepted: AtomicUsize,
     /// How many of the next connections are swallowed.
     swallow: AtomicUsize,
-    /// Changes when the connections of that moment become a black hole.
-    cut: watch::Sender<()>,
+    /// Changes when the connections of that moment are cut off.
+    cut: watch::Sender<Cut>,
+}
+
+/// What a connection that was cut off still carries.
+#[derive(Clone, Copy)]
+enum Cut {
+    Nothing,
+    Commands,
 }
 
 impl Proxy {
@@ -55,10 +63,10 @@ impl Proxy {
         let port = listener.local_addr().expect("it is bound").port();
         listener.set_nonblocking(true).expect("it can be polled");
         let line = Arc::new(Line {
-            server: (Ipv4Addr::LOCALHOST, server.port()).into(),
+            server: server.port().into(),
             accepted: AtomicUsize::new(0),
             swallow: AtomicUsize::new(0),
-            cut: watch::Sender::new(()),
+            cut: watch::Sender::new(Cut::Nothing),
         });
         let accepting = Arc::clone(&line);
         runtime.spawn(async move {
@@ -69,7 +77,8 @@ impl Proxy {
                 let swallowed = accepting.swallow.fetch_update(SeqCst, SeqCst, less).is_ok();
                 // Before the first byte: whoever is connected now is cut off by a cut from now on.
                 let cut = accepting.cut.subscribe();
-                tokio::spawn(forward(client, accepting.server, swallowed, cut));
+                let server = (Ipv4Addr::LOCALHOST, accepting.server.load(SeqCst)).into();
+                tokio::spawn(forward(client, server, swallowed, cut));
             }
         });
         Self {
@@ -81,6 +90,10 @@ impl Proxy {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// How many connections there have been, swallowed ones among them.
@@ -97,7 +110,17 @@ impl Proxy {
     /// The present connections become a black hole: they stay open, and nothing goes through in
     /// either direction. New ones work.
     pub fn black_hole(&self) {
-        self.line.cut.send_replace(());
+        self.line.cut.send_replace(Cut::Nothing);
+    }
+
+    /// On the present connections what is sent arrives, and no reply comes back. New ones work.
+    pub fn lose_replies(&self) {
+        self.line.cut.send_replace(Cut::Commands);
+    }
+
+    /// New connections lead to this server.
+    pub fn switch_to(&self, server: &RedisServer) {
+        self.line.server.store(server.port(), SeqCst);
     }
 }
 
@@ -105,7 +128,7 @@ async fn forward(
     mut client: TcpStream,
     server: SocketAddr,
     swallowed: bool,
-    mut cut: watch::Receiver<()>,
+    mut cut: watch::Receiver<Cut>,
 ) {
     if swallowed {
         // Here too: `client` stays open.
@@ -116,9 +139,22 @@ async fn forward(
     };
     tokio::select! {
         biased;
-        _ = cut.changed() => pending().await,
+        _ = cut.changed() => {}
         // However it ends, both ends are closed.
-        _ = copy_bidirectional(&mut client, &mut server) => {}
+        _ = copy_bidirectional(&mut client, &mut server) => return,
+    }
+    let how = *cut.borrow();
+    match how {
+        Cut::Nothing => pending().await,
+        Cut::Commands => {
+            let (mut commands, _replies) = client.split();
+            let (mut answers, mut asks) = server.split();
+            let mut nowhere = sink();
+            let _ = tokio::join!(
+                copy(&mut commands, &mut asks),
+                copy(&mut answers, &mut nowhere),
+            );
+        }
     }
 }
 
