@@ -494,6 +494,48 @@ async fn fencing_tokens_for_a_crowd_come_in_few_and_growing_blocks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_guard_has_a_higher_fencing_token_however_it_was_got() {
+    let world = World::new();
+    let mut last = None;
+    for lock in [world.lock(), world.lock_elsewhere(), world.lock()] {
+        for tries in [false, true] {
+            let guard = match tries {
+                true => lock.try_lock(patient()).await,
+                false => lock.lock(patient()).await,
+            };
+            let guard = guard.unwrap();
+            let token = guard.fencing_token();
+            assert!(token > last && token < Some(1 << 53), "{token:?}");
+            assert_eq!(guard.fencing_token(), token, "it stays the same");
+            last = token;
+            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn guards_of_a_factory_without_fencing_have_no_token() {
+    let world = World::with(|builder| builder.fencing(false));
+    let guard = world.lock().try_lock(patient()).await.unwrap();
+    assert_eq!(guard.fencing_token(), None);
+    // Neither has who waited for it, here or elsewhere.
+    let (here, elsewhere) = (world.lock().lock(patient()), world.lock_elsewhere());
+    let here = tokio::spawn(here);
+    settle().await;
+    drop(guard);
+    let guard = here.await.unwrap().unwrap();
+    assert_eq!(guard.fencing_token(), None);
+    drop(guard);
+    settle().await;
+    let fenced = elsewhere.lock(patient()).await.unwrap();
+    assert!(fenced.fencing_token().is_some());
+    let waiting = tokio::spawn(world.lock().lock(patient()));
+    settle().await;
+    drop(fenced);
+    assert_eq!(waiting.await.unwrap().unwrap().fencing_token(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_handoff_limit_counts_turns() {
     let world = World::with(|builder| builder.handoff_limit(5, ms(60_000)).fencing(false));
     crowd(&world.lock(), 20, patient(), ms(10)).await;

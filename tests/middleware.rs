@@ -400,6 +400,40 @@ mod release {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_handler_sees_the_fencing_token_of_its_lock() {
+        let world = World::new();
+        let before = world.taken_elsewhere("/a").await;
+        let last = before.fencing_token();
+        assert_eq!(before.unlock().await.unwrap(), Unlocked::Held);
+
+        let handler = Handler::default();
+        let service =
+            DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
+        let response = tokio::spawn(service.oneshot(request("/a")));
+        handler.started.notified().await;
+        let lock = handler.lock();
+        let token = lock.fencing_token();
+        assert!(token > last, "{token:?} after {last:?}");
+        handler.stop.notify_one();
+        response.await.unwrap().unwrap();
+        settle().await;
+        assert_eq!(lock.fencing_token(), token, "also when it is over");
+        let after = world.taken_elsewhere("/a").await;
+        assert!(after.fencing_token() > token);
+
+        let without = LockFactory::builder(world.storage.clone())
+            .clock(Clock::tokio())
+            .fencing(false);
+        let layer = DistributedLockLayer::new(without.build().unwrap(), path);
+        let handler = Handler::default();
+        let response = tokio::spawn(layer.layer(handler.service()).oneshot(request("/b")));
+        handler.started.notified().await;
+        assert_eq!(handler.lock().fencing_token(), None);
+        handler.stop.notify_one();
+        response.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_handler_can_release_early_and_goes_on() {
         let world = World::new();
         let handler = Handler::default();

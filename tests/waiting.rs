@@ -47,6 +47,30 @@ fn options_with(ttl: Duration, interval: Duration) -> LockOptions {
 
 type Waiting = JoinHandle<Result<LockGuard, LockError>>;
 
+/// Many callers of two processes take one lock again and again, with nothing but the storage to
+/// agree on an order. Each writes down its fencing token while nobody else is inside.
+async fn assert_tokens_grow_from_holder_to_holder(factories: [LockFactory; 2]) {
+    const TURNS: usize = 10;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = JoinSet::new();
+    for task in 0..60 {
+        let lock = factories[task % 2].create_lock("k").unwrap();
+        let seen = Arc::clone(&seen);
+        tasks.spawn(async move {
+            for _ in 0..TURNS {
+                let guard = lock.lock(options()).await.unwrap();
+                seen.lock().unwrap().extend(guard.fencing_token());
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    within(3 * LIMIT, "all had their turns", tasks.join_all()).await;
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 60 * TURNS, "each turn has a token");
+    let growing = seen.windows(2).all(|pair| pair[0] < pair[1]);
+    assert!(growing, "{seen:?}");
+}
+
 mod memory {
     use super::*;
 
@@ -208,6 +232,26 @@ mod memory {
             remaining.windows(2).all(|pair| pair[0] == pair[1]),
             "no lease but one"
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn tokens_grow_from_holder_to_holder_of_two_busy_processes() {
+        let storage = MemoryStorage::new();
+        let factory = || LockFactory::new(storage.clone());
+        assert_tokens_grow_from_holder_to_holder([factory(), factory()]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_grow_over_a_flush() {
+        let world = World::new();
+        let (ours, theirs) = (world.factory(), world.factory());
+        let mut last = None;
+        for factory in [&ours, &theirs, &ours] {
+            let guard = wait(factory).await.unwrap().unwrap();
+            assert!(guard.fencing_token() > last, "{:?}", guard.fencing_token());
+            last = guard.fencing_token();
+            world.storage.clear();
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -542,6 +586,31 @@ mod redis_server {
         let smallest = turns[0].min(turns[1]) as f64 / (turns[0] + turns[1]) as f64;
         assert!(smallest > 0.45, "{turns:?}");
         no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn tokens_grow_from_holder_to_holder_of_two_busy_processes() {
+        let server = RedisServer::start().await;
+        let factories = [factory(&server).await, factory(&server).await];
+        assert_tokens_grow_from_holder_to_holder(factories).await;
+        no_key_is_left(&server).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lock_given_by_a_release_has_a_higher_token_though_the_counter_was_lost() {
+        let server = RedisServer::start().await;
+        let (mut held, line) = line(&server, 4).await;
+        let () = server.run("CONFIG RESETSTAT").await;
+        for (_factory, waiting) in line {
+            let last = held.fencing_token();
+            let () = server.run("DEL {distributed-locks:}:fence").await;
+            assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+            held = got(waiting).await;
+            let token = held.fencing_token();
+            assert!(token > last, "{token:?} after {last:?}");
+        }
+        // The message brings the token: one `SET` for each lock, and one for each counter.
+        assert_eq!(server.calls("set").await, 2 * 4);
     }
 
     #[tokio::test(flavor = "multi_thread")]
