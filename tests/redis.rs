@@ -1050,6 +1050,21 @@ async fn tokens_grow_over_a_flush_and_over_the_loss_of_the_counter_alone() {
     }
 }
 
+/// It knows the counter from being denied, and has no token to compare with.
+#[tokio::test]
+async fn tokens_grow_over_a_flush_also_for_a_process_that_has_never_had_one() {
+    let server = RedisServer::start().await;
+    let (first, second) = (factory(&server).await, factory(&server).await);
+    let held = first.create_lock("held").unwrap();
+    let _held = held.lock(patient()).await.unwrap();
+    let denied = second.create_lock("held").unwrap();
+    let denied = denied.try_lock(patient()).await;
+    assert!(matches!(denied, Err(LockError::NotObtained(_))));
+    let last = grow(&[&first], 0).await;
+    let () = server.run("FLUSHALL").await;
+    grow(&[&second], last).await;
+}
+
 #[tokio::test]
 async fn tokens_grow_over_a_flush_while_the_lock_is_held_and_wanted() {
     let server = RedisServer::start().await;

@@ -23,9 +23,18 @@ pub(super) fn block(first: i64, count: u32) -> Option<FencingBlock> {
     (count > 0 && end <= FencingBlock::LIMIT).then_some(FencingBlock { first, count })
 }
 
-/// The highest token that this process has seen.
-#[derive(Debug, Default)]
+/// Below any clock in microseconds: a counter that is lower was lost. The scripts know it too.
+const LOST: u64 = 1 << 50;
+
+/// The highest token that this process has seen; at first, one that every token is above.
+#[derive(Debug)]
 pub(super) struct Seen(AtomicU64);
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self(AtomicU64::new(LOST))
+    }
+}
 
 impl Seen {
     pub(super) fn get(&self) -> u64 {
