@@ -444,3 +444,15 @@ impl<S: LockStorage> DynStorage for S {
         Box::pin(async move { LockStorage::listen(&*self, inbox).await })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::FencingBlock;
+
+    #[test]
+    fn a_block_gives_each_of_its_tokens_once_and_in_order() {
+        let mut block = FencingBlock { first: 7, count: 3 };
+        let tokens = [(); 5].map(|()| block.take());
+        assert_eq!(tokens, [Some(7), Some(8), Some(9), None, None]);
+    }
+}
