@@ -26,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tower_distributed_lock::{
     Lock, LockFactory, LockGuard, LockOptions, Unlocked,
@@ -75,6 +76,15 @@ fn storage_error(result: Result<LockGuard, LockError>) -> StorageError {
         Err(LockError::Storage(error)) => error,
         other => panic!("expected a storage error, got {other:?}"),
     }
+}
+
+/// Somebody waits for the key `k`.
+async fn it_stands_in_the_queue(server: &RedisServer) {
+    let exists = "EXISTS {distributed-locks:k}:queue";
+    eventually("it stands in the queue", LIMIT, async || {
+        server.run::<u64>(exists).await > 0
+    })
+    .await;
 }
 
 async fn no_key_is_left(server: &RedisServer) {
@@ -1073,13 +1083,7 @@ async fn tokens_grow_over_a_flush_while_the_lock_is_held_and_wanted() {
         let lock = first.create_lock("k").unwrap();
         let guard = lock.lock(patient()).await.unwrap();
         let waiting = tokio::spawn(second.create_lock("k").unwrap().lock(patient()));
-        eventually("it stands in the queue", LIMIT, async || {
-            server
-                .run::<u64>("EXISTS {distributed-locks:k}:queue")
-                .await
-                > 0
-        })
-        .await;
+        it_stands_in_the_queue(&server).await;
         // With the counter go the lock and the queue.
         let () = server.run("FLUSHALL").await;
         let next = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
@@ -1130,11 +1134,37 @@ async fn tokens_grow_over_a_restart_though_they_were_ahead_of_the_clock() {
     let ahead = (1 << 52) + 7;
     let () = server.run(&format!("SET {COUNTER} {ahead}")).await;
     let mut last = grow(&[&second, &first], ahead).await;
-    // The highest that was seen counts, on a new connection and on the one before.
+    // The last of several that came together counts, which is known only where they went.
+    let crowd = join_all((0..4).map(|_| token(&first, "k"))).await;
+    last = crowd.into_iter().fold(last, u64::max);
     server.kill();
     server.restart().await;
     last = grow(&[&first, &second], last).await;
+    // On an old connection too.
     let () = server.run("FLUSHALL").await;
+    grow(&[&second], last).await;
+}
+
+#[tokio::test]
+async fn tokens_grow_over_a_restart_though_the_last_came_by_a_message() {
+    let mut server = RedisServer::start().await;
+    let (first, second) = (factory(&server).await, factory(&server).await);
+    let ahead = (1 << 52) + 7;
+    let () = server.run(&format!("SET {COUNTER} {ahead}")).await;
+    grow(&[&second], ahead).await;
+    let guard = first.create_lock("k").unwrap().lock(patient()).await;
+    // Asks once, and then for a minute not again.
+    let options = LockOptions::builder()
+        .interval(Duration::from_secs(60))
+        .build();
+    let waiting = tokio::spawn(second.create_lock("k").unwrap().lock(options.unwrap()));
+    it_stands_in_the_queue(&server).await;
+    assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
+    let guard = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
+    let last = guard.fencing_token().unwrap();
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    server.kill();
+    server.restart().await;
     grow(&[&second], last).await;
 }
 
@@ -1225,13 +1255,7 @@ async fn who_waits_hears_of_a_counter_that_cannot_be_used_and_leaves_no_lock() {
         let (first, second) = (lock(&server, "k").await, lock(&server, "k").await);
         let guard = first.lock(patient()).await.unwrap();
         let waiting = tokio::spawn(second.lock(patient()));
-        eventually("it stands in the queue", LIMIT, async || {
-            server
-                .run::<u64>("EXISTS {distributed-locks:k}:queue")
-                .await
-                > 0
-        })
-        .await;
+        it_stands_in_the_queue(&server).await;
         let () = server.run(&format!("DEL {COUNTER}")).await;
         let () = server.run(spoil).await;
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
