@@ -27,7 +27,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tower_distributed_lock::{
     Lock, LockFactory, LockGuard, LockOptions, Unlocked,
     error::{LockError, LossReason, StorageError, StorageErrorKind},
@@ -1350,28 +1350,48 @@ async fn the_documented_user_may_do_all_that_is_needed() {
     assert!(refused.is_empty(), "{refused:?}");
 }
 
-#[tokio::test]
-async fn a_lock_whose_reply_was_lost_comes_with_a_higher_token_when_it_is_found() {
-    let server = RedisServer::start().await;
-    let proxy = Proxy::to(&server);
+/// A caller that has taken the lock `k` and was not told, on its way through the proxy. Answers also
+/// who has the lock.
+async fn reply_lost(
+    server: &RedisServer,
+    proxy: &Proxy,
+) -> (JoinHandle<Result<LockGuard, LockError>>, String) {
     let storage = RedisStorage::builder(proxy.url()).connect_timeout(LIMIT);
     let factory = LockFactory::builder(storage.connect().await.unwrap())
         .storage_timeout(ms(300))
         .build()
         .unwrap();
     token(&factory, "k").await;
-    no_key_is_left(&server).await;
-
     proxy.lose_replies();
     let waiting = tokio::spawn(factory.create_lock("k").unwrap().lock(patient()));
     let owner = async || -> Option<String> { server.run("GET distributed-locks:k").await };
     eventually("it is taken", LIMIT, async || owner().await.is_some()).await;
-    let (taken, lost): (_, u64) = (owner().await, server.run(&format!("GET {COUNTER}")).await);
+    (waiting, owner().await.unwrap())
+}
+
+#[tokio::test]
+async fn a_lock_whose_reply_was_lost_comes_with_a_higher_token_when_it_is_found() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::to(&server);
+    let (waiting, taken) = reply_lost(&server, &proxy).await;
+    let lost: u64 = server.run(&format!("GET {COUNTER}")).await;
     let guard = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
-    assert_eq!(owner().await, taken, "found by its own token");
+    let owner: String = server.run("GET distributed-locks:k").await;
+    assert_eq!(owner, taken, "found by its own token");
     assert!(guard.fencing_token() > Some(lost), "the first one is lost");
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
     assert_eq!(server.keys().await, 0);
+}
+
+#[tokio::test]
+async fn a_lock_whose_reply_was_lost_is_given_back_if_there_are_no_more_tokens() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::to(&server);
+    let (waiting, _) = reply_lost(&server, &proxy).await;
+    let () = server.run(&format!("SET {COUNTER} many")).await;
+    let error = storage_error(within(LIMIT, "an answer", waiting).await.unwrap());
+    assert!(!error.kind().is_transient(), "{error}");
+    no_key_is_left(&server).await;
 }
 
 /// Between the plain commands anything may happen. A token that was not taken under the lock is not
