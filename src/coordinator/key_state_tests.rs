@@ -1995,7 +1995,7 @@ fn turns_use_the_tokens_of_their_lease_in_order() {
     let mut turn = key.take(places[0]);
     assert_eq!(turn.fencing, Some(10));
     for (place, token) in [(places[1], 11), (places[2], 12)] {
-        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(place)));
+        assert_eq!(key.done(turn), (Ended::Kept, Told::wake(place)));
         turn = key.take(place);
         assert_eq!(turn.fencing, Some(token));
     }
@@ -2009,7 +2009,7 @@ fn a_waiter_that_leaves_before_its_turn_costs_no_token() {
     key.granted_from(attempt, 10);
     let turn = key.take(places[0]);
     // Woken, and gone without a turn.
-    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(places[1])));
+    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(places[1])));
     assert_eq!(key.leave(places[1]), Told::wake(places[2]));
     assert_eq!(key.take(places[2]).fencing, Some(11));
 }
@@ -2047,7 +2047,7 @@ fn a_lease_that_ends_for_another_reason_says_how_many_tokens_are_used() {
     key.granted_from(attempt, 10);
     let mut turn = key.take(places[0]);
     for place in &places[1..3] {
-        assert_eq!(key.done(turn).0, Ended::HandedOver);
+        assert_eq!(key.done(turn).0, Ended::Kept);
         turn = key.take(*place);
     }
     for place in &places[3..] {
@@ -2073,9 +2073,9 @@ fn a_lease_that_ends_for_another_reason_says_how_many_tokens_are_used() {
     let attempt = key.ask(places[0]);
     key.granted_from(attempt, 10);
     let mut turn = key.take(places[0]);
-    key.state.wanted(key.now);
+    assert_eq!(key.wants(), Told::nothing());
     for place in &places[1..=LIMIT.turns as usize] {
-        assert_eq!(key.done(turn).0, Ended::HandedOver);
+        assert_eq!(key.done(turn).0, Ended::Kept);
         turn = key.take(*place);
     }
     // One waits, and the lease had a turn before it was wanted.
@@ -2091,9 +2091,9 @@ fn who_gives_it_to_others_for_want_of_tokens_asks_for_twice_as_many_by_the_same_
     let attempt = key.ask(places[0]);
     key.granted_from(attempt, 10);
     let turn = key.take(places[0]);
-    assert_eq!(key.done(turn).0, Ended::HandedOver);
+    assert_eq!(key.done(turn).0, Ended::Kept);
     let turn = key.take(places[1]);
-    key.state.wanted(key.now);
+    assert_eq!(key.wants(), Told::nothing());
     let place = key.join();
     key.sleep(place);
     let (ended, told) = key.done(turn);
@@ -2154,7 +2154,7 @@ fn the_tokens_of_a_message_are_never_used_after_those_of_an_attempt() {
         let turn = key.take(a);
         assert_eq!(turn.fencing, Some(20));
         arrive(&mut key, 2);
-        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
+        assert_eq!(key.done(turn), (Ended::Kept, Told::wake(b)));
         arrive(&mut key, 2);
         let turn = key.take(b);
         assert_eq!(turn.fencing, Some(21));

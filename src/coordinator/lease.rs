@@ -211,7 +211,7 @@ mod tests {
             // A crowd may be of another ttl, or leave: what nobody uses runs ahead of the clock.
             (10_000, 0, 64),
             (10_000, 100, 100),
-            (1, u32::MAX, 1_024),
+            (1, u32::MAX, 16 * 1_024),
         ] {
             assert_eq!(fencing_wanted(waiting, used), wanted, "{waiting}, {used}");
         }
