@@ -229,7 +229,7 @@ impl LockName {
     /// The name of something that belongs to this lock: `{prefix:key}:what`. The braces put it into
     /// the lock's own slot in Redis Cluster, and no lock has a name with braces.
     pub fn companion(&self, what: &str) -> String {
-        format!("{{{}}}:{what}", self.name)
+        ["{", &self.name, "}:", what].concat()
     }
 
     pub(crate) fn parse(prefix: &str, name: &str) -> Option<Self> {

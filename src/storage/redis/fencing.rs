@@ -13,7 +13,7 @@ use crate::{key::LockName, storage::FencingBlock};
 
 /// The counter's name. No lock has a name with braces.
 pub(super) fn counter(name: &LockName) -> String {
-    format!("{{{}:}}:fence", name.prefix())
+    ["{", name.prefix(), ":}:fence"].concat()
 }
 
 /// The tokens that a reply or a message tells of: the first of so many.
