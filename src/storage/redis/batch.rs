@@ -1,70 +1,170 @@
 //! Commands of many tasks, sent together.
 //!
-//! redis-rs takes a message through a bounded channel per command, and is woken so early that it
-//! writes few of them at a time. Here the commands of all tasks that are about to run go to it as
-//! one pipeline: one message, one write, and one wake-up when the replies are there.
+//! redis-rs takes a message through a bounded channel for each command, and is woken so early that
+//! it writes few of them at a time. Here the commands of all tasks that are about to run go to it as
+//! pipelines of up to [`LARGEST`] calls: one message, one write, and one wake-up when the replies
+//! are there. A caller that is alone is not held up by any of this.
 //!
-//! The task that does this runs on the runtime on which the connection was made, as redis-rs's own
-//! does, and ends with the connection's last user.
+//! Pipelines are sent by short tasks on the runtime on which the connection was made, where
+//! redis-rs's own task runs too. When that runtime ends, calls fail.
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
-use tokio::sync::{
-    mpsc::{self, UnboundedReceiver, UnboundedSender},
-    oneshot,
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
 };
 
-/// The most calls in one pipeline: the replies to all of them come before the first one's caller
-/// goes on.
-const LARGEST: usize = 64;
+use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
+use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
+
+/// The most calls in one pipeline. All tasks together would be one large pipeline, and they and the
+/// server would wait for each other in turn; this many keep both at work.
+const LARGEST: usize = 24;
+
+/// With fewer calls open than this, there is nobody to wait for.
+const FEW: usize = 3;
 
 /// Commands, and who waits for the replies to them.
 struct Call {
-    first: Cmd,
-    /// Those that follow it, with nothing in between.
-    rest: Vec<Cmd>,
-    /// What is said to the first, or an array of what is said to each if there are several.
+    commands: Commands,
     reply: oneshot::Sender<Result<Value, RedisError>>,
+}
+
+/// A command, and those that follow it with nothing in between.
+struct Commands {
+    first: Cmd,
+    rest: Vec<Cmd>,
+}
+
+impl Commands {
+    fn add_to(self, pipeline: &mut Pipeline) {
+        pipeline.add_command(self.first);
+        for command in self.rest {
+            pipeline.add_command(command);
+        }
+    }
 }
 
 /// Where commands are handed in.
 pub(super) struct Batches {
-    /// Not bounded: whoever hands in a call waits for the reply, and callers are bounded.
-    calls: UnboundedSender<Call>,
+    connection: MultiplexedConnection,
+    runtime: Handle,
+    /// Calls that are about to be sent. As long as it is not empty, a task is on its way that will
+    /// take them.
+    queue: Arc<Queue>,
+    /// Calls whose reply somebody waits for.
+    open: AtomicUsize,
 }
 
 impl Batches {
     /// Must be called on a runtime, which sends the commands.
     pub(super) fn new(connection: MultiplexedConnection) -> Self {
-        let (calls, handed_in) = mpsc::unbounded_channel();
-        tokio::spawn(send_batches(connection, handed_in));
-        Self { calls }
-    }
-
-    /// Sends a command and waits for the reply, which may be a [`Value::ServerError`].
-    ///
-    /// Commands are sent in the order of the first polls. Dropped after that, it may be sent or not.
-    pub(super) async fn run(&self, command: Cmd) -> Result<Value, RedisError> {
-        self.call(command, Vec::new()).await
-    }
-
-    /// The same for commands that follow each other, with nothing in between. One value for each.
-    pub(super) async fn run_all(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, RedisError> {
-        let mut commands = commands.into_iter();
-        let Some(first) = commands.next() else {
-            return Ok(Vec::new());
-        };
-        match self.call(first, commands.collect()).await? {
-            Value::Array(values) => Ok(values),
-            value => Ok(vec![value]),
+        Self {
+            connection,
+            runtime: Handle::current(),
+            queue: Arc::default(),
+            open: AtomicUsize::new(0),
         }
     }
 
-    async fn call(&self, first: Cmd, rest: Vec<Cmd>) -> Result<Value, RedisError> {
+    /// Sends a command, and then those that follow it with nothing in between. It is sent by the
+    /// first poll of the reply at the latest.
+    ///
+    /// The reply to a command may be a [`Value::ServerError`]. If there are several commands, it is
+    /// an array of the replies to each.
+    pub(super) fn call(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
+        let commands = Commands { first, rest };
+        let is_alone = self.open.fetch_add(1, Relaxed) < FEW;
+        let way = if is_alone {
+            Way::Alone(Box::pin(send_one(self.connection.clone(), commands)))
+        } else {
+            Way::Together(self.hand_in(commands))
+        };
+        Reply {
+            open: &self.open,
+            way,
+        }
+    }
+
+    fn hand_in(&self, commands: Commands) -> oneshot::Receiver<Result<Value, RedisError>> {
         let (reply, replied) = oneshot::channel();
-        let call = Call { first, rest, reply };
-        self.calls.send(call).map_err(|_| gone())?;
-        replied.await.unwrap_or_else(|_| Err(gone()))
+        let mut calls = self.queue.calls();
+        calls.push(Call { commands, reply });
+        if calls.len() >= LARGEST {
+            let calls = std::mem::take(&mut *calls);
+            self.runtime.spawn(send(self.connection.clone(), calls));
+        } else if calls.len() == 1 {
+            drop(calls);
+            let mut unsent = Unsent(Some(Arc::clone(&self.queue)));
+            let connection = self.connection.clone();
+            self.runtime.spawn(async move {
+                // Where one task has something to send, others may be about to: they run first.
+                yield_now().await;
+                send(connection, unsent.take()).await;
+            });
+        }
+        replied
+    }
+}
+
+#[derive(Default)]
+struct Queue(Mutex<Vec<Call>>);
+
+impl Queue {
+    fn calls(&self) -> MutexGuard<'_, Vec<Call>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The calls in the queue. Dropped with the runtime before they are taken, it drops them, which
+/// tells their callers.
+struct Unsent(Option<Arc<Queue>>);
+
+impl Unsent {
+    fn take(&mut self) -> Vec<Call> {
+        match self.0.take() {
+            Some(queue) => std::mem::take(&mut *queue.calls()),
+            None => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+/// The reply to a call. Dropped, the call may be carried out or not.
+pub(super) struct Reply<'a> {
+    open: &'a AtomicUsize,
+    way: Way,
+}
+
+enum Way {
+    Alone(Pin<Box<dyn Future<Output = Result<Value, RedisError>> + Send>>),
+    Together(oneshot::Receiver<Result<Value, RedisError>>),
+}
+
+impl Future for Reply<'_> {
+    type Output = Result<Value, RedisError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.way {
+            Way::Alone(reply) => reply.as_mut().poll(cx),
+            Way::Together(replied) => Pin::new(replied)
+                .poll(cx)
+                .map(|reply| reply.unwrap_or_else(|_| Err(gone()))),
+        }
+    }
+}
+
+impl Drop for Reply<'_> {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -73,33 +173,19 @@ fn gone() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()
 }
 
-async fn send_batches(connection: MultiplexedConnection, mut handed_in: UnboundedReceiver<Call>) {
-    let mut calls = Vec::new();
-    let mut last = 0;
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            // Polls a new batch before the next one is taken up, and so sends them in order.
-            biased;
-            Some(()) = under_way.next(), if !under_way.is_empty() => {}
-            count = handed_in.recv_many(&mut calls, LARGEST) => {
-                if count == 0 {
-                    return;
-                }
-                // Where one task has something to send, others may be about to: they run first. A
-                // caller that is alone does not wait for that.
-                if last > 1 || !under_way.is_empty() {
-                    tokio::task::yield_now().await;
-                }
-                while calls.len() < LARGEST && let Ok(call) = handed_in.try_recv() {
-                    calls.push(call);
-                }
-                last = calls.len();
-                let calls = std::mem::take(&mut calls);
-                under_way.push(send(connection.clone(), calls));
-            }
-        }
+async fn send_one(
+    mut connection: MultiplexedConnection,
+    commands: Commands,
+) -> Result<Value, RedisError> {
+    if commands.rest.is_empty() {
+        return connection.send_packed_command(&commands.first).await;
     }
+    let mut pipeline = Pipeline::with_capacity(1 + commands.rest.len());
+    commands.add_to(&mut pipeline);
+    let values = connection
+        .send_packed_commands(&pipeline, 0, pipeline.len())
+        .await;
+    values.map(Value::Array)
 }
 
 async fn send(mut connection: MultiplexedConnection, calls: Vec<Call>) {
@@ -107,11 +193,8 @@ async fn send(mut connection: MultiplexedConnection, calls: Vec<Call>) {
     let mut waiting = Vec::with_capacity(calls.len());
     // Some may have stopped waiting meanwhile.
     for call in calls.into_iter().filter(|call| !call.reply.is_closed()) {
-        waiting.push((call.rest.len(), call.reply));
-        pipeline.add_command(call.first);
-        for command in call.rest {
-            pipeline.add_command(command);
-        }
+        waiting.push((call.commands.rest.len(), call.reply));
+        call.commands.add_to(&mut pipeline);
     }
     if waiting.is_empty() {
         return;

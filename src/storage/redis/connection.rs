@@ -13,10 +13,12 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -30,7 +32,7 @@ use redis::{
 use tokio::sync::Notify;
 
 use super::{
-    batch::Batches,
+    batch::{self, Batches},
     error::{connect_error, ends_connection, storage_error, unexpected},
 };
 use crate::error::{StorageError, StorageErrorKind};
@@ -60,20 +62,23 @@ impl Wire {
         })
     }
 
-    /// Sends a command and waits for its reply. How long that may take, is the caller's business.
-    pub(super) async fn run(&self, command: Cmd) -> Result<Value, Failure> {
-        let value = self.reply(self.batches.run(command)).await?;
-        self.value(value)
+    /// Sends a command. How long its reply may take, is the caller's business.
+    pub(super) fn run(&self, command: Cmd) -> Reply<'_> {
+        self.call(command, Vec::new())
     }
 
-    /// The same for commands that follow each other in one write, one result for each. Those of
-    /// other clients may be carried out between them.
-    pub(super) async fn run_all(
-        &self,
-        commands: Vec<Cmd>,
-    ) -> Result<Vec<Result<Value, Failure>>, Failure> {
-        let values = self.reply(self.batches.run_all(commands)).await?;
-        Ok(values.into_iter().map(|value| self.value(value)).collect())
+    /// Sends commands that follow each other in one write. The reply is an array of the replies to
+    /// each; see [`Wire::value`]. Commands of other clients may be carried out between them.
+    pub(super) fn run_all(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
+        self.call(first, rest)
+    }
+
+    fn call(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
+        Reply {
+            unanswered: Some(Unanswered::new(&self.health)),
+            reply: self.batches.call(first, rest),
+            wire: self,
+        }
     }
 
     pub(super) fn knows_fencing(&self) -> bool {
@@ -84,19 +89,8 @@ impl Wire {
         self.knows_fencing.store(knows, Relaxed);
     }
 
-    /// Waits for a reply, and learns from it, or from its absence, how the connection is.
-    async fn reply<T>(
-        &self,
-        reply: impl Future<Output = Result<T, RedisError>>,
-    ) -> Result<T, Failure> {
-        let unanswered = Unanswered::new(&self.health);
-        let result = reply.await;
-        unanswered.answered();
-        result.map_err(|error| self.failure(error))
-    }
-
     /// What a command brought.
-    fn value(&self, value: Value) -> Result<Value, Failure> {
+    pub(super) fn value(&self, value: Value) -> Result<Value, Failure> {
         match value {
             Value::ServerError(error) => Err(self.failure(error.into())),
             value => Ok(value),
@@ -111,6 +105,28 @@ impl Wire {
             ErrorKind::Server(ServerErrorKind::NoScript) => Failure::NoScript,
             _ => Failure::Storage(storage_error(error)),
         }
+    }
+}
+
+/// The reply to a call. From it, or from its absence, it is learned how the connection is.
+pub(super) struct Reply<'a> {
+    wire: &'a Wire,
+    reply: batch::Reply<'a>,
+    unanswered: Option<Unanswered<'a>>,
+}
+
+impl Future for Reply<'_> {
+    type Output = Result<Value, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = ready!(Pin::new(&mut self.reply).poll(cx));
+        if let Some(unanswered) = self.unanswered.take() {
+            unanswered.answered();
+        }
+        Poll::Ready(match result {
+            Ok(value) => self.wire.value(value),
+            Err(error) => Err(self.wire.failure(error)),
+        })
     }
 }
 

@@ -3,11 +3,15 @@
 //! No command about a lock goes over this connection. redis-rs takes an `unsubscribe` message that
 //! nobody asked for as the reply to the oldest command, which would shift all replies after it.
 
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use redis::{PushInfo, PushKind, Value};
 use tokio::{
-    sync::mpsc::{self, UnboundedReceiver},
+    sync::Notify,
     time::{sleep, timeout},
 };
 
@@ -30,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_WHEN_REFUSED: Duration = Duration::from_secs(30);
 
 /// Listens, and connects again whenever the connection is lost.
-pub(super) async fn listen(connector: &Connector, inbox: Inbox, seen: &Seen) {
+pub(super) async fn listen(connector: &Connector, inbox: Inbox, seen: &Arc<Seen>) {
     let mut pause = FIRST_PAUSE;
     let mut warned = false;
     loop {
@@ -57,12 +61,28 @@ pub(super) async fn listen(connector: &Connector, inbox: Inbox, seen: &Seen) {
 async fn session(
     connector: &Connector,
     inbox: &Inbox,
-    seen: &Seen,
+    seen: &Arc<Seen>,
     listened: &mut bool,
 ) -> Result<(), StorageError> {
-    let (sender, mut pushes) = mpsc::unbounded_channel();
-    let opened = connector.open_resp3(move |push: PushInfo| sender.send(push).map_err(drop));
-    let (mut connection, run) = opened.await?;
+    let lost = Arc::new(Notify::new());
+    let run = Arc::new(OnceLock::new());
+    let opened = {
+        let (inbox, seen) = (inbox.clone(), Arc::clone(seen));
+        let (lost, run) = (Arc::clone(&lost), Arc::clone(&run));
+        // Called by the task that reads from the connection: a message wakes its waiter without a
+        // detour over another task.
+        connector.open_resp3(move |push: PushInfo| {
+            match push.kind {
+                PushKind::Disconnection => lost.notify_one(),
+                PushKind::Message => receive(&push, &inbox, &seen, run.get().copied().flatten()),
+                _ => {}
+            }
+            Ok::<_, Infallible>(())
+        })
+    };
+    let (mut connection, server_run) = opened.await?;
+    // Before the first message can come.
+    let _ = run.set(server_run);
     // As the scripts have it.
     let channel = format!("{}:inbox:{:032x}", inbox.prefix(), inbox.id());
     let subscribed = timeout(PROBE, connection.subscribe(&channel)).await;
@@ -72,50 +92,35 @@ async fn session(
     *listened = true;
     inbox.deliver(Message::Listening);
     loop {
-        match timeout(PROBE, read(&mut pushes, inbox, seen, run)).await {
-            Ok(()) => return Ok(()),
-            // Nothing for a while: is anybody there?
-            Err(_) => {
-                let ping = redis::cmd("PING");
-                let alive = timeout(PROBE, connection.send_packed_command(&ping)).await;
-                if !matches!(alive, Ok(Ok(_))) {
-                    return Ok(());
-                }
-            }
+        if timeout(PROBE, lost.notified()).await.is_ok() {
+            return Ok(());
+        }
+        // Is anybody there?
+        let ping = redis::cmd("PING");
+        let alive = timeout(PROBE, connection.send_packed_command(&ping)).await;
+        if !matches!(alive, Ok(Ok(_))) {
+            return Ok(());
         }
     }
 }
 
-/// Delivers what comes, until nothing can come any more.
-async fn read(
-    pushes: &mut UnboundedReceiver<PushInfo>,
-    inbox: &Inbox,
-    seen: &Seen,
-    run: Option<u128>,
-) {
-    while let Some(push) = pushes.recv().await {
-        match push.kind {
-            PushKind::Disconnection => return,
-            PushKind::Message => {
-                let text = match push.data.last() {
-                    Some(Value::BulkString(text)) => str::from_utf8(text).ok(),
-                    _ => None,
-                };
-                // Anybody can publish anything: what makes no sense is passed over.
-                if let Some(message) = text.and_then(|text| parse(text, inbox, run)) {
-                    if let Message::Granted(PushedGrant {
-                        fencing: Some(block),
-                        ..
-                    }) = &message
-                    {
-                        seen.update(*block);
-                    }
-                    inbox.deliver(message);
-                }
-            }
-            _ => {}
-        }
+fn receive(push: &PushInfo, inbox: &Inbox, seen: &Seen, run: Option<u128>) {
+    let text = match push.data.last() {
+        Some(Value::BulkString(text)) => str::from_utf8(text).ok(),
+        _ => None,
+    };
+    // Anybody can publish anything: what makes no sense is passed over.
+    let Some(message) = text.and_then(|text| parse(text, inbox, run)) else {
+        return;
+    };
+    if let Message::Granted(PushedGrant {
+        fencing: Some(block),
+        ..
+    }) = &message
+    {
+        seen.update(*block);
     }
+    inbox.deliver(message);
 }
 
 fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {

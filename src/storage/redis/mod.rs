@@ -59,7 +59,7 @@ mod fencing;
 mod inbox;
 mod script;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use redis::{Cmd, Value};
@@ -91,7 +91,7 @@ use crate::{
 /// ```
 pub struct RedisStorage {
     connection: Connection,
-    fencing: Seen,
+    fencing: Arc<Seen>,
 }
 
 impl RedisStorage {
@@ -156,7 +156,7 @@ impl RedisStorageBuilder {
         let connection = Connection::new(&self.url, self.connect_timeout)?;
         Ok(RedisStorage {
             connection,
-            fencing: Seen::default(),
+            fencing: Arc::default(),
         })
     }
 }
@@ -233,16 +233,21 @@ impl RedisStorage {
         token: &str,
     ) -> Result<Option<AcquireReply>, StorageError> {
         let seen = self.fencing.get();
-        let mut take = redis::cmd("INCRBY");
-        take.arg(fencing::counter(&request.name))
+        let name = request.name.as_str();
+        let mut take = Cmd::with_capacity(3, name.len() + 32);
+        take.arg("INCRBY")
+            .arg(fencing::counter(&request.name))
             .arg(request.fencing);
-        let mut look = redis::cmd("GET");
-        look.arg(request.name.as_str());
-        let commands = vec![set_if_free(request, token), take, look];
-        let replies = wire.run_all(commands).await?;
+        let mut look = Cmd::with_capacity(2, name.len() + 8);
+        look.arg("GET").arg(name);
+        let replies = wire.run_all(set_if_free(request, token), vec![take, look]);
+        let Value::Array(replies) = replies.await? else {
+            return Err(unexpected());
+        };
         let Ok([set, last, owner]) = <[_; 3]>::try_from(replies) else {
             return Err(unexpected());
         };
+        let [set, last, owner] = [set, last, owner].map(|reply| wire.value(reply));
         match set? {
             Value::Okay => {}
             Value::Nil => return Ok(None),

@@ -43,26 +43,30 @@ impl Script {
         name: &LockName,
         arguments: impl FnOnce(&mut Cmd) + Copy,
     ) -> Result<Value, StorageError> {
-        let queue = name.companion("queue");
-        let counter = fencing::counter(name);
-        let command = |verb: &str, script: &str| {
-            // Room for the script, its keys and the longest arguments, two tokens.
-            let room = script.len() + 3 * name.as_str().len() + 256;
-            let mut command = Cmd::with_capacity(12, room);
-            command
-                .arg(verb)
-                .arg(script)
-                .arg(3)
-                .arg(name.as_str())
-                .arg(&queue)
-                .arg(&counter);
-            arguments(&mut command);
-            command
-        };
-        match wire.run(command("EVALSHA", &self.sha)).await {
+        match wire
+            .run(command("EVALSHA", &self.sha, name, arguments))
+            .await
+        {
             Err(Failure::NoScript) => {}
             result => return Ok(result?),
         }
-        Ok(wire.run(command("EVAL", self.text)).await?)
+        Ok(wire
+            .run(command("EVAL", self.text, name, arguments))
+            .await?)
     }
+}
+
+fn command(verb: &str, script: &str, name: &LockName, arguments: impl FnOnce(&mut Cmd)) -> Cmd {
+    // Room for the script, its keys and the longest arguments, two tokens.
+    let room = script.len() + 3 * name.as_str().len() + 256;
+    let mut command = Cmd::with_capacity(12, room);
+    command
+        .arg(verb)
+        .arg(script)
+        .arg(3)
+        .arg(name.as_str())
+        .arg(name.companion("queue"))
+        .arg(fencing::counter(name));
+    arguments(&mut command);
+    command
 }
