@@ -183,7 +183,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// How much this process may do with a lock that another process waits for. Defaults 64 and
+    /// How much this process may do with a lock that another process waits for. Defaults 256 and
     /// 5 ms.
     ///
     /// A lock that is given back while others of this process wait for it goes to the next of them

@@ -126,7 +126,8 @@ impl Waiter {
         options: LockOptions,
         patient: bool,
     ) -> Result<Self, LockError> {
-        let (cell, place) = coordinator.join(name, options)?;
+        let since = coordinator.clock.now();
+        let (cell, place) = coordinator.join(name, options, since)?;
         Ok(Self {
             coordinator: Arc::clone(coordinator),
             cell,
@@ -134,7 +135,7 @@ impl Waiter {
             queued: true,
             options,
             patient,
-            since: coordinator.clock.now(),
+            since,
             attempts: 0,
             denied_at: None,
             flight: None,
@@ -143,13 +144,18 @@ impl Waiter {
 
     /// Goes on as far as possible now.
     fn advance(&mut self, cx: &mut Context<'_>) -> Result<Progress, LockError> {
+        // One look at the clock serves for all that happens at once. What a reply brings is judged
+        // by a later one.
+        let mut now = self.coordinator.clock.now();
         loop {
             if let Some(flight) = &mut self.flight {
                 match flight.poll(cx) {
-                    Poll::Ready(reply) => self.landed(reply)?,
+                    Poll::Ready(reply) => {
+                        now = self.coordinator.clock.now();
+                        self.landed(reply, now)?;
+                    }
                     Poll::Pending => {
                         let limit = flight.limit;
-                        let now = self.coordinator.clock.now();
                         if self.gives_up_at().is_some_and(|end| now >= end) {
                             return Err(self.given_up(now));
                         }
@@ -158,12 +164,12 @@ impl Waiter {
                                 self.gives_up_at().map_or(limit, |end| end.min(limit)),
                             ));
                         }
-                        self.landed(Err(StorageError::new(StorageErrorKind::Timeout)))?;
+                        let timed_out = StorageError::new(StorageErrorKind::Timeout);
+                        self.landed(Err(timed_out), now)?;
                     }
                 }
             }
 
-            let now = self.coordinator.clock.now();
             if self.coordinator.is_draining() {
                 return Err(LockError::Draining);
             }
@@ -201,7 +207,11 @@ impl Waiter {
     }
 
     /// The attempt has come to its end. An error if there is no point in another.
-    fn landed(&mut self, reply: Result<AcquireReply, StorageError>) -> Result<(), LockError> {
+    fn landed(
+        &mut self,
+        reply: Result<AcquireReply, StorageError>,
+        now: Timestamp,
+    ) -> Result<(), LockError> {
         let Some(flight) = self.flight.take() else {
             return Ok(());
         };
@@ -210,18 +220,18 @@ impl Waiter {
         let verdict = match &reply {
             Ok(AcquireReply::Granted { .. }) => Ok(()),
             Ok(AcquireReply::Held { .. }) if waits => {
-                self.denied_at = Some(self.coordinator.clock.now());
+                self.denied_at = Some(now);
                 Ok(())
             }
             Ok(AcquireReply::Held { ttl, .. }) => Err(LockError::NotObtained(NotObtained {
-                waited: self.coordinator.clock.now().since(self.since),
+                waited: now.since(self.since),
                 attempts: self.attempts,
                 holder_ttl: *ttl,
             })),
             Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };
-        flight.land(reply);
+        flight.land(reply, now);
         verdict
     }
 

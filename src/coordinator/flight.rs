@@ -57,18 +57,20 @@ impl Flight {
     }
 
     /// Tells the key how it ended.
-    pub(crate) fn land(mut self, reply: Result<AcquireReply, StorageError>) {
-        self.report(reply);
+    pub(crate) fn land(mut self, reply: Result<AcquireReply, StorageError>, now: Timestamp) {
+        self.report(reply, now);
     }
 
     /// Follows an attempt whose caller has gone.
     pub(crate) async fn follow(mut self) {
         let limit = self.coordinator.clock.timer(self.limit);
         let reply = tokio::time::timeout_at(limit, self.reply.as_mut()).await;
-        self.report(reply.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout))));
+        let reply = reply.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
+        let now = self.coordinator.clock.now();
+        self.report(reply, now);
     }
 
-    fn report(&mut self, reply: Result<AcquireReply, StorageError>) {
+    fn report(&mut self, reply: Result<AcquireReply, StorageError>, now: Timestamp) {
         self.landed = true;
         let outcome = match reply {
             Ok(AcquireReply::Granted { wanted, fencing }) => Outcome::Granted { wanted, fencing },
@@ -78,8 +80,9 @@ impl Flight {
             },
             Err(error) => Outcome::Failed(error),
         };
+        let interval = self.options.interval();
         self.coordinator
-            .replied(&self.cell, self.claim, outcome, self.options.interval());
+            .replied(&self.cell, self.claim, outcome, interval, now);
     }
 }
 
@@ -87,7 +90,8 @@ impl Drop for Flight {
     fn drop(&mut self) {
         if !self.landed {
             // Only the end of a runtime leads here.
-            self.report(Err(StorageError::new(StorageErrorKind::Unavailable)));
+            let now = self.coordinator.clock.now();
+            self.report(Err(StorageError::new(StorageErrorKind::Unavailable)), now);
         }
     }
 }

@@ -149,6 +149,7 @@ impl Coordinator {
         self: &Arc<Self>,
         name: &LockName,
         options: LockOptions,
+        now: Timestamp,
     ) -> Result<(Arc<Cell>, Place), LockError> {
         if self.is_draining() {
             return Err(LockError::Draining);
@@ -156,7 +157,6 @@ impl Coordinator {
         // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a
         // holder that never does.
         self.keeper.ensure_running(self);
-        let now = self.clock.now();
         let joined = self.table.enter(name, |cell, slot| {
             let state = &mut slot.state;
             let holder_ttl = state.holder_ttl(now);
@@ -270,8 +270,8 @@ impl Coordinator {
         claim: Claim,
         outcome: Outcome,
         interval: Duration,
+        now: Timestamp,
     ) {
-        let now = self.clock.now();
         self.update(cell, |slot| {
             let random = fastrand::f64();
             let pause = match &outcome {

@@ -169,8 +169,9 @@ impl Errand {
                 Ok(_) => Outcome::NotQueued,
                 Err(error) => Outcome::Failed(error.clone()),
             };
+            let now = self.coordinator.clock.now();
             self.coordinator
-                .replied(&self.cell, rejoin.claim, outcome, rejoin.interval);
+                .replied(&self.cell, rejoin.claim, outcome, rejoin.interval, now);
         }
         if let Some(done) = self.done.take() {
             // Nobody listens if the caller of `unlock` has gone.
