@@ -1,0 +1,230 @@
+//! A storage that does not answer, refuses, or is late.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_is_away_for_a_while_is_asked_again() {
+    let world = World::new();
+    world
+        .storage
+        .always(Op::Acquire, Fault::fails(StorageErrorKind::Unavailable));
+    let caller = tokio::spawn(world.lock().lock(patient()));
+    sleep(ms(2_000)).await;
+    let asked = world.storage.count(Op::Acquire);
+    // Backing off up to the interval: neither silent nor a storm.
+    assert!((18..=60).contains(&asked), "{asked}");
+    world.storage.heal();
+    let healed = Instant::now();
+    drop(caller.await.unwrap().unwrap());
+    assert!(healed.elapsed() <= ms(101), "{:?}", healed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_stays_away_is_an_error_when_the_wait_is_over() {
+    for kind in [StorageErrorKind::Unavailable, StorageErrorKind::Timeout] {
+        let world = World::new();
+        world.storage.always(Op::Acquire, Fault::fails(kind));
+        let options = options().interval(ms(100)).retries(3).build().unwrap();
+        let start = Instant::now();
+        assert_eq!(storage_error(world.lock().lock(options).await), kind);
+        assert_eq!(start.elapsed(), ms(300));
+        assert!(world.storage.count(Op::Acquire) >= 3);
+        settle().await;
+        world.assert_empty("after the error");
+    }
+}
+
+/// What a caller is told that waits for 5 s, asks about every second, is told that somebody holds
+/// the lock, three times and the last time at `denied`, and whose storage is away from then on.
+async fn told_three_times(denied: Duration) -> Result<LockGuard, LockError> {
+    let world = World::with(|builder| builder.storage_timeout(ms(10_000)));
+    let _elsewhere = world.lock_elsewhere().lock(patient()).await.unwrap();
+    let third = Valve::shut();
+    world.storage.next(Op::Acquire, Fault::default());
+    world.storage.next(Op::Acquire, Fault::default());
+    world.storage.next(Op::Acquire, Fault::answered_by(&third));
+    world
+        .storage
+        .always(Op::Acquire, Fault::fails(StorageErrorKind::Unavailable));
+    let options = options().interval(ms(1_000)).retries(5).build().unwrap();
+    let start = Instant::now();
+    let caller = tokio::spawn(world.lock().lock(options));
+    sleep(denied).await;
+    assert_eq!(world.storage.count(Op::Acquire), 3);
+    third.open();
+    let told = caller.await.unwrap();
+    assert_eq!(start.elapsed(), ms(5_000));
+    // And was away for the rest.
+    assert!(world.storage.count(Op::Acquire) > 3);
+    told
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failure_at_the_end_does_not_hide_that_somebody_holds_the_lock() {
+    // It asks again 500 to 1,000 ms later, and that fails.
+    let error = not_obtained(told_three_times(ms(4_000)).await);
+    assert_eq!(error.waited, ms(5_000));
+    assert!(error.holder_ttl.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_away_for_longer_than_an_interval_is_an_error_though_somebody_held_the_lock() {
+    let kind = storage_error(told_three_times(ms(3_999)).await);
+    assert_eq!(kind, StorageErrorKind::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_refuses_is_an_error_at_once() {
+    let kinds = [
+        StorageErrorKind::Unauthorized,
+        StorageErrorKind::WrongType,
+        StorageErrorKind::Rejected,
+    ];
+    for kind in kinds {
+        let world = World::new();
+        world.storage.always(Op::Acquire, Fault::fails(kind));
+        let start = Instant::now();
+        let mut callers = JoinSet::new();
+        for _ in 0..3 {
+            callers.spawn(world.lock().lock(patient()));
+        }
+        while let Some(caller) = callers.join_next().await {
+            assert_eq!(storage_error(caller.unwrap()), kind);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(world.storage.count(Op::Acquire), 3);
+        world.assert_empty("after the errors");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_never_answers_keeps_no_caller_longer_than_its_own_budget() {
+    for (retries, fault) in [
+        (5, Fault::hangs()),
+        (25, Fault::hangs()),
+        (5, Fault::loses_its_reply()),
+        (25, Fault::loses_its_reply()),
+    ] {
+        let world = World::new();
+        world.storage.always(Op::Acquire, fault);
+        let options = options().retries(retries).build().unwrap();
+        let start = Instant::now();
+        // The second is behind the first all the time, and has the same budget.
+        let second = tokio::spawn(world.lock().lock(options));
+        let kind = storage_error(world.lock().lock(options).await);
+        assert_eq!(kind, StorageErrorKind::Timeout);
+        second.await.unwrap().unwrap_err();
+        assert_eq!(start.elapsed(), ms(100) * retries);
+        sleep(ms(1_100)).await;
+        world.assert_empty("when what hangs was given up");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_storage_timeout_bounds_try_lock() {
+    for fault in [Fault::hangs(), Fault::loses_its_reply()] {
+        let world = World::with(|builder| builder.storage_timeout(ms(150)));
+        world.storage.always(Op::Acquire, fault);
+        let start = Instant::now();
+        let kind = storage_error(world.lock().try_lock(patient()).await);
+        assert_eq!(
+            (kind, start.elapsed()),
+            (StorageErrorKind::Timeout, ms(150))
+        );
+        settle().await;
+        world.assert_empty("after try_lock");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_lock_does_not_wait_out_the_pause_of_a_caller_that_has_gone() {
+    let world = World::new();
+    let _elsewhere = world.lock_elsewhere().lock(patient()).await.unwrap();
+    let valve = Valve::shut();
+    world.storage.next(Op::Acquire, Fault::answered_by(&valve));
+    // Asks, and goes before the answer, which will be "held".
+    let slow = LockOptions::builder()
+        .interval(ms(60_000))
+        .retries(10)
+        .build()
+        .unwrap();
+    assert!(world.lock().lock(slow).now_or_never().is_none());
+
+    let start = Instant::now();
+    let caller = tokio::spawn(world.lock().try_lock(patient()));
+    sleep(ms(100)).await;
+    valve.open();
+    not_obtained(caller.await.unwrap());
+    assert!(
+        start.elapsed() <= ms(1_100),
+        "try_lock took {:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_fails_is_tried_again_until_it_succeeds() {
+    let failures = [
+        Fault::fails(StorageErrorKind::Unavailable),
+        Fault::fails(StorageErrorKind::Timeout),
+        Fault::hangs(),
+    ];
+    for failure in failures {
+        let world = World::with(|builder| builder.storage_timeout(ms(200)));
+        for _ in 0..4 {
+            world.storage.next(Op::Release, failure.clone());
+        }
+        let guard = world.lock().lock(patient()).await.unwrap();
+        let expected = failure.error.unwrap_or(StorageErrorKind::Timeout);
+        assert_eq!(guard.unlock().await.unwrap_err().kind(), expected);
+        assert_eq!(world.factory.keys(), 1);
+        sleep(ms(1_200)).await;
+        assert_eq!(world.storage.count(Op::Release), 5);
+        world.assert_empty("long before the ttl is over");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_cannot_be_carried_out_is_left_to_the_ttl() {
+    let world = World::new();
+    world
+        .storage
+        .always(Op::Release, Fault::fails(StorageErrorKind::Unavailable));
+    drop(world.lock().lock(patient()).await.unwrap());
+    sleep(ms(2_900)).await;
+    assert_eq!(world.factory.keys(), 1);
+    sleep(ms(1_200)).await;
+    world.assert_empty("after the ttl");
+    let released = world.storage.count(Op::Release);
+    sleep(ms(10_000)).await;
+    assert_eq!(world.storage.count(Op::Release), released);
+
+    // One that is refused is not tried again.
+    world
+        .storage
+        .always(Op::Release, Fault::fails(StorageErrorKind::Unauthorized));
+    drop(world.lock().lock(patient()).await.unwrap());
+    settle().await;
+    assert_eq!(world.storage.count(Op::Release), released + 1);
+    assert_eq!(world.factory.keys(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_caller_does_not_wait_for_the_ttl_while_a_release_is_on_its_way() {
+    let world = World::new();
+    let valve = Valve::shut();
+    world.storage.next(Op::Release, Fault::sent_by(&valve));
+    drop(world.lock().lock(patient()).await.unwrap());
+    let slow = LockOptions::builder()
+        .ttl(TTL)
+        .interval(ms(60_000))
+        .build()
+        .unwrap();
+    let next = tokio::spawn(world.lock().lock(slow));
+    sleep(ms(50)).await;
+    assert_eq!(world.storage.count(Op::Acquire), 2);
+    let start = Instant::now();
+    valve.open();
+    drop(next.await.unwrap().unwrap());
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
