@@ -124,7 +124,8 @@ impl LockFactory {
         self.coordinator.drain(grace).await
     }
 
-    /// How many keys this factory has to do with now: held, waited for, or being released.
+    /// How many keys this factory has to do with now: held, lingering, waited for, or being
+    /// released.
     pub fn keys(&self) -> usize {
         self.coordinator.keys()
     }
@@ -212,10 +213,13 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// Default 0: not at all. At most 24 h.
     ///
     /// Another process that wants the lock meanwhile waits for about two round trips: the storage
-    /// tells this one, which gives the lock up at once, as does [`LockFactory::drain`]. Clients that
-    /// take the lock without this crate cannot tell, and wait. So do others after a crash of this
-    /// process, for up to the ttl, as with any lock. Has no effect where the storage cannot tell who
-    /// waits.
+    /// tells this one, which gives the lock up at once. One that does not wait (`try_lock`) is
+    /// refused the first time. Clients that take the lock without this crate cannot tell, and wait.
+    ///
+    /// Call [`LockFactory::drain`] at the end: it gives up what lingers. Without it, or after a
+    /// crash, such a lock stays for up to its ttl. A lock that lingers counts among
+    /// [`LockFactory::keys`] and is renewed every third of its ttl. Has no effect where the storage
+    /// cannot tell who waits.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.limits.linger = linger;
         self
@@ -372,8 +376,8 @@ pub enum Unlocked {
 impl LockGuard {
     /// Gives the lock back and says whether it was still ours.
     ///
-    /// If another caller of this factory waits, it has the lock at once and the storage is not
-    /// asked; nor is it if the lock [lingers](LockFactoryBuilder::linger).
+    /// If another caller of this factory waits, it mostly has the lock at once and the storage is
+    /// not asked; nor is it if the lock [lingers](LockFactoryBuilder::linger).
     ///
     /// # Errors
     ///
@@ -423,7 +427,7 @@ impl LockGuard {
 
     /// The fencing token: a number below 2^53, greater than that of every holder of this key
     /// before. `None` if the factory was built [without](LockFactoryBuilder::fencing), or the
-    /// storage has none to give.
+    /// storage has none to give. What it rests on is said at the storage (`storage::redis`).
     ///
     /// A resource that remembers the highest token it has seen, and refuses writes with a lower
     /// one, is safe even from a holder that stood still for longer than its lock lasted and does

@@ -281,7 +281,7 @@ mod lingering {
         let clock = Clock::tokio();
         let storage = MemoryStorage::with_clock(clock);
         let builder = || LockFactory::builder(storage.clone()).clock(clock);
-        let keeps = builder().fencing(false).linger(LINGER).build().unwrap();
+        let keeps = builder().linger(LINGER).build().unwrap();
         let other = builder().build().unwrap();
         (storage, keeps, other)
     }
@@ -329,6 +329,22 @@ mod lingering {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_does_not_wait_is_refused_a_lingering_lock_once() {
+        let (storage, keeps, other) = pair();
+        keep(&keeps, &storage).await;
+        let lock = other.create_lock("k").unwrap();
+        let refused = lock.try_lock(options()).await;
+        assert!(
+            matches!(refused, Err(LockError::NotObtained(_))),
+            "{refused:?}"
+        );
+        while !storage.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(lock.try_lock(options()).await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lingering_lock_outlives_its_ttl_and_is_still_ours() {
         let (storage, keeps, other) = pair();
         let options = LockOptions::builder().ttl(LINGER / 4).build().unwrap();
@@ -369,26 +385,30 @@ mod lingering {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn in_redis_a_lingering_lock_costs_nothing_and_goes_to_who_wants_it() {
+    async fn in_redis_a_lingering_lock_costs_next_to_nothing_and_goes_to_who_wants_it() {
         let server = RedisServer::start().await;
         let storage = async || {
             let builder = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
             builder.connect().await.unwrap()
         };
-        let builder = LockFactory::builder(storage().await).fencing(false);
+        let builder = LockFactory::builder(storage().await);
         let keeps = builder.linger(MINUTE).build().unwrap();
         eventually("it lingers", LIMIT, async || {
             take(&keeps).await.unlock().await.unwrap() == Unlocked::Held && server.keys().await == 1
         })
         .await;
         let () = server.run("CONFIG RESETSTAT").await;
+        let mut last = 0;
         for _ in 0..100 {
-            assert_eq!(take(&keeps).await.unlock().await.unwrap(), Unlocked::Held);
+            let held = take(&keeps).await;
+            let token = held.fencing_token().unwrap();
+            assert!(token > last, "{token} after {last}");
+            last = token;
+            assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
         }
-        assert_eq!(
-            (server.calls("set").await, server.calls("evalsha").await),
-            (0, 0)
-        );
+        // It comes with 16 fencing tokens, and is had anew when they are used up.
+        let calls = server.calls("set").await;
+        assert!(calls <= 7, "{calls}");
 
         let other = LockFactory::new(storage().await);
         let held = within(LIMIT, "the lock", take(&other)).await;

@@ -158,10 +158,13 @@ pub(crate) struct KeyState<W> {
 }
 
 impl Held {
+    /// A lease that has served a turn goes on only with enough time and a token for the next.
     fn can_begin_turn(&self, ttl: Duration, now: Timestamp) -> bool {
-        let is_fit = self.idle_until.is_none()
-            || self.lease.can_be_handed_over(now) && !self.lease.fencing_is_used_up();
-        is_fit && self.lease.claim.ttl == ttl && !self.lease.is_over(now)
+        let is_fit = self.lease.turns() == 0 || self.lease.can_be_handed_over(now);
+        is_fit
+            && !self.lease.fencing_is_used_up()
+            && self.lease.claim.ttl == ttl
+            && !self.lease.is_over(now)
     }
 
     /// Between turns nothing is renewed: a waiter that was given the lease and is never polled must
@@ -295,8 +298,8 @@ impl<W> KeyState<W> {
                 self.queue.remove(place);
                 return (Step::Granted(granted), effects);
             }
-            // A lease that is over, or was idle for too long, or lasts longer or shorter than this
-            // waiter wants.
+            // A lease that is over, or has too little left of its time or its tokens, or lasts
+            // longer or shorter than this waiter wants.
             Phase::Held(held) => {
                 let claim = held.lease.claim;
                 effects.release = self.release(claim).release;
@@ -603,10 +606,12 @@ impl<W> KeyState<W> {
             && next.is_some_and(|(ttl, _)| ttl == lease.claim.ttl)
             && lease.can_be_handed_over(now)
             && (unshared || in_bounds);
-        if may_go_on && !lease.fencing_is_used_up() {
+        let has_tokens = !lease.fencing_is_used_up();
+        if may_go_on && has_tokens {
             return (Ended::Kept, self.wake_first());
         }
-        if ended == Ended::Released && next.is_none() && unshared && !sharing.linger.is_zero() {
+        let may_idle = ended == Ended::Released && next.is_none() && unshared && has_tokens;
+        if may_idle && !sharing.linger.is_zero() {
             held.idle_until = Some(now + sharing.linger);
             return (Ended::Kept, Effects::none());
         }

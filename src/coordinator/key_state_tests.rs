@@ -2337,23 +2337,27 @@ mod idle {
     }
 
     #[test]
-    fn an_idle_lease_without_fencing_tokens_is_given_back_for_one_with() {
+    fn a_lease_without_tokens_for_another_turn_is_not_kept_idle() {
         let mut key = Key {
             linger: LINGER,
             ..Key::listening()
         };
         let place = key.join();
-        let claim = key.ask(place).claim;
-        let fencing = Some(FencingBlock { first: 5, count: 1 });
-        let outcome = Outcome::Granted {
-            wanted: false,
-            fencing,
-        };
-        key.replied(claim, outcome);
+        let attempt = key.ask(place);
+        key.granted_from(attempt, 5);
         let turn = key.take(place);
         assert_eq!(turn.fencing, Some(5));
-        key.done(turn);
+        assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    }
+
+    #[test]
+    fn a_lease_that_was_idle_begins_no_turn_with_little_time_left() {
+        let (mut key, claim) = Key::idle();
+        key.pass(TTL * 3 / 4);
         let place = key.join();
+        // Whoever is in the queue has come for it; but the storage no longer tells who wants it.
+        let told: Told = key.state.stop_idling().into();
+        assert_eq!(told, Told::nothing());
         key.ask_anew(place, claim);
     }
 

@@ -100,7 +100,8 @@ impl Lease {
             renew_at: sent + claim.ttl / 3,
             renewing: false,
             is_unsure: false,
-            fencing,
+            // What breaks the contract of a storage is as good as none.
+            fencing: fencing.filter(FencingBlock::is_sound),
             turns: 0,
         }
     }

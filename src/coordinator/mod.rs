@@ -75,6 +75,9 @@ pub(crate) struct Limits {
     pub(crate) linger: Duration,
 }
 
+/// How many fencing tokens a lease that may linger comes with at least.
+const LINGERING_FENCING: u32 = 16;
+
 /// See the [module documentation](self).
 pub(crate) struct Coordinator {
     storage: Arc<dyn DynStorage>,
@@ -136,7 +139,12 @@ impl Coordinator {
 
     /// How many fencing tokens to ask for, where so many could be used.
     fn fencing(&self, usable: u32) -> u32 {
-        if self.limits.fencing { usable } else { 0 }
+        match self.limits {
+            Limits { fencing: false, .. } => 0,
+            // A lease that lingers is there for callers that have not come yet.
+            Limits { linger, .. } if !linger.is_zero() => usable.max(LINGERING_FENCING),
+            _ => usable,
+        }
     }
 
     fn new_token(&self) -> OwnerToken {

@@ -109,7 +109,10 @@ impl<K, R> DistributedLockLayer<K, R> {
     /// decimal number in this header of the request. Default: it is in the request's
     /// [`HeldLock`](super::HeldLock) alone.
     ///
-    /// What a client sends in this header is removed.
+    /// What a client sends in this header is removed, under exactly this name: a backend that takes
+    /// `-` and `_` for the same needs more.
+    ///
+    /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
     #[must_use]
     pub fn fencing_header(self, name: HeaderName) -> DistributedLockLayer<K, R, FencingHeader> {
         self.on_acquired(FencingHeader::new(name))

@@ -121,6 +121,7 @@ impl MemoryStorage {
             && owner.token != request.token
         {
             let ttl = Some(owner.until.since(now));
+            locks.tell(owner.token, Message::Wanted(request.name.clone()));
             let Some(place) = request.queue else {
                 return AcquireReply::held(ttl);
             };
@@ -132,7 +133,6 @@ impl MemoryStorage {
                 until,
             };
             locks.stand(&request.name, place);
-            locks.tell(owner.token, Message::Wanted(request.name.clone()));
             return AcquireReply::queued(ttl, stamp(now));
         }
         locks.sweep(now);

@@ -172,8 +172,14 @@ impl FencingBlock {
     pub(crate) fn take(&mut self) -> Option<u64> {
         self.count = self.count.checked_sub(1)?;
         let token = self.first;
-        self.first += 1;
+        self.first = self.first.saturating_add(1);
         Some(token)
+    }
+
+    /// Whether it is what the contract of a storage asks for.
+    pub(crate) fn is_sound(&self) -> bool {
+        let end = self.first.checked_add(u64::from(self.count));
+        self.count > 0 && end.is_some_and(|end| end <= Self::LIMIT)
     }
 }
 
@@ -201,8 +207,9 @@ pub enum Message {
     Wanted(LockName),
 }
 
-/// A lock that was given to a token in its queue.
+/// A lock that was given to a token in its queue. Made by [`PushedGrant::new`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PushedGrant {
     /// The lock.
     pub name: LockName,
@@ -216,6 +223,21 @@ pub struct PushedGrant {
     pub wanted: bool,
     /// The fencing tokens that came with it.
     pub fencing: Option<FencingBlock>,
+}
+
+impl PushedGrant {
+    /// A lock that `token` has for `ttl` from `stamp` on, without fencing tokens and with nobody
+    /// behind it in the queue.
+    pub fn new(name: LockName, token: OwnerToken, ttl: Duration, stamp: Stamp) -> Self {
+        Self {
+            name,
+            token,
+            ttl,
+            stamp,
+            wanted: false,
+            fencing: None,
+        }
+    }
 }
 
 /// Where the messages for one factory are delivered. See [`LockStorage::listen`].
@@ -254,7 +276,8 @@ impl Inbox {
         LockName::parse(&self.prefix, name)
     }
 
-    /// Hands a message to the factory. Does not block.
+    /// Hands a message to the factory. Does not block, but may wake tasks and start calls of this
+    /// storage: hold no lock meanwhile.
     pub fn deliver(&self, message: Message) {
         (self.sink)(message);
     }

@@ -34,6 +34,7 @@ use tokio::sync::Notify;
 use super::{
     batch::{self, Batches},
     error::{connect_error, ends_connection, storage_error, unexpected},
+    script::Known,
 };
 use crate::error::{StorageError, StorageErrorKind};
 
@@ -49,6 +50,8 @@ pub(super) struct Wire {
     health: Arc<Health>,
     /// Whether the fencing counter was seen to be right over this connection.
     knows_fencing: AtomicBool,
+    /// The scripts that were run over this connection.
+    pub(super) scripts: Known,
 }
 
 impl Wire {
@@ -59,6 +62,7 @@ impl Wire {
             server_run,
             health,
             knows_fencing: AtomicBool::new(false),
+            scripts: Known::default(),
         })
     }
 

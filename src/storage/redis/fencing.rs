@@ -4,8 +4,8 @@
 //! the server's clock, in microseconds, and is raised to it again on every new connection, and
 //! whenever it turns out to be lower than a token that was seen before: a restart without
 //! persistence, a failover to a replica that lags behind, `FLUSHALL` and eviction may all set it
-//! back. As tokens are used up more slowly than one a microsecond, the clock is always ahead of
-//! them.
+//! back. As long as tokens are used up more slowly than one a microsecond, over all processes and
+//! on average, the clock is ahead of them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

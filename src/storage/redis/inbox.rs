@@ -114,9 +114,11 @@ fn receive(push: &PushInfo, inbox: &Inbox, seen: &Seen, run: Option<u128>) {
         return;
     };
     if let Message::Granted(PushedGrant {
+        token,
         fencing: Some(block),
         ..
     }) = &message
+        && token.inbox() == inbox.id()
     {
         seen.update(*block);
     }
@@ -139,14 +141,10 @@ fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
             let fencing = fencing::block(first, count);
             // Without the tokens that were asked for, it is not complete. Asking again tells why.
             let run = run.filter(|_| count == 0 || fencing.is_some());
-            Some(Message::Granted(PushedGrant {
-                name,
-                token,
-                ttl,
-                stamp: Stamp { run, at },
-                wanted,
-                fencing,
-            }))
+            let mut grant = PushedGrant::new(name, token, ttl, Stamp { run, at });
+            grant.wanted = wanted;
+            grant.fencing = fencing;
+            Some(Message::Granted(grant))
         }
         _ => None,
     }

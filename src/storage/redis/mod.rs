@@ -28,12 +28,13 @@
 //! server's clock in microseconds, and is raised to it on each new connection and when it is lower
 //! than a token seen before. So tokens keep growing after a restart without persistence, a
 //! `FLUSHALL` or a failover, as long as the clocks of the servers do not differ by more than the
-//! time that the failover takes.
+//! time that the failover takes, and all locks with the prefix together have had fewer than one
+//! million holders a second, on average.
 //!
 //! # What the server has to be
 //!
-//! Redis 6 or later, or Valkey. With Redis from 2.6.12 on, and without
-//! [fencing](crate::LockFactoryBuilder::fencing), waiters poll. The user needs
+//! Redis 6 or later, or Valkey. Redis from 2.6.12 to 5 works too: waiters poll, and
+//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. The user needs
 //!
 //! - `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EXISTS`, `LRANGE`, `LINDEX`, `LPOP`, `RPUSH`, `LREM`,
 //!   `INCRBY`, `TIME`, `EVAL`, `EVALSHA` on the keys `prefix:*` and `{prefix:*`,
@@ -210,13 +211,20 @@ fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
     Stamp { run, at }
 }
 
-/// Frees what an attempt took before it failed: its error says that it was not carried out.
+/// Frees what an attempt took before it failed: its error says that it was not carried out. If that
+/// fails too, nobody knows.
 async fn give_back(wire: &Wire, request: &AcquireRequest, token: &str) -> Result<(), StorageError> {
     let arguments = |command: &mut Cmd| {
         command.arg(token);
     };
-    RELEASE.run(wire, &request.name, arguments).await?;
-    Ok(())
+    match RELEASE.run(wire, &request.name, arguments).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind().is_transient() => Err(error),
+        Err(error) => Err(StorageError::with_source(
+            StorageErrorKind::Unavailable,
+            error,
+        )),
+    }
 }
 
 impl RedisStorage {
@@ -253,25 +261,25 @@ impl RedisStorage {
             Value::Nil => return Ok(None),
             _ => return Err(unexpected()),
         }
-        let last = match last {
-            Ok(Value::Int(last)) => last,
-            Ok(_) => return Err(unexpected()),
-            Err(error) => {
+        let (last, owner) = match (last, owner) {
+            (Ok(Value::Int(last)), Ok(Value::BulkString(owner))) => (last, owner),
+            // It is gone already.
+            (Ok(_), Ok(Value::Nil)) => return Ok(None),
+            (Ok(_), Ok(_)) => return Err(unexpected()),
+            (Err(error), _) | (_, Err(error)) => {
                 // A lock without its tokens is not what was asked for.
                 give_back(wire, request, token).await?;
                 return Err(error.into());
             }
         };
-        let block = fencing::block(last + 1 - i64::from(request.fencing), request.fencing);
-        match (block, owner?) {
-            (Some(block), Value::BulkString(owner))
-                if block.first > seen && owner == token.as_bytes() =>
-            {
+        let first = last.saturating_sub(i64::from(request.fencing) - 1);
+        match fencing::block(first, request.fencing) {
+            Some(block) if block.first > seen && owner == token.as_bytes() => {
                 self.fencing.update(block);
                 Ok(Some(AcquireReply::granted().with_fencing(Some(block))))
             }
             _ => {
-                // The counter went back, or the lock is gone already.
+                // The counter went back, or somebody else has the lock already.
                 wire.set_knows_fencing(false);
                 Ok(None)
             }

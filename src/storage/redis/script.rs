@@ -1,6 +1,9 @@
 //! The scripts, and how they are run.
 
-use std::sync::LazyLock;
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicU8, Ordering::Relaxed},
+};
 
 use redis::{Cmd, Value};
 
@@ -14,45 +17,68 @@ use crate::{error::StorageError, key::LockName};
 pub(super) struct Script {
     text: &'static str,
     sha: LazyLock<String>,
+    /// Which one it is, for [`Known`].
+    bit: u8,
+}
+
+/// The scripts that a server is known to have in its cache.
+#[derive(Default)]
+pub(super) struct Known(AtomicU8);
+
+impl Known {
+    fn has(&self, script: &Script) -> bool {
+        self.0.load(Relaxed) & script.bit != 0
+    }
+
+    fn add(&self, script: &Script) {
+        self.0.fetch_or(script.bit, Relaxed);
+    }
 }
 
 macro_rules! script {
-    ($name:ident, $($file:literal),+) => {
+    ($name:ident, $bit:literal, $($file:literal),+) => {
         pub(super) static $name: Script = Script {
+            bit: $bit,
             text: concat!($(include_str!(concat!("scripts/", $file))),+),
             sha: LazyLock::new(|| redis::Script::new($name.text).get_hash().into()),
         };
     };
 }
 
-script!(ACQUIRE, "pass_on.lua", "acquire.lua");
-script!(RENEW, "renew.lua");
+script!(ACQUIRE, 1, "pass_on.lua", "acquire.lua");
+script!(RENEW, 2, "renew.lua");
 script!(
     RELEASE,
+    4,
     "release_unwanted.lua",
     "pass_on.lua",
     "release_wanted.lua"
 );
 
 impl Script {
-    /// Runs it on a lock, its queue and the fencing counter, from the server's cache; where it is
-    /// not there (a new server, `SCRIPT FLUSH`), sends the text, which puts it there.
+    /// Runs it on a lock, its queue and the fencing counter.
+    ///
+    /// The first time over a connection the text is sent, which puts it into the server's cache:
+    /// asked to run what it does not have, the server would do so only after what was sent next.
+    /// Should it have left the cache since (`SCRIPT FLUSH`), the text is sent again.
     pub(super) async fn run(
         &self,
         wire: &Wire,
         name: &LockName,
         arguments: impl FnOnce(&mut Cmd) + Copy,
     ) -> Result<Value, StorageError> {
-        match wire
-            .run(command("EVALSHA", &self.sha, name, arguments))
-            .await
-        {
-            Err(Failure::NoScript) => {}
-            result => return Ok(result?),
+        if wire.scripts.has(self) {
+            let reply = wire.run(command("EVALSHA", &self.sha, name, arguments));
+            match reply.await {
+                Err(Failure::NoScript) => {}
+                result => return Ok(result?),
+            }
         }
-        Ok(wire
+        let reply = wire
             .run(command("EVAL", self.text, name, arguments))
-            .await?)
+            .await?;
+        wire.scripts.add(self);
+        Ok(reply)
     }
 }
 

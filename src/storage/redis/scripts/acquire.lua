@@ -14,11 +14,14 @@ if not owner then
 end
 if owner and owner ~= ARGV[1] then
   local left = redis.call('PTTL', KEYS[1])
-  if not ARGV[5] then return { left } end
-  stand(ARGV[1], ARGV[2], ARGV[3], ARGV[5])
-  local time = redis.call('TIME')
+  local answer = { left }
+  if ARGV[5] then
+    stand(ARGV[1], ARGV[2], ARGV[3], ARGV[5])
+    local time = redis.call('TIME')
+    answer = { left, time[1], time[2] }
+  end
   redis.pcall('PUBLISH', inbox(owner), 'w ' .. KEYS[1])
-  return { left, time[1], time[2] }
+  return answer
 end
 local first = fence(tonumber(ARGV[3]))
 if type(first) ~= 'number' then return first end
