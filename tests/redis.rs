@@ -157,6 +157,37 @@ async fn a_release_is_ahead_of_what_its_task_asks_for_next() {
     no_key_is_left(&server).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_calls_that_are_never_answered() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::to(&server);
+    let factory = LockFactory::new(RedisStorage::connect(proxy.url()).await.unwrap());
+    let lock = factory.create_lock("first").unwrap();
+    drop(lock.lock(patient()).await.unwrap());
+    no_key_is_left(&server).await;
+
+    proxy.lose_replies();
+    let () = server.run("CONFIG RESETSTAT").await;
+    // So many that they are sent together.
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..30 {
+        let lock = factory.create_lock(format!("never-{caller}")).unwrap();
+        callers.spawn(lock.lock(patient()));
+    }
+    eventually("all have asked", LIMIT, async || {
+        server.calls("set").await >= 30
+    })
+    .await;
+    callers.shutdown().await;
+    drop((lock, factory));
+    // What they asked for is given back over a new connection, and that is closed, too.
+    no_key_is_left(&server).await;
+    eventually("no connection is left", LIMIT, async || {
+        proxy.open_connections() == 0
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_late_unlock_does_not_free_the_lock_of_the_next_holder() {
     let server = RedisServer::start().await;

@@ -36,6 +36,8 @@ struct Line {
     server: AtomicU16,
     /// How many connections were accepted.
     accepted: AtomicUsize,
+    /// How many of them the client has not closed.
+    open: AtomicUsize,
     /// How many of the next connections are swallowed.
     swallow: AtomicUsize,
     /// Changes when the connections of that moment are cut off.
@@ -65,6 +67,7 @@ impl Proxy {
         let line = Arc::new(Line {
             server: server.port().into(),
             accepted: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             swallow: AtomicUsize::new(0),
             cut: watch::Sender::new(Cut::Nothing),
         });
@@ -78,7 +81,12 @@ impl Proxy {
                 // Before the first byte: whoever is connected now is cut off by a cut from now on.
                 let cut = accepting.cut.subscribe();
                 let server = (Ipv4Addr::LOCALHOST, accepting.server.load(SeqCst)).into();
-                tokio::spawn(forward(client, server, swallowed, cut));
+                let line = Arc::clone(&accepting);
+                tokio::spawn(async move {
+                    line.open.fetch_add(1, SeqCst);
+                    forward(client, server, swallowed, cut).await;
+                    line.open.fetch_sub(1, SeqCst);
+                });
             }
         });
         Self {
@@ -99,6 +107,11 @@ impl Proxy {
     /// How many connections there have been, swallowed ones among them.
     pub fn connections(&self) -> usize {
         self.line.accepted.load(Relaxed)
+    }
+
+    /// How many connections the client keeps open, if none was made a black hole or swallowed.
+    pub fn open_connections(&self) -> usize {
+        self.line.open.load(SeqCst)
     }
 
     /// So many of the next connections are accepted, and never forwarded, answered or closed:
@@ -150,10 +163,15 @@ async fn forward(
             let (mut commands, _replies) = client.split();
             let (mut answers, mut asks) = server.split();
             let mut nowhere = sink();
-            let _ = tokio::join!(
-                copy(&mut commands, &mut asks),
-                copy(&mut answers, &mut nowhere),
-            );
+            let swallow = async {
+                let _ = copy(&mut answers, &mut nowhere).await;
+                pending().await
+            };
+            // Until the client has had enough.
+            tokio::select! {
+                _ = copy(&mut commands, &mut asks) => {}
+                () = swallow => {}
+            }
         }
     }
 }
