@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Sleep, sleep, timeout},
+};
 
 use crate::{
     coordinator::{
@@ -87,23 +91,26 @@ impl Release {
         if let Some(answer) = self.answered.take() {
             return answer;
         }
-        let answer = match &mut self.rest {
-            // Others of this process wait for the answer as well: it must not depend on how often
-            // this future is polled. And a caller outside of a runtime has no timers.
-            Some((errand, _)) if errand.rejoin.is_some() || Handle::try_current().is_err() => {
-                let (done, answer) = oneshot::channel();
-                errand.done = Some(done);
-                drop(self);
-                // An error: the runtime that was to carry it out has ended.
-                return answer.await.unwrap_or_else(|_| Err(unavailable()));
-            }
-            Some((errand, call)) => {
-                let limit = errand.coordinator.limits.storage_timeout;
-                timeout(limit, call)
-                    .await
-                    .unwrap_or_else(|_| Err(StorageError::new(StorageErrorKind::Timeout)))
-            }
-            None => return Err(unavailable()),
+        let Some((errand, call)) = &mut self.rest else {
+            return Err(unavailable());
+        };
+        // Others of this process wait for the answer as well, if it is about their place: then it
+        // must not depend on how often this future is polled.
+        let timer = match errand.rejoin {
+            Some(_) => None,
+            None => timer(errand.coordinator.limits.storage_timeout),
+        };
+        let Some(timer) = timer else {
+            let (done, answer) = oneshot::channel();
+            errand.done = Some(done);
+            drop(self);
+            // An error: the runtime that was to carry it out has ended.
+            return answer.await.unwrap_or_else(|_| Err(unavailable()));
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = call => answer,
+            () = timer => Err(StorageError::new(StorageErrorKind::Timeout)),
         };
         if let Some((mut errand, _)) = self.rest.take() {
             errand.answered(&answer);
@@ -124,6 +131,13 @@ impl Drop for Release {
             coordinator.keeper.submit(&coordinator, job);
         }
     }
+}
+
+/// `None` outside of a runtime, and in one that has no timers.
+fn timer(after: Duration) -> Option<Sleep> {
+    Handle::try_current().ok()?;
+    // There is no other way to find out.
+    catch_unwind(|| sleep(after)).ok()
 }
 
 fn unavailable() -> StorageError {
@@ -196,7 +210,7 @@ impl Errand {
             }
             let pause = backoff::after_failure(failures, LONGEST_PAUSE, fastrand::f64());
             failures += 1;
-            tokio::time::sleep(pause).await;
+            sleep(pause).await;
             call = self.call();
         }
     }

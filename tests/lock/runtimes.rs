@@ -287,6 +287,19 @@ fn an_unlock_polled_outside_of_a_runtime_is_carried_out_by_the_background_task()
 }
 
 #[test]
+fn an_unlock_in_a_runtime_without_timers_is_carried_out_by_the_background_task() {
+    for releases in unfinished_releases() {
+        let runtime = many_threads();
+        let (factory, guard) = held_on(&runtime, releases);
+        let without = runtime::Builder::new_current_thread().build().unwrap();
+        let unlock = AssertUnwindSafe(|| without.block_on(guard.unlock()));
+        // What it says depends on the storage, which may need timers itself.
+        let _ = catch_unwind(unlock).expect("it does not panic");
+        assert_goes_on(&factory);
+    }
+}
+
+#[test]
 fn a_guard_dropped_in_a_blocking_task_that_outlives_its_runtime_does_not_panic() {
     for new_runtime in RUNTIMES {
         for releases in unfinished_releases() {
