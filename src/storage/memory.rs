@@ -96,7 +96,8 @@ impl MemoryStorage {
     }
 
     /// Removes every lock and every queue, whoever holds it: what a flushed or restarted Redis
-    /// does. Fencing tokens go on. Holders learn of it at their next renewal, waiters when they ask again.
+    /// does. Fencing tokens go on. Holders learn of it at their next renewal, waiters when they ask
+    /// again.
     pub fn clear(&self) {
         self.locks().locks.clear();
     }

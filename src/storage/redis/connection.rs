@@ -16,7 +16,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -34,7 +34,6 @@ use tokio::sync::Notify;
 use super::{
     batch::{self, Batches},
     error::{connect_error, ends_connection, storage_error, unexpected},
-    script::Known,
 };
 use crate::error::{StorageError, StorageErrorKind};
 
@@ -48,10 +47,19 @@ pub(super) struct Wire {
     /// Which run of the server is at the other end, if it tells.
     pub(super) server_run: Option<u128>,
     health: Arc<Health>,
-    /// Whether the fencing counter was seen to be right over this connection.
-    knows_fencing: AtomicBool,
-    /// The scripts that were run over this connection.
-    pub(super) scripts: Known,
+    /// What has been found out of the server over this connection.
+    known: AtomicU8,
+}
+
+/// Something that can be found out of a server, and is forgotten with the connection.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(super) enum Fact {
+    HasAcquireScript = 1,
+    HasRenewScript = 2,
+    HasReleaseScript = 4,
+    /// The fencing counter is above all tokens that were ever given.
+    CounterIsRight = 8,
 }
 
 impl Wire {
@@ -61,23 +69,18 @@ impl Wire {
             batches: Batches::new(connection),
             server_run,
             health,
-            knows_fencing: AtomicBool::new(false),
-            scripts: Known::default(),
+            known: AtomicU8::new(0),
         })
     }
 
     /// Sends a command. How long its reply may take, is the caller's business.
     pub(super) fn run(&self, command: Cmd) -> Reply<'_> {
-        self.call(command, Vec::new())
+        self.run_all(command, Vec::new())
     }
 
     /// Sends commands that follow each other in one write. The reply is an array of the replies to
     /// each; see [`Wire::value`]. Commands of other clients may be carried out between them.
     pub(super) fn run_all(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
-        self.call(first, rest)
-    }
-
-    fn call(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
         Reply {
             unanswered: Some(Unanswered::new(&self.health)),
             reply: self.batches.call(first, rest),
@@ -85,12 +88,16 @@ impl Wire {
         }
     }
 
-    pub(super) fn knows_fencing(&self) -> bool {
-        self.knows_fencing.load(Relaxed)
+    pub(super) fn knows(&self, fact: Fact) -> bool {
+        self.known.load(Relaxed) & fact as u8 != 0
     }
 
-    pub(super) fn set_knows_fencing(&self, knows: bool) {
-        self.knows_fencing.store(knows, Relaxed);
+    pub(super) fn learn(&self, fact: Fact) {
+        self.known.fetch_or(fact as u8, Relaxed);
+    }
+
+    pub(super) fn unlearn(&self, fact: Fact) {
+        self.known.fetch_and(!(fact as u8), Relaxed);
     }
 
     /// What a command brought.

@@ -66,7 +66,7 @@ use futures_util::future::join_all;
 use redis::{Cmd, Value};
 
 use self::{
-    connection::{Connection, Wire},
+    connection::{Connection, Fact, Wire},
     error::unexpected,
     fencing::Seen,
     script::{ACQUIRE, RELEASE, RENEW},
@@ -280,7 +280,7 @@ impl RedisStorage {
             }
             _ => {
                 // The counter went back, or somebody else has the lock already.
-                wire.set_knows_fencing(false);
+                wire.unlearn(Fact::CounterIsRight);
                 Ok(None)
             }
         }
@@ -299,14 +299,14 @@ impl LockStorage for RedisStorage {
                 Value::Nil => {}
                 _ => return Err(unexpected()),
             }
-        } else if !request.again && wire.knows_fencing() {
+        } else if !request.again && wire.knows(Fact::CounterIsRight) {
             if let Some(reply) = self.take_fenced(&wire, request, &token).await? {
                 return Ok(reply);
             }
             may_be_taken = true;
         }
 
-        let raise = fenced && !wire.knows_fencing();
+        let raise = fenced && !wire.knows(Fact::CounterIsRight);
         let seen = if raise { self.fencing.get() as i64 } else { -1 };
         let arguments = |command: &mut Cmd| {
             command
@@ -329,7 +329,7 @@ impl LockStorage for RedisStorage {
             }
         };
         if raise {
-            wire.set_knows_fencing(true);
+            wire.learn(Fact::CounterIsRight);
         }
         if let [
             Value::BulkString(owner),

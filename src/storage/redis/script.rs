@@ -1,14 +1,11 @@
 //! The scripts, and how they are run.
 
-use std::sync::{
-    LazyLock,
-    atomic::{AtomicU8, Ordering::Relaxed},
-};
+use std::sync::LazyLock;
 
 use redis::{Cmd, Value};
 
 use super::{
-    connection::{Failure, Wire},
+    connection::{Fact, Failure, Wire},
     fencing,
 };
 use crate::{error::StorageError, key::LockName};
@@ -17,39 +14,25 @@ use crate::{error::StorageError, key::LockName};
 pub(super) struct Script {
     text: &'static str,
     sha: LazyLock<String>,
-    /// Which one it is, for [`Known`].
-    bit: u8,
-}
-
-/// The scripts that a server is known to have in its cache.
-#[derive(Default)]
-pub(super) struct Known(AtomicU8);
-
-impl Known {
-    fn has(&self, script: &Script) -> bool {
-        self.0.load(Relaxed) & script.bit != 0
-    }
-
-    fn add(&self, script: &Script) {
-        self.0.fetch_or(script.bit, Relaxed);
-    }
+    /// That the server has it in its cache.
+    cached: Fact,
 }
 
 macro_rules! script {
-    ($name:ident, $bit:literal, $($file:literal),+) => {
+    ($name:ident, $cached:ident, $($file:literal),+) => {
         pub(super) static $name: Script = Script {
-            bit: $bit,
+            cached: Fact::$cached,
             text: concat!($(include_str!(concat!("scripts/", $file))),+),
             sha: LazyLock::new(|| redis::Script::new($name.text).get_hash().into()),
         };
     };
 }
 
-script!(ACQUIRE, 1, "pass_on.lua", "acquire.lua");
-script!(RENEW, 2, "renew.lua");
+script!(ACQUIRE, HasAcquireScript, "pass_on.lua", "acquire.lua");
+script!(RENEW, HasRenewScript, "renew.lua");
 script!(
     RELEASE,
-    4,
+    HasReleaseScript,
     "release_unwanted.lua",
     "pass_on.lua",
     "release_wanted.lua"
@@ -67,7 +50,7 @@ impl Script {
         name: &LockName,
         arguments: impl FnOnce(&mut Cmd) + Copy,
     ) -> Result<Value, StorageError> {
-        if wire.scripts.has(self) {
+        if wire.knows(self.cached) {
             let reply = wire.run(command("EVALSHA", &self.sha, name, arguments));
             match reply.await {
                 Err(Failure::NoScript) => {}
@@ -77,7 +60,7 @@ impl Script {
         let reply = wire
             .run(command("EVAL", self.text, name, arguments))
             .await?;
-        wire.scripts.add(self);
+        wire.learn(self.cached);
         Ok(reply)
     }
 }
