@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 use redis::{Cmd, Value};
 
 use super::{
-    connection::{Fact, Failure, Wire},
-    fencing,
+    connection::{Connection, Fact, Origin, Wire},
+    error::Failure,
+    fencing, names,
 };
 use crate::{error::StorageError, key::LockName};
 
@@ -16,66 +17,72 @@ pub(super) struct Script {
     sha: LazyLock<String>,
     /// That the server has it in its cache.
     cached: Fact,
+    /// 1: the lock. 3: its queue and the fencing counter too.
+    keys: u8,
 }
 
 macro_rules! script {
-    ($name:ident, $cached:ident, $($file:literal),+) => {
+    ($name:ident, $cached:ident, $keys:literal, $($file:literal),+) => {
         pub(super) static $name: Script = Script {
             cached: Fact::$cached,
+            keys: $keys,
             text: concat!($(include_str!(concat!("scripts/", $file))),+),
             sha: LazyLock::new(|| redis::Script::new($name.text).get_hash().into()),
         };
     };
 }
 
-script!(ACQUIRE, HasAcquireScript, "pass_on.lua", "acquire.lua");
-script!(RENEW, HasRenewScript, "renew.lua");
-script!(
-    RELEASE,
-    HasReleaseScript,
-    "release_unwanted.lua",
-    "pass_on.lua",
-    "release_wanted.lua"
-);
+script!(ACQUIRE, HasAcquireScript, 3, "queue.lua", "acquire.lua");
+script!(RENEW, HasRenewScript, 1, "renew.lua");
+script!(FREE, HasFreeScript, 1, "free.lua");
+script!(RELEASE, HasReleaseScript, 3, "queue.lua", "release.lua");
 
 impl Script {
-    /// Runs it on a lock, its queue and the fencing counter.
+    /// Runs it on a lock.
     ///
     /// The first time over a connection the text is sent, which puts it into the server's cache:
     /// asked to run what it does not have, the server would do so only after what was sent next.
     /// Should it have left the cache since (`SCRIPT FLUSH`), the text is sent again.
     pub(super) async fn run(
         &self,
-        wire: &Wire,
+        connection: &Connection,
         name: &LockName,
-        arguments: impl FnOnce(&mut Cmd) + Copy,
-    ) -> Result<Value, StorageError> {
-        if wire.knows(self.cached) {
-            let reply = wire.run(command("EVALSHA", &self.sha, name, arguments));
+        arguments: impl Fn(&mut Cmd, &Wire),
+    ) -> Result<(Value, Origin), StorageError> {
+        let send = |wire: &Wire, verb, script| {
+            let mut command = self.command(verb, script, name);
+            arguments(&mut command, wire);
+            (wire.run([command]), wire.origin())
+        };
+        let by_name = |wire: &Wire| {
+            wire.knows(self.cached)
+                .then(|| send(wire, "EVALSHA", &self.sha))
+        };
+        if let Some((reply, origin)) = connection.on_wire(by_name).await? {
             match reply.await {
                 Err(Failure::NoScript) => {}
-                result => return Ok(result?),
+                reply => return Ok((reply?, origin)),
             }
         }
-        let reply = wire
-            .run(command("EVAL", self.text, name, arguments))
-            .await?;
-        wire.learn(self.cached);
-        Ok(reply)
+        let by_text = |wire: &Wire| send(wire, "EVAL", self.text);
+        let (reply, origin) = connection.on_wire(by_text).await?;
+        let value = reply.await?;
+        connection.learn(origin, self.cached);
+        Ok((value, origin))
     }
-}
 
-fn command(verb: &str, script: &str, name: &LockName, arguments: impl FnOnce(&mut Cmd)) -> Cmd {
-    // Room for the script, its keys and the longest arguments, two tokens.
-    let room = script.len() + 3 * name.as_str().len() + 256;
-    let mut command = Cmd::with_capacity(12, room);
-    command
-        .arg(verb)
-        .arg(script)
-        .arg(3)
-        .arg(name.as_str())
-        .arg(name.companion("queue"))
-        .arg(fencing::counter(name));
-    arguments(&mut command);
-    command
+    fn command(&self, verb: &str, script: &str, name: &LockName) -> Cmd {
+        // Room for the script, its keys and the longest arguments, two tokens.
+        let room = script.len() + usize::from(self.keys) * name.as_str().len() + 256;
+        let mut command = Cmd::with_capacity(12, room);
+        command
+            .arg(verb)
+            .arg(script)
+            .arg(self.keys)
+            .arg(name.as_str());
+        if self.keys > 1 {
+            command.arg(names::queue(name)).arg(fencing::counter(name));
+        }
+        command
+    }
 }
