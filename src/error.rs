@@ -136,6 +136,14 @@ impl StorageError {
     pub fn kind(&self) -> StorageErrorKind {
         self.kind
     }
+
+    /// The cause as it was given.
+    #[cfg(feature = "redis")]
+    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|cause| cause as &(dyn StdError + 'static))
+    }
 }
 
 impl fmt::Display for StorageError {

@@ -3,7 +3,7 @@
 //! | storage | for |
 //! |---|---|
 //! | [`MemoryStorage`] | one process: trying it out, tests, a single replica |
-//! | `RedisStorage` (feature `redis`) | many processes, one Redis server |
+//! | `RedisStorage` (feature `redis`) | many processes: one Redis server, Sentinel, or Cluster |
 //! | your own | whatever can compare and set with an expiry |
 //!
 //! A storage does three things, each in one step that nothing can come between: set a name to a

@@ -1,6 +1,7 @@
 //! A server that answers as a test tells it to.
 
 use std::{
+    fmt::Display,
     io,
     net::{Ipv4Addr, SocketAddr},
 };
@@ -21,7 +22,9 @@ impl FakeServer {
     /// `answer` is given the number of the connection, from 0, and a command's words. It gives the
     /// answer as it goes over the wire but for the end of the line, such as `+OK`, or `None` for
     /// none, ever.
-    pub async fn start(answer: fn(usize, &[String]) -> Option<&'static str>) -> Self {
+    pub async fn start<A: Display + 'static>(
+        answer: impl Fn(usize, &[String]) -> Option<A> + Clone + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("the server has a port of its own");
         let address = listener.local_addr().expect("it is bound");
@@ -31,6 +34,7 @@ impl FakeServer {
                 let Ok((client, _)) = listener.accept().await else {
                     return;
                 };
+                let answer = answer.clone();
                 // A client that goes ends the conversation, not the test.
                 serving.spawn(serve(client, move |words| answer(connection, words)));
             }
@@ -47,15 +51,16 @@ impl FakeServer {
     }
 }
 
-async fn serve(
+async fn serve<A: Display + 'static>(
     client: TcpStream,
-    answer: impl Fn(&[String]) -> Option<&'static str>,
+    answer: impl Fn(&[String]) -> Option<A>,
 ) -> io::Result<()> {
     let mut client = BufReader::new(client);
     loop {
         let words = read_command(&mut client).await?;
-        if let Some(answer) = answer(&words) {
-            client.write_all(format!("{answer}\r\n").as_bytes()).await?;
+        let answer = answer(&words).map(|answer| format!("{answer}\r\n"));
+        if let Some(answer) = answer {
+            client.write_all(answer.as_bytes()).await?;
         }
     }
 }

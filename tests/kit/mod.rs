@@ -8,9 +8,12 @@
 // Each test binary uses its own part of the kit.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+mod cluster;
 mod fake_server;
+mod history;
 mod proxy;
 mod redis_server;
+mod sentinel;
 
 use std::{
     future::Future,
@@ -19,9 +22,12 @@ use std::{
 };
 
 pub use self::{
+    cluster::Cluster,
     fake_server::FakeServer,
+    history::{History, Stay},
     proxy::Proxy,
     redis_server::{RedisServer, ServerOptions},
+    sentinel::Sentinel,
 };
 
 /// How long anything may take that should happen at once.

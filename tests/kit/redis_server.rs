@@ -21,6 +21,10 @@ pub struct ServerOptions {
     /// Every write is on the disk before it is answered (`appendfsync always`), so that keys
     /// survive `kill` and `restart`.
     pub durable: bool,
+    /// More of the server's own settings, as words on its command line: `--save`, `""`.
+    pub settings: Vec<String>,
+    /// The server is a Sentinel, with this configuration.
+    pub sentinel: Option<String>,
 }
 
 /// A redis-server on a free port of the loopback interface, with a directory of its own. Both end
@@ -85,6 +89,11 @@ impl RedisServer {
         format!("redis://:{password}@127.0.0.1:{}", self.port)
     }
 
+    /// Whether its process is there.
+    pub fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Ends the server as a power cut does (SIGKILL). What was not on the disk is lost.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -125,7 +134,7 @@ impl RedisServer {
         }
     }
 
-    async fn try_run<T: FromRedisValue>(&self, command: &str) -> Result<T, RedisError> {
+    pub async fn try_run<T: FromRedisValue>(&self, command: &str) -> Result<T, RedisError> {
         let client = redis::Client::open(self.url())?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(LIMIT))
@@ -141,9 +150,10 @@ impl RedisServer {
         command.query_async(&mut connection).await
     }
 
-    /// One field of `INFO`.
+    /// One field of `INFO`. None also if the server closes the connection, as it does when it is
+    /// demoted.
     pub async fn info(&self, field: &str) -> Option<String> {
-        let info: String = self.run("INFO everything").await;
+        let info: String = self.try_run("INFO everything").await.ok()?;
         find_field(&info, field)
     }
 
@@ -176,22 +186,32 @@ impl RedisServer {
     pub async fn keys(&self) -> usize {
         // Not DBSIZE: it counts keys that have run out and that nobody has looked at since.
         let keys: Vec<String> = self.run("KEYS *").await;
-        keys.iter().filter(|key| !key.ends_with(":}:fence")).count()
+        keys.iter().filter(|key| !key.ends_with("}:fence")).count()
     }
 
     /// Whether the server runs now. `false` if it could not have the port.
     async fn spawn(&mut self) -> bool {
         let log = self.folder.join("log");
         let mut command = Command::new("redis-server");
+        if let Some(configuration) = &self.options.sentinel {
+            // It writes into it what it has learned, and reads that when it is started again.
+            let file = self.folder.join("sentinel.conf");
+            if !file.exists() {
+                fs::write(&file, configuration).expect("the configuration can be written");
+            }
+            command.arg(file).arg("--sentinel");
+        } else {
+            command
+                .args(["--save", ""])
+                .args(["--appendfsync", "always"])
+                .args([
+                    "--appendonly",
+                    if self.options.durable { "yes" } else { "no" },
+                ]);
+        }
         command
             .args(["--bind", "127.0.0.1"])
             .args(["--port", &self.port.to_string()])
-            .args(["--save", ""])
-            .args(["--appendfsync", "always"])
-            .args([
-                "--appendonly",
-                if self.options.durable { "yes" } else { "no" },
-            ])
             .current_dir(&self.folder)
             .stdin(Stdio::null())
             .stdout(File::create(&log).expect("the server's log can be made"))
@@ -199,6 +219,7 @@ impl RedisServer {
         if let Some(password) = self.options.password {
             command.args(["--requirepass", password]);
         }
+        command.args(&self.options.settings);
         let process = match command.spawn() {
             Ok(process) => process,
             Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(
@@ -225,7 +246,7 @@ impl RedisServer {
             // A reply alone proves nothing: it may come from somebody else's server on this port.
             if let Ok(info) = self.try_run::<String>("INFO everything").await
                 && find_field(&info, "process_id").is_some_and(|server| server == id)
-                && find_field(&info, "loading").is_some_and(|loading| loading == "0")
+                && find_field(&info, "loading").is_none_or(|loading| loading == "0")
             {
                 return true;
             }

@@ -37,6 +37,7 @@ const FEW: usize = 3;
 type Answer<T> = Result<T, RedisError>;
 
 /// Where commands are handed in.
+#[derive(Clone)]
 pub(super) struct Batches(Arc<Queue>);
 
 struct Queue {

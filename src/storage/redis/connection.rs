@@ -7,44 +7,68 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, PushInfo, PushKind, RedisError, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use super::{
-    batch::{Batches, Reply},
-    error::connect_error,
+    batch::{self, Batches},
+    error::{Failure, connect_error, value},
     health::Health,
+    sentinel::{self, Master, Sentinels},
+    slot::Counters,
 };
 use crate::error::{StorageError, StorageErrorKind};
+
+/// For how long a fencing counter that was right stays so, if it is not used. In less time no server
+/// is demoted, falls behind another and is promoted again, without its connections being closed.
+const RIGHT: Duration = Duration::from_secs(2);
 
 /// One connection and what is known of it.
 pub(super) struct Wire {
     batches: Batches,
     health: Arc<Health>,
     origin: Origin,
+    /// Which run of the server it leads to, if it tells.
+    server_run: Option<u128>,
     /// What has been found out of the server over this connection.
     known: AtomicU8,
+    made: Instant,
+    /// When the fencing counter was last known to be right, in milliseconds since the connection was
+    /// made.
+    counter_right: AtomicU64,
+    /// What Sentinel knew of the server when the connection was made.
+    master: Option<Master>,
+    /// The fencing counters, if the server is a node of a cluster.
+    counters: Option<Arc<Counters>>,
+    /// That each command is for a slot that is on its way to this node.
+    asking: bool,
 }
 
 /// Where a reply comes from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin {
     wire: u64,
-    /// Which run of the server it was, if it tells.
-    pub(super) server_run: Option<u128>,
+    /// Which run of the server's clock it was, if it tells. Not known where messages may come from
+    /// other servers.
+    pub(super) clock: Option<u128>,
 }
 
 /// Something that can be found out of a server, and is forgotten with the connection.
@@ -55,30 +79,80 @@ pub(super) enum Fact {
     HasRenewScript = 2,
     HasFreeScript = 4,
     HasReleaseScript = 8,
-    /// The fencing counter is above all tokens that were ever given.
+    /// The fencing counter is above all tokens that were ever given. To be learned with each use of
+    /// it: forgotten if it is not used for a while.
     CounterIsRight = 16,
 }
 
 impl Wire {
-    async fn new(mut connection: MultiplexedConnection, health: Arc<Health>) -> Arc<Self> {
+    async fn new(
+        mut connection: MultiplexedConnection,
+        health: Arc<Health>,
+        master: Option<Master>,
+        counters: Option<Arc<Counters>>,
+    ) -> Arc<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let server_run = match &counters {
+            None => run_of(&mut connection).await,
+            // A message may have come from another node.
+            Some(_) => None,
+        };
         let origin = Origin {
             wire: NUMBER.fetch_add(1, Relaxed),
-            server_run: run_of(&mut connection).await,
+            clock: server_run.filter(|_| master.is_none()),
         };
         Arc::new(Self {
             batches: Batches::new(connection, Arc::clone(&health)),
             health,
             origin,
+            server_run,
             known: AtomicU8::new(0),
+            made: Instant::now(),
+            counter_right: AtomicU64::new(0),
+            master,
+            counters,
+            asking: false,
         })
+    }
+
+    /// The same connection, for commands about a slot that is on its way to this node.
+    pub(super) fn asking(&self) -> Self {
+        Self {
+            batches: self.batches.clone(),
+            health: Arc::clone(&self.health),
+            origin: self.origin,
+            server_run: self.server_run,
+            known: AtomicU8::new(self.known.load(Relaxed)),
+            made: self.made,
+            counter_right: AtomicU64::new(0),
+            master: None,
+            counters: self.counters.clone(),
+            asking: true,
+        }
+    }
+
+    /// The fencing counters, if the server is a node of a cluster.
+    pub(super) fn counters(&self) -> Option<&Counters> {
+        self.counters.as_deref()
     }
 
     /// Sends a command, or several that follow each other in one write; then the reply is an array
     /// of the replies to each (see [`value`](super::error::value)), and commands of other clients
     /// may be carried out between them. How long it may take, is the caller's business.
     pub(super) fn run<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
-        self.batches.call(commands)
+        if !self.asking {
+            return Reply {
+                reply: self.batches.call(commands),
+                asked: false,
+            };
+        }
+        // `ASKING` counts for the next command only. In a cluster, commands go by themselves.
+        debug_assert!(N == 1, "one command for a slot on its way");
+        let command = commands.into_iter().next().unwrap_or_default();
+        Reply {
+            reply: self.batches.call([redis::cmd("ASKING"), command]),
+            asked: true,
+        }
     }
 
     pub(super) fn origin(&self) -> Origin {
@@ -86,11 +160,52 @@ impl Wire {
     }
 
     pub(super) fn knows(&self, fact: Fact) -> bool {
+        // A slot may go to another node, lose some of its counter in a failover there, and come back.
+        let in_cluster = self.counters.is_some();
         self.known.load(Relaxed) & fact as u8 != 0
+            && (!matches!(fact, Fact::CounterIsRight) || (!in_cluster && self.counter_is_fresh()))
+    }
+
+    fn learn(&self, fact: Fact) {
+        if matches!(fact, Fact::CounterIsRight) {
+            self.counter_right.store(self.age(), Relaxed);
+        }
+        self.known.fetch_or(fact as u8, Relaxed);
+    }
+
+    fn counter_is_fresh(&self) -> bool {
+        let since = self.age().saturating_sub(self.counter_right.load(Relaxed));
+        u128::from(since) < RIGHT.as_millis()
+    }
+
+    fn age(&self) -> u64 {
+        self.made.elapsed().as_millis() as u64
     }
 
     pub(super) fn unlearn(&self, fact: Fact) {
         self.known.fetch_and(!(fact as u8), Relaxed);
+    }
+}
+
+/// The reply to what was sent over a [`Wire`]. Dropped, it may be carried out or not.
+pub(super) struct Reply {
+    reply: batch::Reply,
+    asked: bool,
+}
+
+impl Future for Reply {
+    type Output = Result<Value, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let reply = ready!(Pin::new(&mut self.reply).poll(cx));
+        Poll::Ready(match reply {
+            // After the reply to `ASKING`.
+            Ok(Value::Array(mut replies)) if self.asked => match replies.pop() {
+                Some(last) => value(last),
+                None => Ok(Value::Nil),
+            },
+            reply => reply,
+        })
     }
 }
 
@@ -104,50 +219,140 @@ async fn run_of(connection: &mut MultiplexedConnection) -> Option<u128> {
     u128::from_str_radix(id.trim().get(..32)?, 16).ok()
 }
 
-async fn connect(
-    client: &Client,
-    config: &AsyncConnectionConfig,
-) -> Result<MultiplexedConnection, RedisError> {
-    client
-        .get_multiplexed_async_connection_with_config(config)
-        .await
-}
-
-/// Makes connections for bb8.
+/// A server, as a client of it: with RESP3 first, as it tells of a closed connection while nobody
+/// uses it, and with RESP2 for servers before Redis 6.
 #[derive(Clone)]
-pub(super) struct Connector {
-    /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before
-    /// Redis 6.
-    clients: [Client; 2],
-    timeout: Duration,
-}
+pub(super) struct Server([Client; 2]);
 
-impl Connector {
-    fn new(url: &str, timeout: Duration) -> Result<Self, RedisError> {
-        let info = url.into_connection_info()?;
+impl Server {
+    pub(super) fn new(info: &ConnectionInfo) -> Result<Self, RedisError> {
         // Half-open connections are found by the kernel too, where it can.
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(
             redis::io::tcp::socket2::TcpKeepalive::new().with_time(Duration::from_secs(15)),
         );
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let tcp = tcp.set_user_timeout(Duration::from_secs(15));
-        let info = info.set_tcp_settings(tcp);
+        let info = info.clone().set_tcp_settings(tcp);
         let client = |protocol| {
             let settings = info.redis_settings().clone().set_protocol(protocol);
             Client::open(info.clone().set_redis_settings(settings))
         };
-        Ok(Self {
-            clients: [
-                client(ProtocolVersion::RESP3)?,
-                client(ProtocolVersion::RESP2)?,
-            ],
-            timeout,
-        })
+        Ok(Self([
+            client(ProtocolVersion::RESP3)?,
+            client(ProtocolVersion::RESP2)?,
+        ]))
     }
 
-    /// Longer than RESP3 and then RESP2 may take.
+    pub(super) async fn connect_resp3(
+        &self,
+        config: &AsyncConnectionConfig,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        let [resp3, _] = &self.0;
+        resp3
+            .get_multiplexed_async_connection_with_config(config)
+            .await
+    }
+
+    /// `old`: how to connect to a server that knows no RESP3.
+    pub(super) async fn connect(
+        &self,
+        config: &AsyncConnectionConfig,
+        old: &AsyncConnectionConfig,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        match self.connect_resp3(config).await {
+            Err(error) if knows_no_resp3(&error) => {
+                let [_, resp2] = &self.0;
+                resp2
+                    .get_multiplexed_async_connection_with_config(old)
+                    .await
+            }
+            other => other,
+        }
+    }
+}
+
+/// Which server connections lead to.
+#[derive(Clone)]
+enum Target {
+    Server(Box<Server>),
+    /// The one that is the master now.
+    Master(Arc<Sentinels>),
+}
+
+/// Makes connections for bb8.
+#[derive(Clone)]
+pub(super) struct Connector {
+    target: Target,
+    timeout: Duration,
+    counters: Option<Arc<Counters>>,
+}
+
+impl Connector {
+    /// `timeout` bounds the making of a connection, handshake included.
+    fn new(target: Target, timeout: Duration) -> Self {
+        Self {
+            target,
+            timeout,
+            counters: None,
+        }
+    }
+
+    /// Connections to one server.
+    pub(super) fn to_server(server: Server, timeout: Duration) -> Self {
+        Self::new(Target::Server(Box::new(server)), timeout)
+    }
+
+    /// Connections to the server that is the master when they are made.
+    pub(super) fn to_master(sentinels: Sentinels, timeout: Duration) -> Self {
+        Self::new(Target::Master(Arc::new(sentinels)), timeout)
+    }
+
+    /// Connections to a node of a cluster, which has fencing counters for its slots.
+    pub(super) fn to_node(server: Server, timeout: Duration, counters: &Arc<Counters>) -> Self {
+        Self {
+            counters: Some(Arc::clone(counters)),
+            ..Self::to_server(server, timeout)
+        }
+    }
+
+    /// Whether another server may take the place of this one while this one is alive. It gives locks
+    /// away until it hears of that: what it says by itself has to be confirmed.
+    pub(super) fn is_replaceable(&self) -> bool {
+        matches!(self.target, Target::Master(_))
+    }
+
+    /// What asking where the master is, RESP3 and then RESP2 may take.
+    fn limit(&self) -> Duration {
+        match self.target {
+            Target::Server(_) => self.timeout * 2,
+            Target::Master(_) => self.timeout * 3,
+        }
+    }
+
+    /// Longer than that.
     fn longest(&self) -> Duration {
-        self.timeout * 5 / 2
+        self.limit() + self.timeout / 2
+    }
+
+    /// A connection made by `connect`, to the server that is meant.
+    async fn reach(
+        &self,
+        connect: impl AsyncFnOnce(&Server) -> Result<MultiplexedConnection, RedisError>,
+    ) -> Result<(MultiplexedConnection, Option<Master>), RedisError> {
+        match &self.target {
+            Target::Server(server) => Ok((connect(server).await?, None)),
+            Target::Master(sentinels) => {
+                let master = sentinels.find(self.timeout).await?;
+                let mut connection = connect(&sentinels.server(&master)?).await?;
+                // They may not have heard yet that it is another.
+                sentinel::check_role(&mut connection).await?;
+                // It may have stood still while the connection was made, and not know it either.
+                if sentinels.have_replaced(&master) {
+                    return Err(sentinel::unavailable("the master was replaced"));
+                }
+                Ok((connection, Some(master)))
+            }
+        }
     }
 
     async fn open(&self) -> Result<Arc<Wire>, RedisError> {
@@ -159,12 +364,12 @@ impl Connector {
             }
             Ok::<_, std::convert::Infallible>(())
         });
-        let [resp3, resp2] = &self.clients;
-        let connection = match connect(resp3, &config).await {
-            Err(error) if knows_no_resp3(&error) => connect(resp2, &self.config()).await,
-            other => other,
+        let opening = async {
+            let connect = async |server: &Server| server.connect(&config, &self.config()).await;
+            let (connection, master) = self.reach(connect).await?;
+            Ok(Wire::new(connection, health, master, self.counters.clone()).await)
         };
-        Ok(Wire::new(connection?, health).await)
+        within(self.limit(), opening).await
     }
 
     /// A connection whose pushes go to `pushes`.
@@ -173,11 +378,16 @@ impl Connector {
         pushes: impl AsyncPushSender,
     ) -> Result<(MultiplexedConnection, Option<u128>), StorageError> {
         let config = self.config().set_push_sender(pushes);
-        let mut connection = connect(&self.clients[0], &config)
-            .await
-            .map_err(connect_error)?;
-        let run = run_of(&mut connection).await;
-        Ok((connection, run))
+        let opening = async {
+            let connect = async |server: &Server| server.connect_resp3(&config).await;
+            let (mut connection, _) = self.reach(connect).await?;
+            let run = match &self.counters {
+                None => run_of(&mut connection).await,
+                Some(_) => None,
+            };
+            Ok((connection, run))
+        };
+        within(self.limit(), opening).await.map_err(connect_error)
     }
 
     fn config(&self) -> AsyncConnectionConfig {
@@ -187,6 +397,15 @@ impl Connector {
             // command.
             .set_response_timeout(None)
     }
+}
+
+/// A server that is stopped between two steps of a handshake would never answer the second.
+async fn within<T>(
+    limit: Duration,
+    opening: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, RedisError> {
+    let late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+    timeout(limit, opening).await.unwrap_or_else(late)
 }
 
 /// Servers before Redis 6 do not know the command that chooses the protocol. redis-rs recognises
@@ -274,29 +493,25 @@ pub(super) struct Connection {
     connector: Connector,
     pool: RwLock<Arc<Pool<Connector>>>,
     present: RwLock<Option<Arc<Wire>>>,
+    /// Which run of the server the present connection leads to, or led to if it is dead.
+    run: watch::Sender<Option<u128>>,
+    /// How often a server was left for the one that had taken its place.
+    replacements: AtomicU64,
     failures: Failures,
 }
 
 impl Connection {
-    /// Does not connect yet. `timeout` bounds the making of a connection, handshake included.
-    pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, StorageError> {
-        let connector = Connector::new(url, timeout).map_err(|_| {
-            // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a
-            // password.
-            let text = if url.starts_with("rediss:") || url.starts_with("valkeys:") {
-                "TLS is not supported: the Redis URL should begin with redis://"
-            } else {
-                "the Redis URL cannot be read; it should look like redis://host:6379"
-            };
-            StorageError::with_source(StorageErrorKind::Rejected, text)
-        })?;
+    /// Does not connect yet.
+    pub(super) fn new(connector: Connector) -> Self {
         let failures = Failures::default();
-        Ok(Self {
+        Self {
             pool: RwLock::new(Arc::new(pool(&connector, &failures))),
             connector,
             present: RwLock::new(None),
+            run: watch::Sender::new(None),
+            replacements: AtomicU64::new(0),
             failures,
-        })
+        }
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -325,8 +540,61 @@ impl Connection {
         let wire = Box::pin(self.pooled_wire()).await?;
         let result = send(&wire);
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+        self.run.send_if_modified(|run| {
+            let differs = *run != wire.server_run;
+            *run = wire.server_run;
+            differs
+        });
         *present = Some(wire);
         Ok(result)
+    }
+
+    /// Leaves a master that Sentinel has replaced, for as long as it is polled. It may not know yet
+    /// that it is none, and go on giving locks away.
+    pub(super) async fn follow(&self) {
+        let Target::Master(sentinels) = &self.connector.target else {
+            return;
+        };
+        let timeout = self.connector.timeout;
+        let switched = Arc::new(Notify::new());
+        let moving = async {
+            loop {
+                switched.notified().await;
+                let Ok(master) = sentinels.find(timeout).await else {
+                    continue;
+                };
+                if self.leave(&master) {
+                    // Wake-ups follow the commands. Should it fail, the next command connects.
+                    let _ = self.connect().await;
+                }
+            }
+        };
+        tokio::join!(sentinels.watch(timeout, &switched), moving);
+    }
+
+    /// Whether the present connection led to a master that this one replaces.
+    fn leave(&self, master: &Master) -> bool {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(wire) = &*present else {
+            return false;
+        };
+        let is_replaced = wire.master.as_ref().is_some_and(|old| master.replaces(old));
+        if is_replaced {
+            self.replacements.fetch_add(1, Relaxed);
+            wire.health.kill();
+        }
+        is_replaced
+    }
+
+    /// Which run of the server commands go to.
+    pub(super) fn run(&self) -> watch::Receiver<Option<u128>> {
+        self.run.subscribe()
+    }
+
+    /// Changes when another server has taken the place of the one that commands went to. What that
+    /// one says it has done does not count any more.
+    pub(super) fn replacements(&self) -> u64 {
+        self.replacements.load(Relaxed)
     }
 
     /// A reply from there has shown something.
@@ -335,7 +603,7 @@ impl Connection {
         if let Some(wire) = &*present
             && wire.origin.wire == origin.wire
         {
-            wire.known.fetch_or(fact as u8, Relaxed);
+            wire.learn(fact);
         }
     }
 
@@ -396,8 +664,7 @@ fn pool(connector: &Connector, failures: &Failures) -> Pool<Connector> {
         // bb8 would try again and again while the caller waits without a word. The caller knows how
         // long it can wait, so it is told, and comes again.
         .retry_connection(false)
-        // Longer than RESP3 and then RESP2 may take, so that whoever waits hears of the failure
-        // itself.
+        // Longer than a connection may take, so that whoever waits hears of the failure itself.
         .connection_timeout(connector.longest())
         .error_sink(Box::new(failures.clone()))
         .build_unchecked(connector.clone())
@@ -411,4 +678,18 @@ impl fmt::Debug for Connection {
             .field("connected", &connected)
             .finish_non_exhaustive()
     }
+}
+
+/// Reads a URL.
+pub(super) fn parse_url(url: &str) -> Result<ConnectionInfo, StorageError> {
+    url.into_connection_info().map_err(|_| {
+        // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a
+        // password.
+        let text = if url.starts_with("rediss:") || url.starts_with("valkeys:") {
+            "TLS is not supported: the Redis URL should begin with redis://"
+        } else {
+            "the Redis URL cannot be read; it should look like redis://host:6379"
+        };
+        StorageError::with_source(StorageErrorKind::Rejected, text)
+    })
 }

@@ -1,11 +1,12 @@
-//! Fencing tokens: numbers from one counter a prefix, which never goes back.
+//! Fencing tokens: numbers from one counter a prefix, which never goes back. (In a cluster, one for
+//! each slot; see `slot.rs`.)
 //!
 //! The counter is one key, `{prefix:}:fence`, and so none is left behind for each lock. It starts at
-//! the server's clock, in microseconds, and is raised to it again on every new connection, and
-//! whenever it turns out to be lower than a token that was seen before: a restart without
-//! persistence, a failover to a replica that lags behind, `FLUSHALL` and eviction may all set it
-//! back. As long as tokens are used up more slowly than one a microsecond, over all processes and
-//! on average, the clock is ahead of them.
+//! the server's clock, in microseconds, and is raised to it again on every new connection, when it
+//! has not been used for a while, and whenever it turns out to be lower than a token that was seen
+//! before: a restart without persistence, a failover to a replica that lags behind, `FLUSHALL` and
+//! eviction may all set it back. As long as tokens are used up more slowly than one a microsecond,
+//! over all processes and on average, the clock is ahead of them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    connection::Connector,
+    connection::Connection,
     fencing::{self, Seen},
 };
 use crate::{
@@ -34,12 +34,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_WHEN_REFUSED: Duration = Duration::from_secs(30);
 
 /// Listens, and connects again whenever the connection is lost.
-pub(super) async fn listen(connector: &Connector, inbox: Inbox, seen: &Arc<Seen>) {
+pub(super) async fn listen(connection: &Connection, inbox: Inbox, seen: &Arc<Seen>) {
     let mut pause = FIRST_PAUSE;
     let mut warned = false;
     loop {
         let mut listened = false;
-        let result = session(connector, &inbox, seen, &mut listened).await;
+        let result = session(connection, &inbox, seen, &mut listened).await;
         inbox.deliver(Message::Deaf);
         if listened {
             (pause, warned) = (FIRST_PAUSE, false);
@@ -57,24 +57,32 @@ pub(super) async fn listen(connector: &Connector, inbox: Inbox, seen: &Arc<Seen>
     }
 }
 
-/// Listens until the connection is lost.
+/// Listens until the connection is lost, or commands go to another server.
 async fn session(
-    connector: &Connector,
+    commands: &Connection,
     inbox: &Inbox,
     seen: &Arc<Seen>,
     listened: &mut bool,
 ) -> Result<(), StorageError> {
     let lost = Arc::new(Notify::new());
     let run = Arc::new(OnceLock::new());
+    let mut present = commands.run();
+    let trusted = present.clone();
+    let is_replaceable = commands.connector().is_replaceable();
     let opened = {
         let (inbox, seen) = (inbox.clone(), Arc::clone(seen));
         let (lost, run) = (Arc::clone(&lost), Arc::clone(&run));
         // Called by the task that reads from the connection: a message wakes its waiter without a
         // detour over another task.
-        connector.open_resp3(move |push: PushInfo| {
+        commands.connector().open_resp3(move |push: PushInfo| {
             match push.kind {
                 PushKind::Disconnection => lost.notify_one(),
-                PushKind::Message => receive(&push, &inbox, &seen, run.get().copied().flatten()),
+                PushKind::Message => {
+                    let run = run.get().copied().flatten();
+                    // A server that commands no longer go to may go on giving away locks.
+                    let run = run.filter(|_| !is_replaceable && *trusted.borrow() == run);
+                    receive(&push, &inbox, &seen, run);
+                }
                 _ => {}
             }
             Ok::<_, Infallible>(())
@@ -92,8 +100,17 @@ async fn session(
     *listened = true;
     inbox.deliver(Message::Listening);
     loop {
-        if timeout(PROBE, lost.notified()).await.is_ok() {
-            return Ok(());
+        tokio::select! {
+            () = lost.notified() => return Ok(()),
+            Ok(()) = present.changed() => {
+                let commands = *present.borrow_and_update();
+                // There, nobody who gives away a lock would find us.
+                if commands.is_some() && server_run.is_some() && commands != server_run {
+                    return Ok(());
+                }
+                continue;
+            }
+            () = sleep(PROBE) => {}
         }
         // Is anybody there?
         let ping = redis::cmd("PING");

@@ -1,4 +1,4 @@
-//! Locks in one Redis server.
+//! Locks in Redis: in one server, in the master that Sentinel names, or in a Cluster.
 //!
 //! A lock is a plain string: its name is `prefix:key`, its value the owner's token, its expiry the
 //! ttl. It is taken by `SET name token NX PX ttl`, and renewed and released by scripts that look at
@@ -10,30 +10,26 @@
 //!
 //! # Waiting
 //!
-//! Whoever is denied is put into the lock's queue by the same script: a string with one line a
+//! Whoever is denied is put into the lock's queue by the same script: a list with one entry a
 //! process, `{prefix:key}:queue`. A release gives the lock to the first in it and publishes that to
 //! the process's own channel, `prefix:inbox:<id>`. `PUBLISH` answers how many have heard it; nobody
 //! means that the process is gone, and the next one gets the lock. So a lock goes from process to
-//! process in one round trip, in order, and wakes exactly one.
-//!
-//! A denied acquire also tells the holder that it is wanted, and puts a mark, `!`, behind its token:
-//! a release that meets no mark deletes the lock and need not look for a queue. Clients of other
-//! kinds know no marks, and their locks get none: who waits for such a lock asks for it when its ttl
-//! has run out, and every `interval` before.
+//! process in one round trip, in order, and wakes exactly one. A denied acquire also tells the
+//! holder that it is wanted.
 //!
 //! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
 //! asks.
 //!
 //! # Fencing
 //!
-//! Fencing tokens come from one counter, the key `{prefix:}:fence`, which has no expiry. A lock that
-//! is free is taken, and its token with it, by three plain commands in one write: `SET`, `INCRBY`,
-//! and an `MGET` that shows that the lock was ours when the token was taken. The counter starts at the
-//! server's clock in microseconds, and is raised to it on each new connection and when it is lower
-//! than a token seen before. So tokens keep growing after a restart without persistence, a
-//! `FLUSHALL` or a failover, as long as the clocks of the servers do not differ by more than the
-//! time that the failover takes, and all locks with the prefix together have had fewer than one
-//! million holders a second, on average.
+//! Fencing tokens come from one counter, the key `{prefix:}:fence`, which has no expiry; for a
+//! Cluster, see [below](self#cluster). A lock that is free is taken, and its token with it, by three
+//! plain commands in one write: `SET`, `INCRBY`, and a `GET` that shows that the lock was ours when
+//! the token was taken. The counter starts at the server's clock in microseconds, and is raised to it
+//! on each new connection, after 2 s without use, and when it is lower than a token seen before. So
+//! tokens keep growing after a restart without persistence, a `FLUSHALL` or a failover, as long as
+//! the clocks of the servers do not differ by more than the time that the failover takes, and all
+//! locks with the prefix together have had fewer than one million holders a second, on average.
 //!
 //! # What the server has to be
 //!
@@ -56,8 +52,70 @@
 //! (`maxmemory-policy` other than `noeviction`), `FLUSHALL`, and a failover to a replica that had
 //! not heard of it yet, all let a second holder in while the first goes on. The first is told at
 //! its next renewal, within a third of its ttl.
+//!
+//! # Sentinel
+//!
+//! [`RedisStorage::sentinel`] finds the master through Redis Sentinel. For each new connection all
+//! Sentinels are asked, at the same time, and the answer that knows of the latest failover counts;
+//! the server itself is asked for its role. A connection is left when a Sentinel tells of another
+//! master, when the server closes it, as it does when Sentinel makes it a replica, when a write is
+//! refused because it is one, or when nothing comes back any more. Whoever waits asks the new master,
+//! in its old place if that was replicated, and wake-ups come from there. A lock that is given by a
+//! message is confirmed by a round trip before it is used: a master that has been replaced may still
+//! give locks away.
+//!
+//! During a failover
+//!
+//! - nobody gets a lock. From the end of the master to the first grant by the next it takes what
+//!   Sentinel waits (`down-after-milliseconds`), and 1.5 to 2 s more for it to choose and to tell; a
+//!   master that stands still instead of being gone costs 1 to 2 s more (the time-outs). If the
+//!   Sentinels do not agree at once, it is twice `failover-timeout` later that they try again.
+//! - whoever holds a lock that was replicated keeps it, if its ttl is longer than the failover takes:
+//!   with the default of 30 s for `down-after-milliseconds`, a ttl of a minute.
+//! - a lock that was not replicated yet, taken in the last milliseconds before, is lost. Its holder
+//!   is told, at its next renewal, when it gives it back, or when its time is over. Until then there
+//!   may be a second holder, whose fencing token is higher. (Whoever gives it back to another caller
+//!   of the same process before anybody has noticed is not told; that one is.)
+//!
+//! A master that is replaced while it is alive, by hand or because Sentinel alone could not reach it,
+//! goes on giving locks to whoever has not heard of it yet: for milliseconds, and to clients that
+//! cannot reach any Sentinel for as long as Sentinel cannot reach it. Such a lock may be taken and
+//! given back with nobody being told that another had it too. To rule that out, have at least three
+//! servers, with `min-replicas-to-write 1`: a master that has been replaced has no replicas, and
+//! refuses.
+//!
+//! The user of the Sentinels needs `SENTINEL MASTER`, and `SUBSCRIBE` and `PING` to hear of failovers;
+//! that of the servers `ROLE`, or a replica is found out at the first write.
+//!
+//! # Cluster
+//!
+//! [`RedisStorage::cluster`] keeps each lock in the node that has the slot of its name; a lock's
+//! queue is in the same slot. Fencing counters are one for each slot that is in use,
+//! `{prefix:N}:fence`, where `N` is the lowest number that brings it there: tokens grow for each
+//! lock, not over all of them. Counters move with their slots, and are raised to the server's clock
+//! by each acquire.
+//!
+//! There is one connection to each node for commands, and one to each master for wake-ups. Where we
+//! do not listen at a master, a release there passes us over, and we ask after an `interval`. As a
+//! message may come from a node that does not know yet that it has lost its slots, a lock that is
+//! given by a message is confirmed by a round trip before it is used.
+//!
+//! What nodes say of where a slot is (`MOVED`, `ASK`) is followed; `TRYAGAIN` and `CLUSTERDOWN` are
+//! waited out for up to 500 ms, and then an error of the kind
+//! [`Unavailable`](StorageErrorKind::Unavailable): callers ask again in their own time.
+//!
+//! - While a slot is moving, Redis refuses commands about keys that are at two nodes. Locks in that
+//!   slot are renewed, and freed if nobody waits for them, but none of them is given until the slot
+//!   is at one node: milliseconds, where the slot holds few keys.
+//! - A failover is as with Sentinel, for the locks of one master. From the end of the master to the
+//!   first grant by the next it took `cluster-node-timeout` and 1 to 1.6 s. A master that is cut off
+//!   from the others stops granting after `cluster-node-timeout`.
+//!
+//! The user needs `CLUSTER SLOTS` and `ASKING` too.
 
 mod batch;
+mod cluster;
+mod cluster_inbox;
 mod connection;
 mod error;
 mod fencing;
@@ -65,17 +123,23 @@ mod health;
 mod inbox;
 mod names;
 mod script;
+mod sentinel;
+mod slot;
+mod topology;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use redis::{Cmd, Value};
+use redis::{Cmd, ConnectionInfo, Value};
 
 use self::{
-    connection::{Connection, Fact, Wire},
+    cluster::Cluster,
+    connection::{Connection, Connector, Fact, Server, Wire, parse_url},
     error::{unexpected, value},
     fencing::Seen,
     script::{ACQUIRE, FREE, RELEASE, RENEW},
+    sentinel::Sentinels,
+    topology::{Line, Servers},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
@@ -85,7 +149,7 @@ use crate::{
     },
 };
 
-/// Locks in one Redis server. See the [module documentation](self).
+/// Locks in Redis. See the [module documentation](self).
 ///
 /// ```no_run
 /// use tower_distributed_lock::{LockFactory, storage::RedisStorage};
@@ -97,7 +161,7 @@ use crate::{
 /// # }
 /// ```
 pub struct RedisStorage {
-    connection: Connection,
+    servers: Servers,
     fencing: Arc<Seen>,
 }
 
@@ -114,30 +178,103 @@ impl RedisStorage {
 
     /// A storage with settings of your own.
     pub fn builder(url: impl Into<String>) -> RedisStorageBuilder {
-        RedisStorageBuilder {
-            url: url.into(),
-            connect_timeout: Duration::from_secs(1),
-        }
+        RedisStorageBuilder::to(Target::Server(url.into()))
+    }
+
+    /// A storage in the servers that Redis Sentinel watches under the name `service`. Locks are in
+    /// the one that is the master; after a failover in the next. See
+    /// [Sentinel](self#sentinel) for what a failover means for locks.
+    ///
+    /// `urls` are those of the Sentinels, `redis://host:26379`, one for each; not all of them have
+    /// to be reachable. The user, the password and the database of the first URL are those of the
+    /// servers too; see [`RedisStorageBuilder::server_credentials`].
+    ///
+    /// ```no_run
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"];
+    /// let storage = RedisStorage::sentinel("mymaster", sentinels).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sentinel(
+        service: impl Into<String>,
+        urls: impl IntoIterator<Item = impl Into<String>>,
+    ) -> RedisStorageBuilder {
+        RedisStorageBuilder::to(Target::Sentinel {
+            service: service.into(),
+            urls: urls.into_iter().map(Into::into).collect(),
+        })
+    }
+
+    /// A storage in a Redis Cluster. Each lock is in the node that has its slot; see
+    /// [Cluster](self#cluster) for what a failover and a moving slot mean for locks.
+    ///
+    /// `urls` are those of some of its nodes, `redis://host:6379`: not all of them have to be named,
+    /// nor be reachable. The user and the password of the first URL are those of all nodes.
+    ///
+    /// ```no_run
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let nodes = ["redis://10.0.0.1:6379", "redis://10.0.0.2:6379", "redis://10.0.0.3:6379"];
+    /// let storage = RedisStorage::cluster(nodes).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cluster(urls: impl IntoIterator<Item = impl Into<String>>) -> RedisStorageBuilder {
+        RedisStorageBuilder::to(Target::Cluster(urls.into_iter().map(Into::into).collect()))
     }
 }
 
 impl fmt::Debug for RedisStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStorage")
-            .field("connection", &self.connection)
+            .field("servers", &self.servers)
             .finish()
     }
 }
 
-/// Sets up a [`RedisStorage`]; made by [`RedisStorage::builder`].
+/// Sets up a [`RedisStorage`]; made by [`RedisStorage::builder`], [`RedisStorage::sentinel`] and
+/// [`RedisStorage::cluster`].
 #[must_use]
 pub struct RedisStorageBuilder {
-    url: String,
+    target: Target,
     connect_timeout: Duration,
+    server_credentials: Option<(String, String)>,
+}
+
+/// Where the locks are.
+enum Target {
+    Server(String),
+    Sentinel { service: String, urls: Vec<String> },
+    Cluster(Vec<String>),
 }
 
 impl RedisStorageBuilder {
-    /// How long making a connection may take, handshake included. Default 1 s.
+    fn to(target: Target) -> Self {
+        Self {
+            target,
+            connect_timeout: Duration::from_secs(1),
+            server_credentials: None,
+        }
+    }
+
+    /// The user and the password of the Redis servers, where they are not those of the URL: with
+    /// Sentinel, the URLs lead to the Sentinels, which have users and passwords of their own. Where
+    /// there is a password only, the user is `default`.
+    pub fn server_credentials(
+        mut self,
+        username: impl Into<String>,
+        password: impl Into<String>,
+    ) -> Self {
+        self.server_credentials = Some((username.into(), password.into()));
+        self
+    }
+
+    /// How long making a connection may take, handshake included. Default 1 s. With Sentinel,
+    /// finding the master may take as long again.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -150,7 +287,7 @@ impl RedisStorageBuilder {
     /// As [`RedisStorage::connect`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
-        storage.connection.connect().await?;
+        storage.servers.connect().await?;
         Ok(storage)
     }
 
@@ -160,11 +297,60 @@ impl RedisStorageBuilder {
     ///
     /// [`StorageError`] if the URL cannot be read.
     pub fn connect_lazily(self) -> Result<RedisStorage, StorageError> {
-        let connection = Connection::new(&self.url, self.connect_timeout)?;
         Ok(RedisStorage {
-            connection,
+            servers: self.servers()?,
             fencing: Arc::default(),
         })
+    }
+}
+
+impl RedisStorageBuilder {
+    fn servers(&self) -> Result<Servers, StorageError> {
+        let refused = |error| StorageError::with_source(StorageErrorKind::Rejected, error);
+        let timeout = self.connect_timeout;
+        match &self.target {
+            Target::Server(url) => {
+                let info = self.as_server(parse_url(url)?);
+                let server = Server::new(&info).map_err(refused)?;
+                let connector = Connector::to_server(server, timeout);
+                Ok(Servers::One(Box::new(Connection::new(connector))))
+            }
+            Target::Sentinel { service, urls } => {
+                let (urls, template) = self.parse_urls(urls)?;
+                let sentinels = Sentinels::new(service.clone(), urls, template).map_err(refused)?;
+                let connector = Connector::to_master(sentinels, timeout);
+                Ok(Servers::One(Box::new(Connection::new(connector))))
+            }
+            Target::Cluster(urls) => {
+                let (urls, template) = self.parse_urls(urls)?;
+                let cluster = Cluster::new(&urls, template, timeout)?;
+                Ok(Servers::Cluster(Arc::new(cluster)))
+            }
+        }
+    }
+
+    /// The URLs, and the first of them as a server's.
+    fn parse_urls(
+        &self,
+        urls: &[String],
+    ) -> Result<(Vec<ConnectionInfo>, ConnectionInfo), StorageError> {
+        let urls = urls.iter().map(|url| parse_url(url));
+        let urls: Vec<_> = urls.collect::<Result<_, _>>()?;
+        let first = urls.first().cloned().ok_or_else(|| {
+            StorageError::with_source(StorageErrorKind::Rejected, "no URL is given")
+        })?;
+        Ok((urls, self.as_server(first)))
+    }
+
+    fn as_server(&self, info: ConnectionInfo) -> ConnectionInfo {
+        match &self.server_credentials {
+            None => info,
+            Some((username, password)) => {
+                let settings = info.redis_settings().clone();
+                let settings = settings.set_username(username).set_password(password);
+                info.set_redis_settings(settings)
+            }
+        }
     }
 }
 
@@ -233,6 +419,7 @@ impl RedisStorage {
     /// that of an earlier holder, or higher than that of a later one.
     async fn take_fenced(
         &self,
+        line: &Line<'_>,
         request: &AcquireRequest,
         token: &[u8],
     ) -> Result<Option<AcquireReply>, StorageError> {
@@ -245,11 +432,12 @@ impl RedisStorage {
                     .arg(request.fencing);
                 let mut look = Cmd::with_capacity(3, 2 * name.len() + 16);
                 look.arg("MGET").arg(name).arg(names::queue(&request.name));
-                wire.run([set_if_free(request, token), take, look])
+                let reply = wire.run([set_if_free(request, token), take, look]);
+                (reply, wire.origin())
             })
         };
         let seen = self.fencing.get();
-        let Some(replies) = self.connection.on_wire(take).await? else {
+        let Some((replies, origin)) = line.on_wire(take).await? else {
             return Ok(None);
         };
         let Value::Array(replies) = replies.await? else {
@@ -268,7 +456,7 @@ impl RedisStorage {
             (Ok(_), Ok(_)) => return Err(unexpected()),
             (Err(error), _) | (_, Err(error)) => {
                 // A lock without its tokens is not what was asked for.
-                self.give_back(request, token).await?;
+                self.give_back(line, request, token).await?;
                 return Err(error.into());
             }
         };
@@ -284,13 +472,14 @@ impl RedisStorage {
         match fencing::block(first, request.fencing) {
             Some(block) if block.first > seen && is_ours => {
                 self.fencing.update(block);
+                line.learn(origin, Fact::CounterIsRight);
                 let granted = granted(is_wanted);
                 Ok(Some(granted.with_fencing(Some(block))))
             }
             _ => {
                 // The counter went back, or somebody else has the lock already.
                 let forget = |wire: &Wire| wire.unlearn(Fact::CounterIsRight);
-                self.connection.on_wire(forget).await?;
+                line.on_wire(forget).await?;
                 Ok(None)
             }
         }
@@ -298,11 +487,16 @@ impl RedisStorage {
 
     /// Frees what an attempt took before it failed: its error says that it was not carried out. If
     /// that fails too, nobody knows.
-    async fn give_back(&self, request: &AcquireRequest, token: &[u8]) -> Result<(), StorageError> {
+    async fn give_back(
+        &self,
+        line: &Line<'_>,
+        request: &AcquireRequest,
+        token: &[u8],
+    ) -> Result<(), StorageError> {
         let arguments = |command: &mut Cmd, _: &Wire| {
             command.arg(token);
         };
-        let given_back = RELEASE.run(&self.connection, &request.name, arguments);
+        let given_back = RELEASE.run(line, &request.name, arguments);
         match given_back.await {
             Ok(_) => Ok(()),
             Err(error) if error.kind().is_transient() => Err(error),
@@ -314,20 +508,24 @@ impl RedisStorage {
     }
 }
 
-impl LockStorage for RedisStorage {
-    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
-        let token = request.token.text();
+impl RedisStorage {
+    async fn acquire_over(
+        &self,
+        line: &Line<'_>,
+        request: &AcquireRequest,
+        token: &[u8],
+    ) -> Result<AcquireReply, StorageError> {
         let fenced = request.fencing > 0;
         if !request.again && !fenced {
-            let set = set_if_free(request, &token);
-            let reply = self.connection.on_wire(|wire| wire.run([set])).await?;
+            let set = set_if_free(request, token);
+            let reply = line.on_wire(|wire| wire.run([set])).await?;
             match reply.await? {
                 Value::Okay => return Ok(AcquireReply::granted()),
                 Value::Nil => {}
                 _ => return Err(unexpected()),
             }
         } else if !request.again
-            && let Some(reply) = self.take_fenced(request, &token).await?
+            && let Some(reply) = self.take_fenced(line, request, token).await?
         {
             return Ok(reply);
         }
@@ -336,7 +534,7 @@ impl LockStorage for RedisStorage {
             let raise = fenced && !wire.knows(Fact::CounterIsRight);
             let seen = if raise { self.fencing.get() as i64 } else { -1 };
             command
-                .arg(&*token)
+                .arg(token)
                 .arg(millis(request.ttl))
                 .arg(request.fencing)
                 .arg(seen);
@@ -344,20 +542,20 @@ impl LockStorage for RedisStorage {
                 command.arg(millis(place));
             }
         };
-        let acquired = ACQUIRE.run(&self.connection, &request.name, arguments);
+        let acquired = ACQUIRE.run(line, &request.name, arguments);
         let (values, origin) = match acquired.await {
             Ok((Value::Array(values), origin)) => (values, origin),
             Ok(_) => return Err(unexpected()),
             Err(error) => {
                 // By the commands before, the lock may be ours.
                 if fenced && !request.again && !error.kind().is_transient() {
-                    self.give_back(request, &token).await?;
+                    self.give_back(line, request, token).await?;
                 }
                 return Err(error);
             }
         };
         if fenced {
-            self.connection.learn(origin, Fact::CounterIsRight);
+            line.learn(origin, Fact::CounterIsRight);
         }
         if let [
             Value::BulkString(owner),
@@ -373,46 +571,44 @@ impl LockStorage for RedisStorage {
         match numbers(&values).as_deref() {
             Some([time]) => Ok(AcquireReply::held(left(*time))),
             Some([time, seconds, micros]) => {
-                let stamp = stamp(origin.server_run, *seconds, *micros);
+                let stamp = stamp(origin.clock, *seconds, *micros);
                 Ok(AcquireReply::queued(left(*time), stamp))
             }
             _ => Err(unexpected()),
         }
     }
 
-    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
-        // One for all, or each would try to connect.
-        if let Err(error) = self.connection.connect().await {
-            return vec![Err(error); requests.len()];
+    async fn renew_over(
+        &self,
+        line: &Line<'_>,
+        request: &RenewRequest,
+        token: &[u8],
+    ) -> Result<RenewReply, StorageError> {
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(token).arg(millis(request.ttl));
+        };
+        let renewed = RENEW.run(line, &request.name, arguments);
+        match renewed.await.map(|(value, _)| value) {
+            Ok(Value::Int(0)) => Ok(RenewReply::NotOurs),
+            Ok(Value::Int(1)) => Ok(RenewReply::Renewed),
+            Ok(Value::Int(2)) => Ok(RenewReply::RenewedAndWanted),
+            Ok(_) => Err(unexpected()),
+            Err(error) if error.kind() == StorageErrorKind::WrongType => Ok(RenewReply::NotOurs),
+            Err(error) => Err(error),
         }
-        // They travel together: the connection packs what is sent at the same time into one write.
-        join_all(requests.iter().map(async |request| {
-            let token = request.token.text();
-            let arguments = |command: &mut Cmd, _: &Wire| {
-                command.arg(&*token).arg(millis(request.ttl));
-            };
-            let renewed = RENEW.run(&self.connection, &request.name, arguments);
-            match renewed.await.map(|(value, _)| value) {
-                Ok(Value::Int(0)) => Ok(RenewReply::NotOurs),
-                Ok(Value::Int(1)) => Ok(RenewReply::Renewed),
-                Ok(Value::Int(2)) => Ok(RenewReply::RenewedAndWanted),
-                Ok(_) => Err(unexpected()),
-                Err(error) if error.kind() == StorageErrorKind::WrongType => {
-                    Ok(RenewReply::NotOurs)
-                }
-                Err(error) => Err(error),
-            }
-        }))
-        .await
     }
 
-    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
-        let token = request.token.text();
+    async fn release_over(
+        &self,
+        line: &Line<'_>,
+        request: &ReleaseRequest,
+        token: &[u8],
+    ) -> Result<ReleaseReply, StorageError> {
         if request.unwanted {
             let arguments = |command: &mut Cmd, _: &Wire| {
-                command.arg(&*token);
+                command.arg(token);
             };
-            let freed = FREE.run(&self.connection, &request.name, arguments).await;
+            let freed = FREE.run(line, &request.name, arguments).await;
             match freed.map(|(value, _)| value) {
                 Ok(Value::Int(0)) => return Ok(ReleaseReply::NotOurs),
                 Ok(Value::Int(1)) => return Ok(ReleaseReply::Released),
@@ -428,7 +624,7 @@ impl LockStorage for RedisStorage {
 
         let requeue = request.requeue.map(|requeue| requeue.token.text());
         let arguments = |command: &mut Cmd, _: &Wire| {
-            command.arg(&*token);
+            command.arg(token);
             if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
                 command
                     .arg(&**token)
@@ -437,7 +633,7 @@ impl LockStorage for RedisStorage {
                     .arg(millis(requeue.place));
             }
         };
-        let released = RELEASE.run(&self.connection, &request.name, arguments);
+        let released = RELEASE.run(line, &request.name, arguments);
         let (reply, origin) = released.await?;
         match reply {
             Value::Int(0) => Ok(ReleaseReply::NotOurs),
@@ -445,15 +641,71 @@ impl LockStorage for RedisStorage {
             Value::Array(values) => match numbers(&values).as_deref() {
                 Some([ttl, seconds, micros]) => Ok(ReleaseReply::Requeued {
                     ttl: left(*ttl).unwrap_or_default(),
-                    stamp: stamp(origin.server_run, *seconds, *micros),
+                    stamp: stamp(origin.clock, *seconds, *micros),
                 }),
                 _ => Err(unexpected()),
             },
             _ => Err(unexpected()),
         }
     }
+}
+
+impl LockStorage for RedisStorage {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        let token = request.token.text();
+        let mut way = self.servers.way(&request.name);
+        loop {
+            let line = way.line().await?;
+            let result = self.acquire_over(&line, request, &token).await;
+            // Asked again with the same token, it is granted again if it was really ours.
+            if matches!(result, Ok(AcquireReply::Granted { .. })) && way.has_changed(&line) {
+                continue;
+            }
+            if let Some(result) = way.after(result).await {
+                return result;
+            }
+        }
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        // One for all, or each would try to connect.
+        if let Err(error) = self.servers.connect_to_one().await {
+            return vec![Err(error); requests.len()];
+        }
+        // They travel together: the connection packs what is sent at the same time into one write.
+        join_all(requests.iter().map(async |request| {
+            let token = request.token.text();
+            let mut way = self.servers.way(&request.name);
+            loop {
+                let line = way.line().await?;
+                let result = self.renew_over(&line, request, &token).await;
+                if result.is_ok() && way.has_changed(&line) {
+                    continue;
+                }
+                if let Some(result) = way.after(result).await {
+                    return result;
+                }
+            }
+        }))
+        .await
+    }
+
+    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        let token = request.token.text();
+        let mut way = self.servers.way(&request.name);
+        loop {
+            let line = way.line().await?;
+            let result = self.release_over(&line, request, &token).await;
+            if result.is_ok() && line.is_replaced() {
+                continue;
+            }
+            if let Some(result) = way.after(result).await {
+                return result;
+            }
+        }
+    }
 
     async fn listen(&self, inbox: Inbox) {
-        inbox::listen(self.connection.connector(), inbox, &self.fencing).await;
+        self.servers.listen(inbox, &self.fencing).await;
     }
 }

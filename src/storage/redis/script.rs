@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 use redis::{Cmd, Value};
 
 use super::{
-    connection::{Connection, Fact, Origin, Wire},
+    connection::{Fact, Origin, Wire},
     error::Failure,
     fencing, names,
+    topology::Line,
 };
 use crate::{error::StorageError, key::LockName};
 
@@ -45,12 +46,12 @@ impl Script {
     /// Should it have left the cache since (`SCRIPT FLUSH`), the text is sent again.
     pub(super) async fn run(
         &self,
-        connection: &Connection,
+        line: &Line<'_>,
         name: &LockName,
         arguments: impl Fn(&mut Cmd, &Wire),
     ) -> Result<(Value, Origin), StorageError> {
         let send = |wire: &Wire, verb, script| {
-            let mut command = self.command(verb, script, name);
+            let mut command = self.command(verb, script, name, wire);
             arguments(&mut command, wire);
             (wire.run([command]), wire.origin())
         };
@@ -58,20 +59,20 @@ impl Script {
             wire.knows(self.cached)
                 .then(|| send(wire, "EVALSHA", &self.sha))
         };
-        if let Some((reply, origin)) = connection.on_wire(by_name).await? {
+        if let Some((reply, origin)) = line.on_wire(by_name).await? {
             match reply.await {
                 Err(Failure::NoScript) => {}
                 reply => return Ok((reply?, origin)),
             }
         }
         let by_text = |wire: &Wire| send(wire, "EVAL", self.text);
-        let (reply, origin) = connection.on_wire(by_text).await?;
+        let (reply, origin) = line.on_wire(by_text).await?;
         let value = reply.await?;
-        connection.learn(origin, self.cached);
+        line.learn(origin, self.cached);
         Ok((value, origin))
     }
 
-    fn command(&self, verb: &str, script: &str, name: &LockName) -> Cmd {
+    fn command(&self, verb: &str, script: &str, name: &LockName, wire: &Wire) -> Cmd {
         // Room for the script, its keys and the longest arguments, two tokens.
         let room = script.len() + usize::from(self.keys) * name.as_str().len() + 256;
         let mut command = Cmd::with_capacity(12, room);
@@ -81,7 +82,11 @@ impl Script {
             .arg(self.keys)
             .arg(name.as_str());
         if self.keys > 1 {
-            command.arg(names::queue(name)).arg(fencing::counter(name));
+            command.arg(names::queue(name));
+            match wire.counters() {
+                Some(counters) => command.arg(counters.of(name)),
+                None => command.arg(fencing::counter(name)),
+            };
         }
         command
     }

@@ -1,0 +1,255 @@
+//! The master, as Redis Sentinel knows it.
+//!
+//! Every new connection asks anew: connections are made when the old one broke, which is when there
+//! may be another master. All Sentinels are asked at the same time, and the answer that knows of the
+//! latest failover counts: at first only one of them knows, and one that was cut off from the others
+//! may lead back to the old master. What they say is checked with the server itself.
+//!
+//! A master that is replaced while it is alive goes on as one, for some seconds, until Sentinel
+//! makes it a replica. So we also listen to what the Sentinels tell of a failover, and leave it then.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, PushInfo, PushKind,
+    RedisError, ServerErrorKind, Value, aio::MultiplexedConnection,
+};
+use tokio::{sync::Notify, time::sleep};
+
+use super::connection::Server;
+
+/// How long the last Sentinels are waited for when more than half of them have answered.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// How often it is made sure that the connection to a Sentinel still lives.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// How long to wait before a new one is tried.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The Sentinels of a service.
+pub(super) struct Sentinels {
+    service: String,
+    sentinels: Vec<Server>,
+    /// How to connect to the service's servers, up to their address.
+    template: ConnectionInfo,
+    /// What was found last.
+    found: Mutex<Option<Master>>,
+}
+
+/// Where the master is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Master {
+    host: String,
+    port: u16,
+    /// Grows with each failover.
+    epoch: u64,
+}
+
+impl Master {
+    /// Whether this is another one, of a later failover.
+    pub(super) fn replaces(&self, other: &Self) -> bool {
+        (&self.host, self.port) != (&other.host, other.port) && self.epoch > other.epoch
+    }
+}
+
+/// What a Sentinel says of the master.
+struct Answer {
+    master: Master,
+    /// That the Sentinels have agreed that it is down.
+    is_down: bool,
+}
+
+impl Sentinels {
+    pub(super) fn new(
+        service: String,
+        sentinels: Vec<ConnectionInfo>,
+        template: ConnectionInfo,
+    ) -> Result<Self, RedisError> {
+        let client = |info: ConnectionInfo| {
+            // Sentinels have no databases.
+            let settings = info.redis_settings().clone().set_db(0);
+            Server::new(&info.set_redis_settings(settings))
+        };
+        Ok(Self {
+            service,
+            sentinels: sentinels
+                .into_iter()
+                .map(client)
+                .collect::<Result<_, _>>()?,
+            template,
+            found: Mutex::default(),
+        })
+    }
+
+    /// Where the master is now. `timeout` bounds the search.
+    pub(super) async fn find(&self, timeout: Duration) -> Result<Master, RedisError> {
+        let asking = self
+            .sentinels
+            .iter()
+            .map(|sentinel| tokio::time::timeout(timeout, self.ask(sentinel, timeout)));
+        let mut asking: FuturesUnordered<_> = asking.collect();
+        let mut answers = Vec::new();
+        let mut failed = None;
+        loop {
+            let answer = if answers.len() > self.sentinels.len() / 2 {
+                // Those that are well have answered by now, or are about to.
+                tokio::time::timeout(GRACE, asking.next())
+                    .await
+                    .unwrap_or(None)
+            } else {
+                asking.next().await
+            };
+            match answer {
+                None => break,
+                Some(Ok(Ok(answer))) => answers.push(answer),
+                // One that cannot be reached now may know what the others do not.
+                Some(Ok(Err(error))) if !error.is_io_error() => failed = failed.or(Some(error)),
+                Some(Ok(Err(error))) => failed = Some(error),
+                Some(Err(_)) => failed = Some(late()),
+            }
+        }
+        let latest = answers.into_iter().max_by_key(|answer| answer.master.epoch);
+        let unknown = || unavailable("no Sentinel could be asked");
+        let answer = latest.ok_or_else(|| failed.unwrap_or_else(unknown))?;
+        if answer.is_down {
+            // Connecting to it would take its time. When there is another, they will say so.
+            return Err(unavailable("the master is down, says Sentinel"));
+        }
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.master.clone());
+        Ok(answer.master)
+    }
+
+    /// Whether another has been found since.
+    pub(super) fn have_replaced(&self, master: &Master) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_ref().is_some_and(|found| found.replaces(master))
+    }
+
+    pub(super) fn server(&self, master: &Master) -> Result<Server, RedisError> {
+        let address = at(self.template.addr(), master.host.clone(), master.port);
+        Server::new(&self.template.clone().set_addr(address))
+    }
+
+    /// Listens to all Sentinels, and tells `switched` whenever there may be another master.
+    pub(super) async fn watch(&self, timeout: Duration, switched: &Arc<Notify>) {
+        let watching = self.sentinels.iter().map(async |sentinel| {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let mut listened = false;
+                // Whatever it was, it is tried again: nothing depends on it.
+                let _ = watch_one(sentinel, timeout, switched, &mut listened).await;
+                if listened {
+                    pause = FIRST_PAUSE;
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        });
+        join_all(watching).await;
+    }
+
+    async fn ask(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(None);
+        let mut connection = sentinel.connect(&config, &config).await?;
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("MASTER").arg(&self.service);
+        let answer = connection.send_packed_command(&command).await?;
+        let answer = answer.extract_error()?;
+        let mut fields: HashMap<String, String> = redis::from_redis_value(answer)?;
+        let mut field = |name| fields.remove(name).unwrap_or_default();
+        Ok(Answer {
+            master: Master {
+                host: field("ip"),
+                port: field("port").parse().unwrap_or_default(),
+                epoch: field("config-epoch").parse().unwrap_or_default(),
+            },
+            is_down: field("flags").split(',').any(|flag| flag == "o_down"),
+        })
+    }
+}
+
+/// Listens until the connection is lost.
+async fn watch_one(
+    sentinel: &Server,
+    timeout: Duration,
+    switched: &Arc<Notify>,
+    listened: &mut bool,
+) -> Result<(), RedisError> {
+    let lost = Arc::new(Notify::new());
+    let (told, switched_by) = (Arc::clone(&lost), Arc::clone(switched));
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout))
+        .set_push_sender(move |push: PushInfo| {
+            match push.kind {
+                PushKind::Disconnection => told.notify_one(),
+                // Of any service: a look tells whether it is ours.
+                PushKind::Message => switched_by.notify_one(),
+                _ => {}
+            }
+            Ok::<_, Infallible>(())
+        });
+    let mut connection = sentinel.connect_resp3(&config).await?;
+    connection.subscribe("+switch-master").await?;
+    *listened = true;
+    // Something may have been missed.
+    switched.notify_one();
+    loop {
+        if tokio::time::timeout(PROBE, lost.notified()).await.is_ok() {
+            return Ok(());
+        }
+        // Is anybody there?
+        connection.send_packed_command(&redis::cmd("PING")).await?;
+    }
+}
+
+/// An address like `template`'s, of another server.
+pub(super) fn at(template: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
+    match template.clone() {
+        ConnectionAddr::TcpTls {
+            insecure,
+            tls_params,
+            ..
+        } => ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure,
+            tls_params,
+        },
+        _ => ConnectionAddr::Tcp(host, port),
+    }
+}
+
+/// An error if the server says that it is not a master. Not every user may ask.
+pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let role = redis::cmd("ROLE");
+    let role = match connection.send_packed_command(&role).await {
+        Ok(Value::Array(role)) => role,
+        Err(error) if error.is_unrecoverable_error() => return Err(error),
+        _ => return Ok(()),
+    };
+    match role.first() {
+        Some(Value::BulkString(role)) if role != b"master" => {
+            Err(unavailable("the server is not the master"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn late() -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+}
+
+pub(super) fn unavailable(text: &'static str) -> RedisError {
+    (ErrorKind::Server(ServerErrorKind::MasterDown), text).into()
+}

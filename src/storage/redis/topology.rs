@@ -1,0 +1,147 @@
+//! The servers behind a storage: one, which Sentinel may exchange for another, or a cluster.
+
+use std::sync::Arc;
+
+use super::{
+    cluster::{self, Cluster},
+    cluster_inbox,
+    connection::{Connection, Fact, Origin, Wire},
+    fencing::Seen,
+    inbox,
+};
+use crate::{error::StorageError, key::LockName, storage::Inbox};
+
+/// Where the locks are.
+#[derive(Debug)]
+pub(super) enum Servers {
+    One(Box<Connection>),
+    Cluster(Arc<Cluster>),
+}
+
+impl Servers {
+    pub(super) async fn connect(&self) -> Result<(), StorageError> {
+        match self {
+            Self::One(connection) => connection.connect().await,
+            Self::Cluster(cluster) => cluster.connect().await,
+        }
+    }
+
+    /// Connects, if there is one server for all locks.
+    pub(super) async fn connect_to_one(&self) -> Result<(), StorageError> {
+        match self {
+            Self::One(connection) => connection.connect().await,
+            Self::Cluster(_) => Ok(()),
+        }
+    }
+
+    /// A call's way to the server that has the lock. To be used as a loop: make a try over
+    /// [`Way::line`], tell [`Way::after`] what became of it, and try again if it says so.
+    pub(super) fn way(&self, name: &LockName) -> Way<'_> {
+        match self {
+            Self::One(connection) => Way::One(connection),
+            Self::Cluster(cluster) => Way::Cluster(Box::new(cluster.way(name))),
+        }
+    }
+
+    pub(super) async fn listen(&self, inbox: Inbox, seen: &Arc<Seen>) {
+        match self {
+            Self::One(connection) => {
+                tokio::join!(inbox::listen(connection, inbox, seen), connection.follow());
+            }
+            Self::Cluster(cluster) => cluster_inbox::listen(cluster, &inbox, seen).await,
+        }
+    }
+}
+
+/// See [`Servers::way`].
+pub(super) enum Way<'a> {
+    One(&'a Connection),
+    Cluster(Box<cluster::Way<'a>>),
+}
+
+/// A connection, for one try.
+pub(super) struct Line<'a> {
+    connection: Held<'a>,
+    /// For a slot that is on its way to that server.
+    asking: bool,
+    replacements: u64,
+}
+
+enum Held<'a> {
+    Borrowed(&'a Connection),
+    Shared(Arc<Connection>),
+}
+
+impl<'a> Line<'a> {
+    fn new(connection: Held<'a>, asking: bool) -> Self {
+        let mut line = Self {
+            connection,
+            asking,
+            replacements: 0,
+        };
+        line.replacements = line.connection().replacements();
+        line
+    }
+
+    fn connection(&self) -> &Connection {
+        match &self.connection {
+            Held::Borrowed(connection) => connection,
+            Held::Shared(connection) => connection,
+        }
+    }
+
+    /// See [`Connection::on_wire`].
+    pub(super) async fn on_wire<R>(
+        &self,
+        send: impl FnOnce(&Wire) -> R,
+    ) -> Result<R, StorageError> {
+        let asking = self.asking;
+        let send = |wire: &Wire| match asking {
+            true => send(&wire.asking()),
+            false => send(wire),
+        };
+        self.connection().on_wire(send).await
+    }
+
+    pub(super) fn learn(&self, origin: Origin, fact: Fact) {
+        self.connection().learn(origin, fact);
+    }
+
+    /// Whether another server has taken the place of this one meanwhile.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.connection().replacements() != self.replacements
+    }
+}
+
+impl<'a> Way<'a> {
+    pub(super) async fn line(&mut self) -> Result<Line<'a>, StorageError> {
+        match self {
+            Self::One(connection) => Ok(Line::new(Held::Borrowed(connection), false)),
+            // In a box, or the futures of all commands would be as large as this.
+            Self::Cluster(way) => {
+                let (node, asking) = Box::pin(way.node()).await?;
+                Ok(Line::new(Held::Shared(node), asking))
+            }
+        }
+    }
+
+    /// Whether the lock has gone to another server since this connection was chosen. If this one
+    /// stood still meanwhile, it may not know; what it says it has given has to be asked for there.
+    pub(super) fn has_changed(&self, line: &Line<'_>) -> bool {
+        match self {
+            Self::One(_) => line.is_replaced(),
+            Self::Cluster(way) => way.has_changed(),
+        }
+    }
+
+    /// `None`: try again.
+    pub(super) async fn after<T>(
+        &mut self,
+        result: Result<T, StorageError>,
+    ) -> Option<Result<T, StorageError>> {
+        match self {
+            Self::One(_) => Some(result),
+            Self::Cluster(way) => Box::pin(way.after(result)).await,
+        }
+    }
+}

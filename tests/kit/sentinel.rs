@@ -1,0 +1,136 @@
+//! Redis Sentinel: a master, its replicas, and three Sentinels that watch them.
+
+use super::{LIMIT, RedisServer, ServerOptions, eventually};
+
+/// All of them are processes, which end with this value.
+pub struct Sentinel {
+    /// The first is the master at the beginning. After it, the first that is up becomes the next.
+    pub servers: Vec<RedisServer>,
+    pub sentinels: Vec<RedisServer>,
+}
+
+impl Sentinel {
+    /// The name of the service.
+    pub const SERVICE: &str = "locks";
+
+    /// A master counts as down when it has not answered for so many milliseconds.
+    const DOWN_AFTER: u64 = 500;
+
+    /// A master and a replica.
+    pub async fn start() -> Self {
+        Self::start_with(2, &[]).await
+    }
+
+    /// A master and two replicas. A master without any takes no writes: it may have been replaced.
+    pub async fn start_guarded() -> Self {
+        Self::start_with(3, &["--min-replicas-to-write", "1"]).await
+    }
+
+    /// Returns when the Sentinels know the replicas and each other.
+    async fn start_with(count: usize, settings: &[&str]) -> Self {
+        let mut servers: Vec<RedisServer> = Vec::new();
+        for number in 0..count {
+            // The lowest is the first to become a master.
+            let priority = [100, 100, 200][number].to_string();
+            let mut settings = settings.to_vec();
+            settings.extend(["--replica-priority", &priority]);
+            // Or the first snapshot is sent after five seconds.
+            settings.extend(["--repl-diskless-sync-delay", "0"]);
+            let options = ServerOptions {
+                settings: settings.into_iter().map(str::to_owned).collect(),
+                ..ServerOptions::default()
+            };
+            let server = RedisServer::start_with(options).await;
+            if let Some(master) = servers.first() {
+                let replicate = format!("REPLICAOF 127.0.0.1 {}", master.port());
+                let () = server.run(&replicate).await;
+            }
+            servers.push(server);
+        }
+        let mut this = Self {
+            servers,
+            sentinels: Vec::new(),
+        };
+        this.are_in_step().await;
+
+        let down_after = Self::DOWN_AFTER;
+        let (name, port) = (Self::SERVICE, this.servers[0].port());
+        let configuration = format!(
+            "sentinel monitor {name} 127.0.0.1 {port} 2\n\
+             sentinel down-after-milliseconds {name} {down_after}\n\
+             sentinel failover-timeout {name} 3000\n"
+        );
+        for _ in 0..3 {
+            let sentinel = RedisServer::start_with(ServerOptions {
+                sentinel: Some(configuration.clone()),
+                ..ServerOptions::default()
+            });
+            let sentinel = sentinel.await;
+            // Only how often they look at each other and at the servers.
+            let () = sentinel
+                .run("SENTINEL DEBUG INFO-PERIOD 200 PUBLISH-PERIOD 200 ASK-PERIOD 200")
+                .await;
+            this.sentinels.push(sentinel);
+        }
+        let known = async |sentinel: &RedisServer, who: &str| {
+            let ask = format!("SENTINEL {who} {name}");
+            sentinel.run::<Vec<redis::Value>>(&ask).await.len()
+        };
+        let quorum = format!("SENTINEL CKQUORUM {name}");
+        for sentinel in &this.sentinels {
+            eventually("the Sentinels know each other", LIMIT, async || {
+                known(sentinel, "SENTINELS").await == 2
+                    && known(sentinel, "REPLICAS").await == count - 1
+                    && sentinel.try_run::<String>(&quorum).await.is_ok()
+            })
+            .await;
+        }
+        this
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        self.sentinels.iter().map(RedisServer::url).collect()
+    }
+
+    /// The replicas have all that the master has. Under load that may never be seen.
+    pub async fn are_in_step(&self) {
+        self.follow().await;
+        eventually("the replicas are in step", LIMIT, async || {
+            let mut offsets = Vec::new();
+            for server in &self.servers {
+                offsets.push(server.info("master_repl_offset").await);
+            }
+            offsets.windows(2).all(|offsets| offsets[0] == offsets[1])
+        })
+        .await;
+    }
+
+    /// All servers are up, and all but the master follow it.
+    pub async fn follow(&self) {
+        eventually("the replicas follow", LIMIT, async || {
+            let mut links = 0;
+            for server in &self.servers {
+                let link = server.info("master_link_status").await;
+                links += usize::from(link.as_deref() == Some("up"));
+            }
+            links == self.servers.len() - 1
+        })
+        .await;
+    }
+
+    /// The server with this number is a master, and all Sentinels say so.
+    pub async fn is_master(&self, number: usize) {
+        let port = self.servers[number].port().to_string();
+        let ask = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {}", Self::SERVICE);
+        for sentinel in &self.sentinels {
+            eventually("the Sentinels know the new master", LIMIT, async || {
+                sentinel.run::<(String, String)>(&ask).await.1 == port
+            })
+            .await;
+        }
+        eventually("it is the master", LIMIT, async || {
+            self.servers[number].info("role").await.as_deref() == Some("master")
+        })
+        .await;
+    }
+}
