@@ -123,7 +123,8 @@ impl Sentinel {
         let port = self.servers[number].port().to_string();
         let ask = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {}", Self::SERVICE);
         for sentinel in &self.sentinels {
-            eventually("the Sentinels know the new master", LIMIT, async || {
+            // Each time that they do not agree, they wait for six seconds.
+            eventually("the Sentinels know the new master", 3 * LIMIT, async || {
                 sentinel.run::<(String, String)>(&ask).await.1 == port
             })
             .await;

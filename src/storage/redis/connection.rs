@@ -591,6 +591,16 @@ impl Connection {
         self.run.subscribe()
     }
 
+    /// Whether the connection was lost to a server that may have been replaced since. It may have
+    /// stood still, and be the last to hear of that.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        let is_dead = || {
+            let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+            present.as_ref().is_some_and(|wire| wire.health.is_dead())
+        };
+        self.connector.is_replaceable() && is_dead()
+    }
+
     /// Changes when another server has taken the place of the one that commands went to. What that
     /// one says it has done does not count any more.
     pub(super) fn replacements(&self) -> u64 {

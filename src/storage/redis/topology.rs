@@ -107,9 +107,10 @@ impl<'a> Line<'a> {
         self.connection().learn(origin, fact);
     }
 
-    /// Whether another server has taken the place of this one meanwhile.
+    /// Whether another server has taken the place of this one meanwhile, or may have.
     pub(super) fn is_replaced(&self) -> bool {
-        self.connection().replacements() != self.replacements
+        let connection = self.connection();
+        connection.replacements() != self.replacements || connection.is_in_doubt()
     }
 }
 
