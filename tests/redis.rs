@@ -524,24 +524,6 @@ async fn an_unreadable_url_is_refused_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_url_that_asks_for_tls_is_refused_with_the_reason_and_not_repeated() {
-    let url = format!("rediss://:{PASSWORD}@localhost:6380");
-    let eager = RedisStorage::connect(&url).await.unwrap_err();
-    let lazy = RedisStorage::builder(&url).connect_lazily().unwrap_err();
-    for error in [eager, lazy] {
-        assert_eq!(error.kind(), StorageErrorKind::Rejected);
-        let texts = texts(&error);
-        assert!(
-            texts
-                .iter()
-                .any(|text| text.contains("TLS is not supported")),
-            "{texts:?}"
-        );
-        assert_no_secret(texts, &url);
-    }
-}
-
-#[tokio::test]
 async fn a_key_of_another_type_is_told_and_left_untouched() {
     let server = RedisServer::start().await;
     let lock = lock(&server, "list").await;

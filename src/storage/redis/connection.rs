@@ -24,16 +24,19 @@ use std::{
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisError,
+    ServerErrorKind, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{
+    address::{self, Address, refused},
     batch::{self, Batches},
     error::{connect_error, ends_connection, storage_error, unexpected},
+    own_pool::OwnPool,
+    probe::Probe,
 };
 use crate::error::{StorageError, StorageErrorKind};
 
@@ -131,8 +134,11 @@ impl Future for Reply<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let result = ready!(Pin::new(&mut self.reply).poll(cx));
-        if let Some(unanswered) = self.unanswered.take() {
-            unanswered.answered();
+        match (self.unanswered.take(), &result) {
+            // A connection with a time limit of its own gives up by itself.
+            (Some(unanswered), Err(error)) if error.is_timeout() => drop(unanswered),
+            (Some(unanswered), _) => unanswered.answered(),
+            (None, _) => {}
         }
         Poll::Ready(match result {
             Ok(value) => self.wire.value(value),
@@ -234,15 +240,26 @@ impl Drop for Unanswered<'_> {
 /// Makes connections for bb8.
 #[derive(Clone)]
 pub(super) struct Connector {
+    way: Way,
+    timeout: Duration,
+    /// `None`: the user does not want it.
+    probe: Option<Arc<Probe>>,
+}
+
+/// How a server is reached.
+#[derive(Clone)]
+enum Way {
     /// RESP3 first: it tells of a closed connection while nobody uses it. RESP2 for servers before
     /// Redis 6.
-    clients: [Client; 2],
-    timeout: Duration,
+    Server(Arc<[Client; 2]>),
+    OwnPool(OwnPool),
 }
 
 impl Connector {
-    fn new(url: &str, timeout: Duration) -> Result<Self, RedisError> {
-        let info = url.into_connection_info()?;
+    /// A server of which we know where it is. `timeout` bounds the making of a connection, handshake
+    /// included.
+    pub(super) fn to_server(address: &Address, timeout: Duration) -> Result<Self, StorageError> {
+        let info = address.read()?;
         // Half-open connections are found by the kernel too, where it can.
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(
             redis::io::tcp::socket2::TcpKeepalive::new().with_time(Duration::from_secs(15)),
@@ -252,37 +269,72 @@ impl Connector {
         let info = info.set_tcp_settings(tcp);
         let client = |protocol| {
             let settings = info.redis_settings().clone().set_protocol(protocol);
-            Client::open(info.clone().set_redis_settings(settings))
+            Client::open(info.clone().set_redis_settings(settings)).map_err(connect_error)
         };
         Ok(Self {
-            clients: [
+            way: Way::Server(Arc::new([
                 client(ProtocolVersion::RESP3)?,
                 client(ProtocolVersion::RESP2)?,
-            ],
+            ])),
             timeout,
+            probe: None,
         })
     }
 
+    /// The server of a pool of the user's.
+    pub(super) fn to_own_pool(pool: OwnPool) -> Self {
+        Self {
+            way: Way::OwnPool(pool),
+            timeout: OwnPool::TIMEOUT,
+            probe: None,
+        }
+    }
+
+    pub(super) fn with_probe(mut self, probe: bool) -> Self {
+        self.probe = probe.then(Arc::default);
+        self
+    }
+
+    /// Whether messages can be received.
+    pub(super) fn hears(&self) -> bool {
+        matches!(self.way, Way::Server(_))
+    }
+
     /// Longer than RESP3 and then RESP2 may take.
-    fn longest(&self) -> Duration {
+    pub(super) fn longest(&self) -> Duration {
         self.timeout * 5 / 2
     }
 
-    async fn open(&self) -> Result<Arc<Wire>, RedisError> {
+    async fn open(&self) -> Result<Arc<Wire>, StorageError> {
         let health = Arc::new(Health::default());
-        let told = Arc::clone(&health);
+        let connection = match &self.way {
+            Way::Server(clients) => self.open_server(clients, &health).await,
+            Way::OwnPool(pool) => pool.connect().await,
+        };
+        let connection = connection.map_err(|error| self.connect_error(error))?;
+        let wire = Wire::new(connection, health).await;
+        if let Some(probe) = &self.probe {
+            probe.look(&wire);
+        }
+        Ok(wire)
+    }
+
+    async fn open_server(
+        &self,
+        [resp3, resp2]: &[Client; 2],
+        health: &Arc<Health>,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        let told = Arc::clone(health);
         let config = self.config().set_push_sender(move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
                 told.kill();
             }
             Ok::<_, std::convert::Infallible>(())
         });
-        let [resp3, resp2] = &self.clients;
-        let connection = match connect(resp3, &config).await {
+        match connect(resp3, &config).await {
             Err(error) if knows_no_resp3(&error) => connect(resp2, &self.config()).await,
             other => other,
-        };
-        Ok(Wire::new(connection?, health).await)
+        }
     }
 
     /// A connection whose pushes go to `pushes`.
@@ -290,10 +342,14 @@ impl Connector {
         &self,
         pushes: impl AsyncPushSender,
     ) -> Result<(MultiplexedConnection, Option<u128>), StorageError> {
+        let Way::Server(clients) = &self.way else {
+            return Err(refused("no messages come through this pool"));
+        };
+        let [resp3, _] = &**clients;
         let config = self.config().set_push_sender(pushes);
-        let mut connection = connect(&self.clients[0], &config)
+        let mut connection = connect(resp3, &config)
             .await
-            .map_err(connect_error)?;
+            .map_err(|error| self.connect_error(error))?;
         let run = run_of(&mut connection).await;
         Ok((connection, run))
     }
@@ -304,6 +360,21 @@ impl Connector {
             // Whoever sends a command has its own limit; a second one here would cost a timer per
             // command.
             .set_response_timeout(None)
+    }
+
+    fn connect_error(&self, error: RedisError) -> StorageError {
+        match &self.way {
+            // Redis takes the first bytes of TLS for the beginning of a command, and waits for the
+            // rest.
+            Way::Server(clients)
+                if error.is_timeout()
+                    && address::is_encrypted(clients[0].get_connection_info()) =>
+            {
+                let text = "no connection in time; perhaps the port does not speak TLS";
+                StorageError::with_source(StorageErrorKind::Unavailable, text)
+            }
+            _ => connect_error(error),
+        }
     }
 }
 
@@ -325,9 +396,7 @@ impl ManageConnection for Connector {
     type Error = ConnectError;
 
     async fn connect(&self) -> Result<Arc<Wire>, ConnectError> {
-        self.open()
-            .await
-            .map_err(|error| ConnectError::Failed(connect_error(error)))
+        self.open().await.map_err(ConnectError::Failed)
     }
 
     async fn is_valid(&self, wire: &mut Arc<Wire>) -> Result<(), ConnectError> {
@@ -346,7 +415,7 @@ impl ManageConnection for Connector {
 /// Where bb8 says why it could not connect. Whoever waits for a connection is told at once, instead
 /// of after bb8's whole time-out.
 #[derive(Clone, Debug, Default)]
-struct Failures(Arc<FailuresInner>);
+pub(super) struct Failures(Arc<FailuresInner>);
 
 #[derive(Debug, Default)]
 struct FailuresInner {
@@ -366,7 +435,12 @@ impl Failures {
         *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn last(&self) -> StorageError {
+    /// Resolves at the next failure from its first poll on, or from when it is enabled.
+    pub(super) fn happened(&self) -> Notified<'_> {
+        self.0.happened.notified()
+    }
+
+    pub(super) fn last(&self) -> StorageError {
         let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.clone()
             .unwrap_or_else(|| StorageError::new(StorageErrorKind::Unavailable))
@@ -412,25 +486,15 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Does not connect yet. `timeout` bounds the making of a connection, handshake included.
-    pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, StorageError> {
-        let connector = Connector::new(url, timeout).map_err(|_| {
-            // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a
-            // password.
-            let text = if url.starts_with("rediss:") || url.starts_with("valkeys:") {
-                "TLS is not supported: the Redis URL should begin with redis://"
-            } else {
-                "the Redis URL cannot be read; it should look like redis://host:6379"
-            };
-            StorageError::with_source(StorageErrorKind::Rejected, text)
-        })?;
+    /// Does not connect yet.
+    pub(super) fn new(connector: Connector) -> Self {
         let failures = Failures::default();
-        Ok(Self {
-            pool: RwLock::new(Arc::new(pool(&connector, &failures))),
+        Self {
+            pool: RwLock::new(Arc::new(pool(&connector, &failures, 1))),
             connector,
             present: RwLock::new(None),
             failures,
-        })
+        }
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -456,14 +520,14 @@ impl Connection {
     fn replace(&self, broken: &Arc<Pool<Connector>>) {
         let mut present = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&present, broken) {
-            *present = Arc::new(pool(&self.connector, &self.failures));
+            *present = Arc::new(pool(&self.connector, &self.failures, 1));
         }
     }
 
     async fn pooled_wire(&self) -> Result<Arc<Wire>, StorageError> {
         loop {
             let pool = Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner));
-            let failed = self.failures.0.happened.notified();
+            let failed = self.failures.happened();
             tokio::pin!(failed);
             // Before the pool is asked, so that a failure on this account is not missed.
             failed.as_mut().enable();
@@ -498,10 +562,10 @@ impl Connection {
     }
 }
 
-/// A pool of one connection, none of it made yet.
-fn pool(connector: &Connector, failures: &Failures) -> Pool<Connector> {
+/// A pool of so many connections, none of them made yet.
+pub(super) fn pool(connector: &Connector, failures: &Failures, size: u32) -> Pool<Connector> {
     Pool::builder()
-        .max_size(1)
+        .max_size(size)
         // No reaper: it would be bound to the runtime that happens to make the pool.
         .max_lifetime(None)
         .idle_timeout(None)

@@ -12,6 +12,10 @@ pub(super) fn storage_error(error: RedisError) -> StorageError {
 
 /// The same for an error in making a connection, where a time-out leaves nothing open.
 pub(super) fn connect_error(error: RedisError) -> StorageError {
+    #[cfg(feature = "tls")]
+    if let Some(error) = super::tls::tls_error(&error) {
+        return error;
+    }
     match kind(&error) {
         StorageErrorKind::Timeout => {
             StorageError::with_source(StorageErrorKind::Unavailable, error)
@@ -47,9 +51,11 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             {
                 StorageErrorKind::WrongType
             }
-            // A busy script, a full memory, a failed snapshot, missing replicas: all of them may
-            // heal.
-            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS") => StorageErrorKind::Unavailable,
+            // A busy script, a full memory, a failed snapshot, missing replicas, a server that
+            // became one: all of them may heal.
+            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED") => {
+                StorageErrorKind::Unavailable
+            }
             _ if error.is_unrecoverable_error() => StorageErrorKind::Unavailable,
             _ => StorageErrorKind::Rejected,
         },

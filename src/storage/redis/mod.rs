@@ -31,17 +31,53 @@
 //! time that the failover takes, and all locks with the prefix together have had fewer than one
 //! million holders a second, on average.
 //!
+//! # Where the server is
+//!
+//! | URL | |
+//! |---|---|
+//! | `redis://[user[:password]@]host[:port][/db]`, `valkey://..` | over TCP; port 6379 and database 0 unless it says otherwise |
+//! | `rediss://..`, `valkeys://..` | the same over TLS, with the feature `tls` |
+//! | `unix:///path[?db=..&user=..&pass=..]`, `redis+unix:///..`, `valkey+unix:///..` | through a socket of this machine |
+//!
+//! In a URL, `#`, `?`, `/`, `@` and `%` of a password are written `%23`, `%3F`, `%2F`, `%40` and
+//! `%25`; [`RedisStorageBuilder::password`] takes it as it is. What a URL cannot mean here is
+//! refused, not passed over.
+//!
+//! With TLS, the server's certificate has to be valid, for the host that the URL names, and issued
+//! by somebody whom the system trusts, or by [the one that you name]. There is no way to switch
+//! that off, and a server that does not speak TLS is not spoken to. The cryptography is what the
+//! process has chosen for rustls (`CryptoProvider::install_default`); if it has not, when the first
+//! storage with TLS is made, that is *ring*, from then on for all of the process.
+//!
+//! [the one that you name]: RedisStorageBuilder::root_certificate
+//!
+//! | what is wrong | [kind](crate::error::StorageErrorKind) |
+//! |---|---|
+//! | certificate expired, of another host, or of an issuer that is not trusted; the server wants one of ours; no TLS there | `Rejected` |
+//! | user or password wrong or missing; not permitted | `Unauthorized` |
+//! | a URL or a certificate that cannot be read | `Rejected`, when the storage is made |
+//! | nobody there, no answer in time | `Unavailable` |
+//!
+//! Callers hear of the first three at once, and wait out the last. No text of an error holds a
+//! password or a URL.
+//!
 //! # What the server has to be
 //!
 //! Redis 6 or later, or Valkey. Redis from 2.6.12 to 5 works too: waiters poll, and
-//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. The user needs
+//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off.
 //!
-//! - `SET`, `GET`, `PTTL`, `PEXPIRE`, `DEL`, `EXISTS`, `LRANGE`, `LINDEX`, `LPOP`, `RPUSH`, `LREM`,
-//!   `INCRBY`, `TIME`, `EVAL`, `EVALSHA` on the keys `prefix:*` and `{prefix:*`,
-//! - `PUBLISH`, `SUBSCRIBE` and `PING` on the channels `prefix:inbox:*`; without these, waiters
-//!   poll,
-//! - `INFO`, to tell one run of the server from another; without it, a lock that is given by a
-//!   message is confirmed by a round trip before it is used.
+//! A user of its own is enough, that may do this and nothing else (before Redis 6.2 without the
+//! words `resetchannels` and `&..`; with another `key_prefix`, that in all three places):
+//!
+//! ```text
+#![doc = include_str!("acl.txt")]
+//! ```
+//!
+//! Without `publish`, `subscribe` or `ping`, or on other channels, waiters poll. Without `info`, a
+//! lock that is given by a message is confirmed by a round trip before it is used. Without `incrby`
+//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. Everything else is needed.
+//! A database other than 0 takes `+select`, and [replicas](RedisStorageBuilder::replicas) take
+//! `+wait`.
 //!
 //! Whoever else may write these keys, or publish to these channels, can take and give locks as it
 //! likes: keep others from them by an ACL.
@@ -52,27 +88,62 @@
 //! (`maxmemory-policy` other than `noeviction`), `FLUSHALL`, and a failover to a replica that had
 //! not heard of it yet, all let a second holder in while the first goes on. The first is told at
 //! its next renewal, within a third of its ttl.
+//!
+//! A moment after it has connected, the storage looks whether the server may evict keys or keeps
+//! nothing on disk, and if so says it once for each run of the server, by `tracing::warn!`
+//! ([`RedisStorageBuilder::probe`]). Against failovers there is [`RedisStorageBuilder::replicas`].
+//!
+//! # A pool of your own
+//!
+//! [`RedisStorage::from_pool`] takes a `bb8::Pool<RedisConnectionManager>` of `bb8-redis`, which is
+//! re-exported here as [`bb8_redis`]. Its manager makes one connection for the locks, beside those
+//! of the pool: a connection that is lent to others too would carry their `SELECT`, `MULTI` and
+//! `BLPOP`. So the pool may be as small as you like, and nothing of it is used up.
+//!
+//! The stock manager makes connections that cannot receive messages and do not tell of their end.
+//! So, other than over a URL,
+//!
+//! - there are no wake-ups and no queue: waiters of other processes ask every `interval`, or when
+//!   the holder's ttl is over, and who of them is first is left to luck;
+//! - a connection that the server has closed while nobody used it costs the next caller an error,
+//!   if it does not wait; one that waits asks again;
+//! - an answer that takes longer than redis-rs's 500 ms is given up, whatever the
+//!   [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout).
+//!
+//! One warning says so, when the storage is made. All promises of the lock hold.
 
+mod address;
 mod batch;
 mod connection;
+mod durability;
 mod error;
 mod fencing;
 mod inbox;
+mod own_pool;
+mod probe;
 mod script;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use bb8_redis;
+use bb8_redis::{RedisConnectionManager, bb8::Pool};
 use futures_util::future::join_all;
 use redis::{Cmd, Value};
 
 use self::{
-    connection::{Connection, Fact, Wire},
+    address::{Address, refused},
+    connection::{Connection, Connector, Fact, Wire},
+    durability::Durability,
     error::unexpected,
     fencing::Seen,
+    own_pool::OwnPool,
     script::{ACQUIRE, RELEASE, RENEW},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
+    options::LockOptions,
     storage::{
         AcquireReply, AcquireRequest, Inbox, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
         RenewRequest, Stamp,
@@ -93,10 +164,13 @@ use crate::{
 pub struct RedisStorage {
     connection: Connection,
     fencing: Arc<Seen>,
+    /// `None`: a grant counts when the server has it.
+    durability: Option<Durability>,
 }
 
 impl RedisStorage {
-    /// Connects to the server at `url`: `redis://[user[:password]@]host[:port][/db]`.
+    /// Connects to the server at `url`: `redis://[user[:password]@]host[:port][/db]`, or another
+    /// of the [forms](self#where-the-server-is) that a URL can have.
     ///
     /// # Errors
     ///
@@ -109,8 +183,38 @@ impl RedisStorage {
     /// A storage with settings of your own.
     pub fn builder(url: impl Into<String>) -> RedisStorageBuilder {
         RedisStorageBuilder {
-            url: url.into(),
+            address: Address::new(url.into()),
             connect_timeout: Duration::from_secs(1),
+            replicas: None,
+            probe: true,
+        }
+    }
+
+    /// The server that a pool of your own connects to. What this cannot do that a URL can, is said
+    /// in the [module documentation](self#a-pool-of-your-own); it is logged once, here.
+    ///
+    /// Connects when the first lock is wanted, and takes nothing from the pool.
+    ///
+    /// ```no_run
+    /// use tower_distributed_lock::storage::{RedisStorage, redis::bb8_redis};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let manager = bb8_redis::RedisConnectionManager::new("redis://127.0.0.1:6379")?;
+    /// let pool = bb8_redis::bb8::Pool::builder().build(manager).await?;
+    ///
+    /// let storage = RedisStorage::from_pool(pool.clone());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_pool(pool: Pool<RedisConnectionManager>) -> Self {
+        Self::over(Connector::to_own_pool(OwnPool::new(pool)).with_probe(true))
+    }
+
+    fn over(connector: Connector) -> Self {
+        Self {
+            connection: Connection::new(connector),
+            fencing: Arc::default(),
+            durability: None,
         }
     }
 }
@@ -119,15 +223,35 @@ impl fmt::Debug for RedisStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStorage")
             .field("connection", &self.connection)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 /// Sets up a [`RedisStorage`]; made by [`RedisStorage::builder`].
+///
+/// ```no_run
+/// # #[cfg(feature = "tls")]
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use tower_distributed_lock::storage::RedisStorage;
+///
+/// let storage = RedisStorage::builder("rediss://redis.internal:6380")
+///     .username("locks")
+///     .password(std::env::var("REDIS_PASSWORD")?)
+///     .root_certificate(std::fs::read("/etc/redis/ca.pem")?)
+///     .replicas(1, Duration::from_millis(200))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
 #[must_use]
 pub struct RedisStorageBuilder {
-    url: String,
+    address: Address,
     connect_timeout: Duration,
+    replicas: Option<(u32, Duration)>,
+    probe: bool,
 }
 
 impl RedisStorageBuilder {
@@ -137,11 +261,80 @@ impl RedisStorageBuilder {
         self
     }
 
+    /// The user to log in as, instead of the URL's. Default: the server's own default user.
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.address.username = Some(username.into());
+        self
+    }
+
+    /// The password to log in with, instead of the URL's. Nothing in it is encoded.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.address.password = Some(password.into());
+        self
+    }
+
+    /// Whose certificates are trusted, in PEM: one issuer or several. From then on nobody else's
+    /// are. Default: those that the system trusts. For URLs that begin with `rediss://`.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.address.certificates.roots = pem.into();
+        self
+    }
+
+    /// The certificate to show to a server that asks for one (`tls-auth-clients`), with those of
+    /// its issuers, and its private key, both in PEM. Default: none. For URLs that begin with
+    /// `rediss://`.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.address.certificates.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// A lock counts as obtained only when so many replicas have it in their memory too (`WAIT`).
+    /// Default 0: when the server has it. `timeout` is from 1 ms to 24 h, and of use only if shorter
+    /// than [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout).
+    ///
+    /// So a failover to one of these replicas forgets no lock. To be sure that it is one of them,
+    /// `replicas` has to be all there are; each of them that is away then keeps everybody from
+    /// getting a lock: callers that wait ask again until their time is over, others get an error
+    /// ([`Unavailable`](StorageErrorKind::Unavailable)), and what was not confirmed is given back.
+    /// Locks that are held are not affected.
+    ///
+    /// What it costs: a lock that comes from the storage takes one more round trip, and that to the
+    /// replicas, over connections of their own (up to 16, as many as locks are confirmed at the same
+    /// time); so does one that is given by a message, which else takes none. A lock that goes from
+    /// waiter to waiter inside this process costs nothing more. `docs/benchmarks.md` has a figure.
+    ///
+    /// Renewals and releases are not confirmed. So there is one gap left: a server that fails right
+    /// after a renewal, before the replica has heard of it, and a holder that does not reach the
+    /// new server for two thirds of its ttl, although others do. For the last third that holder
+    /// counts on a renewal that was lost. Nor do replicas write to their disks before they answer.
+    /// Where that matters, [fence](crate::LockGuard::fencing_token).
+    pub fn replicas(mut self, replicas: u32, timeout: Duration) -> Self {
+        self.replicas = (replicas > 0).then_some((replicas, timeout));
+        self
+    }
+
+    /// Whether to look how the server is set up, a moment after the first connection to each run of
+    /// it, and to warn (`tracing::warn!`) if it may evict locks or forgets them in a restart.
+    /// Default `true`. It asks for `INFO`, and for `CONFIG GET save` if there is no append-only
+    /// file; a user that may not do that is not warned, but shows in the server's `ACL LOG`.
+    pub fn probe(mut self, probe: bool) -> Self {
+        self.probe = probe;
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors
     ///
-    /// As [`RedisStorage::connect`].
+    /// As [`RedisStorage::connect`], and as [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
         storage.connection.wire().await?;
@@ -152,21 +345,35 @@ impl RedisStorageBuilder {
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the URL cannot be read.
+    /// [`StorageError`] if the URL or a certificate cannot be read, or a setting is out of its
+    /// range.
     pub fn connect_lazily(self) -> Result<RedisStorage, StorageError> {
-        let connection = Connection::new(&self.url, self.connect_timeout)?;
+        let connector = Connector::to_server(&self.address, self.connect_timeout)?;
+        let durability = match self.replicas {
+            None => None,
+            Some((replicas, timeout)) => {
+                if millis(timeout) == 0 || timeout > LockOptions::MAX_DURATION {
+                    return Err(refused(
+                        "the time-out for replicas is not from 1 ms to 24 h",
+                    ));
+                }
+                Some(Durability::new(replicas, timeout, &connector))
+            }
+        };
         Ok(RedisStorage {
-            connection,
-            fencing: Arc::default(),
+            durability,
+            ..RedisStorage::over(connector.with_probe(self.probe))
         })
     }
 }
 
 impl fmt::Debug for RedisStorageBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold a password.
+        // The address may hold a password.
         f.debug_struct("RedisStorageBuilder")
             .field("connect_timeout", &self.connect_timeout)
+            .field("replicas", &self.replicas)
+            .field("probe", &self.probe)
             .finish_non_exhaustive()
     }
 }
@@ -285,10 +492,9 @@ impl RedisStorage {
             }
         }
     }
-}
 
-impl LockStorage for RedisStorage {
-    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+    /// Takes the lock if it is free, and asks for it otherwise.
+    async fn take(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
         let token = request.token.to_text();
         let wire = self.connection.wire().await?;
         let fenced = request.fencing > 0;
@@ -355,6 +561,23 @@ impl LockStorage for RedisStorage {
             _ => Err(unexpected()),
         }
     }
+}
+
+impl LockStorage for RedisStorage {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        let reply = self.take(request).await?;
+        if let (Some(durability), AcquireReply::Granted { .. }) = (&self.durability, &reply)
+            && let Err(error) = durability.confirm(request).await
+        {
+            if !error.kind().is_transient() {
+                // Nobody will ask for it again.
+                let wire = self.connection.wire().await?;
+                give_back(&wire, request, &request.token.to_text()).await?;
+            }
+            return Err(error);
+        }
+        Ok(reply)
+    }
 
     async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
         let wire = match self.connection.wire().await {
@@ -416,6 +639,11 @@ impl LockStorage for RedisStorage {
     }
 
     async fn listen(&self, inbox: Inbox) {
-        inbox::listen(self.connection.connector(), inbox, &self.fencing).await;
+        let connector = self.connection.connector();
+        if connector.hears() {
+            // A grant that was made by another process has to be confirmed, too.
+            let confirm = self.durability.is_some();
+            inbox::listen(connector, inbox, &self.fencing, confirm).await;
+        }
     }
 }

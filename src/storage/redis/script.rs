@@ -6,6 +6,7 @@ use redis::{Cmd, Value};
 
 use super::{
     connection::{Fact, Failure, Wire},
+    error::unexpected,
     fencing,
 };
 use crate::{error::StorageError, key::LockName};
@@ -62,6 +63,31 @@ impl Script {
             .await?;
         wire.learn(self.cached);
         Ok(reply)
+    }
+
+    /// The same, and then another command over the same connection: what both brought.
+    pub(super) async fn run_and(
+        &self,
+        wire: &Wire,
+        name: &LockName,
+        arguments: impl FnOnce(&mut Cmd) + Copy,
+        next: Cmd,
+    ) -> Result<(Value, Value), StorageError> {
+        if wire.knows(self.cached) {
+            let script = command("EVALSHA", &self.sha, name, arguments);
+            let Value::Array(replies) = wire.run_all(script, vec![next.clone()]).await? else {
+                return Err(unexpected());
+            };
+            let Ok([reply, after]) = <[_; 2]>::try_from(replies) else {
+                return Err(unexpected());
+            };
+            match wire.value(reply) {
+                Err(Failure::NoScript) => {}
+                reply => return Ok((reply?, wire.value(after)?)),
+            }
+        }
+        let reply = self.run(wire, name, arguments).await?;
+        Ok((reply, wire.run(next).await?))
     }
 }
 

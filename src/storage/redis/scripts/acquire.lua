@@ -25,6 +25,8 @@ if owner and owner ~= ARGV[1] then
 end
 local first = fence(tonumber(ARGV[3]))
 if type(first) ~= 'number' then return first end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 leave(ARGV[1])
-return { ARGV[1], redis.call('EXISTS', KEYS[2]), first }
+local others = redis.call('EXISTS', KEYS[2])
+-- Last: whoever may not do one of the above is told so, and has no lock.
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return { ARGV[1], others, first }
