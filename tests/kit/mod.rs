@@ -8,6 +8,7 @@
 // Each test binary uses its own part of the kit.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+mod certificates;
 mod fake_server;
 mod proxy;
 mod redis_server;
@@ -19,9 +20,10 @@ use std::{
 };
 
 pub use self::{
+    certificates::{Authority, Certificate},
     fake_server::FakeServer,
     proxy::Proxy,
-    redis_server::{RedisServer, ServerOptions},
+    redis_server::{RedisServer, ServerOptions, Tls},
 };
 
 /// How long anything may take that should happen at once.

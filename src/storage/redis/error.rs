@@ -44,12 +44,13 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StorageErrorKind::Unauthorized,
             Some("WRONGTYPE") => StorageErrorKind::WrongType,
             // How Redis before 7 reports it from inside a script.
+            Some("ERR") if says(error, "WRONGTYPE") => StorageErrorKind::WrongType,
+            // How all of them report what the user may not do inside a script.
             Some("ERR")
-                if error
-                    .detail()
-                    .is_some_and(|text| text.contains("WRONGTYPE")) =>
+                if says(error, "user executing the script can't")
+                    || says(error, "ACL failure in script") =>
             {
-                StorageErrorKind::WrongType
+                StorageErrorKind::Unauthorized
             }
             // A busy script, a full memory, a failed snapshot, missing replicas, a server that
             // became one: all of them may heal.
@@ -60,6 +61,10 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             _ => StorageErrorKind::Rejected,
         },
     }
+}
+
+fn says(error: &RedisError, text: &str) -> bool {
+    error.detail().is_some_and(|detail| detail.contains(text))
 }
 
 /// Whether the connection that brought this error should carry no further commands: it is broken,

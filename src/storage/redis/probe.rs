@@ -40,23 +40,25 @@ async fn report(wire: Weak<Wire>) {
     let Ok(found) = tokio::time::timeout(Duration::from_secs(5), Findings::of(&wire)).await else {
         return;
     };
-    match found.eviction {
-        Some(Eviction::Evicts(policy)) => tracing::warn!(
+    if let Some(Eviction::Evicts(policy)) = &found.eviction {
+        tracing::warn!(
             policy,
             "Redis throws keys away when its memory is full, and so may lose locks: \
              set `maxmemory-policy` to noeviction"
-        ),
-        Some(Eviction::Keeps) => {}
-        None => tracing::debug!("Redis does not tell whether it may throw keys away"),
+        );
     }
-    match found.persists {
-        Some(false) => tracing::warn!(
+    if found.persists == Some(false) {
+        tracing::warn!(
             "Redis keeps nothing on disk and forgets all locks when it restarts: set `appendonly`, \
              or fence what the locks protect"
-        ),
-        Some(true) => {}
-        None => tracing::debug!("Redis does not tell whether it keeps anything on disk"),
+        );
     }
+    let Findings { eviction, persists } = found;
+    tracing::debug!(
+        ?eviction,
+        ?persists,
+        "how Redis is set up; `None`: it does not tell"
+    );
 }
 
 /// What could be found out.
