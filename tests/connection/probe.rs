@@ -16,10 +16,10 @@ use super::{
 
 /// What was logged on this thread since it was made.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(super) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
@@ -29,7 +29,7 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    fn lines(&self, level: &str, text: &str) -> usize {
+    pub(super) fn lines(&self, level: &str, text: &str) -> usize {
         let log = self.0.lock().unwrap();
         let log = String::from_utf8_lossy(&log);
         let lines = log.lines();
