@@ -205,6 +205,9 @@ pub enum InvalidSettings {
     /// The linger time is longer than 24 h.
     #[error("linger must be at most 24 h")]
     Linger,
+    /// The lock delay is longer than 24 h.
+    #[error("lock_delay must be at most 24 h")]
+    LockDelay,
     /// Nobody could wait, and so nobody could ask.
     #[error("max_waiters and max_waiters_per_key must be at least 1")]
     MaxWaiters,

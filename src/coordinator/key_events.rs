@@ -101,6 +101,8 @@ pub(crate) struct GiveBack {
     pub(crate) claim: Claim,
     /// Who gets a place in the storage's queue by the same step.
     pub(crate) rejoin: Option<Rejoin>,
+    /// A holder had it, and was told that it has lost it: what it has begun may still go on.
+    pub(crate) was_lost: bool,
 }
 
 /// A claim of waiters that gave the lock to others and want it again. What became of it has to be

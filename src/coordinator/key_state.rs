@@ -123,6 +123,14 @@ struct Served {
     since: Timestamp,
 }
 
+/// A lease that is over.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    claim: Claim,
+    /// It was lost by a holder.
+    in_turn: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     id: TurnId,
@@ -152,7 +160,7 @@ pub(crate) struct KeyState<W> {
     /// queue tells.
     wanted: bool,
     /// The lease that was lost last. A renewal that was on its way then may have prolonged it.
-    lost: Option<Claim>,
+    lost: Option<Lost>,
     /// How many fencing tokens the last lease could have used.
     fencing_used: u32,
 }
@@ -586,11 +594,11 @@ impl<W> KeyState<W> {
                     held.turn = None;
                     (held, turn)
                 }
-                _ => return (Ended::Lost, self.release(claim)),
+                _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost)),
             },
             // The lease was lost while the turn went on. A renewal that was on its way then may
             // have prolonged it in the storage; if so, free it.
-            _ => return (Ended::Lost, self.release(claim)),
+            _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost)),
         };
         let (lease, served) = (&held.lease, held.served);
         let ended = if turn.revoked || lease.is_over(now) || now >= turn.until {
@@ -636,7 +644,7 @@ impl<W> KeyState<W> {
                     ask_again: false,
                     crosses_release: false,
                 };
-                let mut effects = self.release(claim);
+                let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
                     release.rejoin = Some(Rejoin {
                         claim: requeue,
@@ -649,7 +657,7 @@ impl<W> KeyState<W> {
             _ => {
                 self.phase = Phase::Idle;
                 let mut effects = self.wake_first();
-                effects.release = self.release(claim).release;
+                effects.release = self.release_ended(claim, ended).release;
                 (ended, effects)
             }
         }
@@ -753,7 +761,9 @@ impl<W> KeyState<W> {
             Phase::Held(held) if held.lease.claim == claim => held,
             // Lost meanwhile: nobody else gives it back before its turn ends, if ever. One that was
             // given up has its release on the way.
-            _ if matches!(reply, Some(Renewed::Ours { .. })) && self.lost == Some(claim) => {
+            _ if matches!(reply, Some(Renewed::Ours { .. }))
+                && self.lost.is_some_and(|lost| lost.claim == claim) =>
+            {
                 return self.release(claim);
             }
             _ => return Effects::none(),
@@ -793,7 +803,10 @@ impl<W> KeyState<W> {
 
     fn lose(&mut self, reason: LossReason) -> Effects<W> {
         if let Phase::Held(held) = &self.phase {
-            self.lost = Some(held.lease.claim);
+            self.lost = Some(Lost {
+                claim: held.lease.claim,
+                in_turn: held.turn.is_some(),
+            });
         }
         self.phase = Phase::Idle;
         self.wanted = false;
@@ -821,7 +834,19 @@ impl<W> KeyState<W> {
         effects.release = Some(GiveBack {
             claim,
             rejoin: None,
+            was_lost: self
+                .lost
+                .is_some_and(|lost| lost.claim == claim && lost.in_turn),
         });
+        effects
+    }
+
+    /// The same for the claim of a turn that ended so.
+    fn release_ended(&mut self, claim: Claim, ended: Ended) -> Effects<W> {
+        let mut effects = self.release(claim);
+        if let Some(release) = &mut effects.release {
+            release.was_lost |= ended == Ended::Lost;
+        }
         effects
     }
 

@@ -732,7 +732,7 @@ impl World {
         if let Some(id) = effects.wake {
             process.wake(id);
         }
-        if let Some(GiveBack { claim, rejoin }) = effects.release {
+        if let Some(GiveBack { claim, rejoin, .. }) = effects.release {
             let gives_up = process.queued.remove(&claim.token) && !process.waiters.is_empty();
             let is_early = gives_up && !process.granted.contains(&claim.token);
             assert!(!(is_early && self.kind.calm), "a place was given up");

@@ -73,6 +73,8 @@ pub(crate) struct Limits {
     /// Whether locks come with fencing tokens.
     pub(crate) fencing: bool,
     pub(crate) linger: Duration,
+    /// How much longer the storage keeps a lock than we rely on it.
+    pub(crate) lock_delay: Duration,
 }
 
 /// How many fencing tokens a lease that may linger comes with at least.
@@ -145,6 +147,17 @@ impl Coordinator {
             Limits { linger, .. } if !linger.is_zero() => usable.max(LINGERING_FENCING),
             _ => usable,
         }
+    }
+
+    /// How long the storage keeps a lock of this ttl.
+    fn storage_ttl(&self, ttl: Duration) -> Duration {
+        ttl + self.limits.lock_delay
+    }
+
+    /// For how long a place in the storage's queue has to be kept: until the present holder's lease
+    /// has run out and its waiter has come to ask, and as long again.
+    fn place(&self, ttl: Duration, interval: Duration) -> Duration {
+        2 * (self.storage_ttl(ttl) + interval)
     }
 
     fn new_token(&self) -> OwnerToken {
@@ -250,10 +263,10 @@ impl Coordinator {
         let request = AcquireRequest {
             name: cell.name.clone(),
             token: attempt.claim.token,
-            ttl: attempt.claim.ttl,
+            ttl: self.storage_ttl(attempt.claim.ttl),
             again: attempt.again,
             queue: (waits && self.is_listening())
-                .then(|| release::place(options.ttl(), options.interval())),
+                .then(|| self.place(options.ttl(), options.interval())),
             fencing: self.fencing(attempt.fencing),
         };
         let reply = Arc::clone(&self.storage).acquire(request);
@@ -383,7 +396,8 @@ impl Coordinator {
     fn deliver(self: &Arc<Self>, message: Message) {
         let now = self.clock.now();
         match message {
-            Message::Granted(grant) => {
+            Message::Granted(mut grant) => {
+                grant.ttl = grant.ttl.saturating_sub(self.limits.lock_delay);
                 let cell = self.table.find_or_stray(&grant.name);
                 self.update(&cell, |slot| ((), slot.state.pushed(&grant, now)));
             }
@@ -503,9 +517,13 @@ impl Coordinator {
             holder.prolong(deadline);
         }
         // Before the next waiter is woken, who may ask at once.
-        let release = effects
-            .release
-            .map(|give_back| Release::send(self, cell, give_back));
+        let release = effects.release.map(|give_back| {
+            if give_back.was_lost && !self.limits.lock_delay.is_zero() {
+                Release::leave(self, cell, give_back)
+            } else {
+                Release::send(self, cell, give_back)
+            }
+        });
         if let Some(waker) = effects.wake {
             waker.wake();
         }
