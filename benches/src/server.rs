@@ -28,7 +28,28 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Result<Self, Error> {
-        let folder = env::temp_dir().join(format!("lock-bench-{}", process::id()));
+        Self::start_as("server")
+    }
+
+    /// Starts a replica of this server. Returns when it has all that the server has.
+    pub(crate) fn add_replica(&mut self) -> Result<Self, Error> {
+        // Else it would wait 5 s for other replicas.
+        self.run::<()>(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"])?;
+        let mut replica = Self::start_as("replica")?;
+        replica.run::<()>(&["REPLICAOF", "127.0.0.1", &self.port.to_string()])?;
+        let started = Instant::now();
+        while started.elapsed() < START {
+            let info: String = self.run(&["INFO", "replication"])?;
+            if info.contains("state=online") {
+                return Ok(replica);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err("the replica does not follow".into())
+    }
+
+    fn start_as(name: &str) -> Result<Self, Error> {
+        let folder = env::temp_dir().join(format!("lock-bench-{}-{name}", process::id()));
         fs::create_dir(&folder)?;
         // Somebody else may take the port in the moment between finding it and starting the server.
         for _ in 0..10 {

@@ -72,6 +72,9 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
             match errand.peer() {
                 Peer::Ours => carry_out(url, errand, Ours::connect(url).await?).await,
                 Peer::OursUnfenced => carry_out(url, errand, Ours::unfenced(url).await?).await,
+                Peer::OursReplicated => {
+                    carry_out(url, errand, Ours::replicated(url).await?).await
+                }
                 Peer::OursDispatched => {
                     carry_out(url, errand, Dispatched(Ours::connect(url).await?)).await
                 }

@@ -117,14 +117,17 @@ async fn a_lock_that_was_held_for_too_long_stays_locked_for_the_delay() {
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_succeeds_too_late_does_not_cut_the_delay_short() {
-    let world = World::with(|builder| builder.lock_delay(DELAY).storage_timeout(ms(20_000)));
-    // It is carried out at once, and its reply is there when the lease is over.
+    let world = world();
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.always(Op::Renew, fails);
+    let guard = world.lock().lock(patient()).await.unwrap();
+    sleep(ms(2_600)).await;
+    // The last one is carried out at once, and its reply is there when the lease is over.
     let late = Fault {
-        reply: Gate::Timer(ms(5_000)),
+        reply: Gate::Timer(ms(250)),
         ..Fault::default()
     };
     world.storage.always(Op::Renew, late);
-    let guard = world.lock().lock(patient()).await.unwrap();
     assert_delayed(&world, guard, LossReason::Expired, 0).await;
 }
 

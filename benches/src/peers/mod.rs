@@ -40,6 +40,8 @@ pub(crate) enum Peer {
     OursUnfenced,
     /// This library; the guard is dropped, as the layer does it.
     OursDispatched,
+    /// This library without fencing tokens, and each lock counts when a replica has it.
+    OursReplicated,
     /// `SET NX PX` and compare-and-delete.
     ByHand,
     /// rslock as it comes.
@@ -53,10 +55,11 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Ours,
         Self::OursUnfenced,
         Self::OursDispatched,
+        Self::OursReplicated,
         Self::ByHand,
         Self::RslockDefault,
         Self::RslockTuned,
@@ -69,6 +72,7 @@ impl Peer {
             Self::Ours => "ours",
             Self::OursUnfenced => "ours_unfenced",
             Self::OursDispatched => "ours_dispatched",
+            Self::OursReplicated => "ours_replicated",
             Self::ByHand => "by_hand",
             Self::RslockDefault => "rslock_default",
             Self::RslockTuned => "rslock_tuned",
