@@ -53,7 +53,7 @@
 //!
 //! | what is wrong | [kind](crate::error::StorageErrorKind) |
 //! |---|---|
-//! | certificate expired, of another host, or of an issuer that is not trusted; the server wants one of ours; no TLS there | `Rejected` |
+//! | certificate expired, of another host, or of an issuer that is not trusted; the server wants one of ours; it answers, but not in TLS | `Rejected` |
 //! | user or password wrong or missing; not permitted | `Unauthorized` |
 //! | a URL or a certificate that cannot be read | `Rejected`, when the storage is made |
 //! | nobody there, no answer in time | `Unavailable` |
@@ -73,8 +73,9 @@
 #![doc = include_str!("acl.txt")]
 //! ```
 //!
-//! Without `publish`, `subscribe` or `ping`, or on other channels, waiters poll. Without `info`, a
-//! lock that is given by a message is confirmed by a round trip before it is used. Without `incrby`
+//! Without `publish` or `subscribe`, or on other channels, waiters poll. Without `ping`, the
+//! connection for messages is made anew every few seconds, and without `info`, a lock that is given
+//! by a message is confirmed by a round trip before it is used. Without `incrby`,
 //! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. Everything else is needed.
 //! A database other than 0 takes `+select`, and [replicas](RedisStorageBuilder::replicas) take
 //! `+wait`.
@@ -110,7 +111,8 @@
 //! - an answer that takes longer than redis-rs's 500 ms is given up, whatever the
 //!   [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout).
 //!
-//! One warning says so, when the storage is made. All promises of the lock hold.
+//! One warning says so, when the storage is made. One holder at a time, fencing tokens, renewal,
+//! and that nothing is left behind: all that is as over a URL.
 
 mod address;
 mod batch;
