@@ -817,6 +817,32 @@ async fn a_lock_is_renewed_for_as_long_as_it_is_held() {
 }
 
 #[tokio::test]
+async fn the_server_keeps_a_lock_for_its_ttl_and_the_delay() {
+    const DELAY: Duration = Duration::from_secs(600);
+    let server = RedisServer::start().await;
+    let connect = async || {
+        let builder = LockFactory::builder(storage(&server).await).lock_delay(DELAY);
+        builder.build().unwrap().create_lock("k").unwrap()
+    };
+    let (first, second) = (connect().await, connect().await);
+    let guard = first.lock(patient()).await.unwrap();
+    let assert_delayed = async |guard: &LockGuard| {
+        assert!(guard.remaining() > LONG / 2 && guard.remaining() < LONG);
+        let left: u64 = server.run("PTTL distributed-locks:k").await;
+        assert!(ms(left) > LONG / 2 + DELAY && ms(left) <= LONG + DELAY);
+    };
+    assert_delayed(&guard).await;
+    let waiting = tokio::spawn(second.lock(patient()));
+    it_stands_in_the_queue(&server).await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    // At once, and by a message.
+    let guard = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
+    assert_delayed(&guard).await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&server).await;
+}
+
+#[tokio::test]
 async fn a_holder_whose_key_was_removed_is_told_by_the_next_renewal() {
     let server = RedisServer::start().await;
     let lock = lock(&server, "removed").await;
