@@ -235,10 +235,11 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// else enters in between. Make it longer than the longest time that a write can take, time-outs
     /// and queues of the resource included.
     ///
-    /// A holder that is done gives the lock back at once, as ever. One that lost it, for whatever
-    /// [reason](LossReason), leaves it to the delay; so do those whom [`LockFactory::drain`] takes it
-    /// from. After a crash a lock stays for ttl + `lock_delay`. All processes that exclude each other
-    /// use the same.
+    /// A holder that is done gives the lock back at once, as ever, and so does a handler that is
+    /// dropped half-way while it has its lock, by its client or a time-out. One that lost it leaves it
+    /// to the delay, unless the storage says that it is gone already; so do those whom
+    /// [`LockFactory::drain`] takes it from. After a crash a lock stays for ttl + `lock_delay`. All
+    /// processes that exclude each other use the same.
     ///
     /// This is a wait, not a proof: a holder that stands still for longer than the delay, right before
     /// it writes, still writes late. (Consul has the same under the same name.)

@@ -164,6 +164,29 @@ async fn a_failover_to_the_replica_forgets_no_lock() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_demoted_while_it_waits_for_replicas_grants_nothing() {
+    let (server, replica) = pair().await;
+    let lock = process(&server, LIMIT).await.create_lock("k").unwrap();
+    drop(lock.lock(patient()).await.unwrap());
+    no_key_is_left(&server).await;
+    replica.pause();
+    let asking = tokio::spawn(lock.try_lock(patient()));
+    eventually("it waits", LIMIT, async || {
+        server.info("blocked_clients").await.as_deref() == Some("1")
+    })
+    .await;
+    let () = server
+        .run(&format!("REPLICAOF 127.0.0.1 {}", replica.port()))
+        .await;
+    let answer = within(LIMIT, "an answer", asking).await.unwrap();
+    let error = storage_error(answer);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+    // It is given back when that can be written.
+    let () = server.run("REPLICAOF NO ONE").await;
+    no_key_is_left(&server).await;
+}
+
+#[tokio::test]
 async fn many_at_once_share_a_few_connections_and_hold_up_nobody() {
     let (server, replica) = pair().await;
     let factory = process(&server, LIMIT).await;

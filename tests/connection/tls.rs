@@ -6,7 +6,7 @@ use tower_distributed_lock::{LockFactory, error::StorageErrorKind, storage::Redi
 
 use super::{
     builder, factory,
-    kit::{Authority, Certificate, LIMIT, RedisServer, ServerOptions, Tls, within},
+    kit::{Authority, Certificate, LIMIT, RedisServer, ServerOptions, Tls, eventually, within},
     no_key_is_left, patient, storage_error, texts, the_lock_goes_round,
 };
 
@@ -35,9 +35,26 @@ async fn a_lock_lives_its_whole_life_over_tls() {
     let connect = async |url: String| factory(builder(url).root_certificate(authority.pem())).await;
     let first = connect(url(&server)).await;
     let second = connect(format!("valkeys://localhost:{}", server.tls_port())).await;
-    // Nobody may be there without: not for commands and not for messages.
-    let () = server.run("CONFIG SET port 0").await;
     the_lock_goes_round([&first, &second]).await;
+    // Nothing goes without it: commands do not, nor do messages.
+    let inboxes = "PUBSUB CHANNELS distributed-locks:inbox:*";
+    eventually("both listen", LIMIT, async || {
+        server.run::<Vec<String>>(inboxes).await.len() == 2
+    })
+    .await;
+    let clients: String = server.run("CLIENT LIST").await;
+    let encrypted = format!(" laddr=127.0.0.1:{} ", server.tls_port());
+    let plain = clients
+        .lines()
+        .filter(|client| !client.contains(&encrypted));
+    // The test itself.
+    assert!(
+        plain.eq(clients
+            .lines()
+            .filter(|client| client.contains("cmd=client"))),
+        "{clients}"
+    );
+    assert_eq!(clients.lines().count(), 5, "{clients}");
 }
 
 #[tokio::test]
