@@ -181,6 +181,7 @@ async fn a_server_that_is_demoted_while_it_waits_for_replicas_grants_nothing() {
     let answer = within(LIMIT, "an answer", asking).await.unwrap();
     let error = storage_error(answer);
     assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+    assert!(texts(&error).contains("UNBLOCKED"), "{error}");
     // It is given back when that can be written.
     let () = server.run("REPLICAOF NO ONE").await;
     no_key_is_left(&server).await;
