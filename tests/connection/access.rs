@@ -174,6 +174,31 @@ async fn what_is_not_permitted_is_told_at_once_and_leaves_no_lock() {
 }
 
 #[tokio::test]
+async fn a_waiter_that_is_not_permitted_something_leaves_no_queue_for_good() {
+    let server = RedisServer::start().await;
+    for command in commands() {
+        let () = server.run("SET distributed-locks:k theirs PX 300000").await;
+        let url = user(&server, command, &[command]).await;
+        let factory = LockFactory::new(builder(&url).connect_lazily().unwrap());
+        let lock = factory.create_lock("k").unwrap();
+        // The first begins to listen; then there is a queue to stand in.
+        let mut listens = false;
+        for _ in 0..100 {
+            let _ = lock.lock(options(LONG, ms(40))).await;
+            let inboxes = "PUBSUB CHANNELS distributed-locks:inbox:*";
+            if listens || ["subscribe", "ping"].contains(&command) {
+                break;
+            }
+            listens = !server.run::<Vec<String>>(inboxes).await.is_empty();
+        }
+        drop((lock, factory));
+        let left: i64 = server.run("PTTL {distributed-locks:k}:queue").await;
+        assert_ne!(left, -1, "{command}: it has no end");
+        let () = server.run("FLUSHALL").await;
+    }
+}
+
+#[tokio::test]
 async fn another_channel_or_key_is_not_permitted_either() {
     let server = RedisServer::start().await;
     let url = user(&server, "locks", &[]).await;

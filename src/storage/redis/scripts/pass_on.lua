@@ -65,8 +65,11 @@ local function stand(token, ttl, count, place)
   for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
     stands = stands or string.match(entry, '^%S+') == token
   end
-  if not stands then redis.call('RPUSH', KEYS[2], token .. ' ' .. ttl .. ' ' .. count) end
+  -- Before there is an entry: whoever may not do this is told so, and leaves no queue for good.
   if redis.call('PTTL', KEYS[2]) < tonumber(place) then
+    redis.call('PEXPIRE', KEYS[2], place)
+  end
+  if not stands and redis.call('RPUSH', KEYS[2], token .. ' ' .. ttl .. ' ' .. count) == 1 then
     redis.call('PEXPIRE', KEYS[2], place)
   end
 end
