@@ -369,11 +369,7 @@ impl Future for LockFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let turn = self.project().acquire.poll(cx);
-        turn.map(|result| {
-            result.map(|turn| LockGuard {
-                turn: Arc::new(turn),
-            })
-        })
+        turn.map(|result| result.map(|turn| LockGuard { turn }))
     }
 }
 

@@ -444,7 +444,8 @@ mod redis_server {
 
     async fn queued(server: &RedisServer, count: usize) {
         eventually("they stand in the queue", LIMIT, async || {
-            server.run::<usize>(&format!("LLEN {QUEUE}")).await == count
+            let queue: Option<String> = server.run(&format!("GET {QUEUE}")).await;
+            queue.is_some_and(|queue| queue.lines().count() == count)
         })
         .await;
     }
@@ -482,11 +483,48 @@ mod redis_server {
             assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
             held = got(waiting).await;
         }
-        // Each release sets the next holder. Whoever asks and is denied is told a PTTL: nobody was.
-        assert_eq!(server.calls("set").await, 5);
+        // Each release sets the next holder, and the queue if that was not the last. Whoever asks and
+        // is denied is told a PTTL: nobody was.
+        assert_eq!(server.calls("set").await, 5 + 4);
         assert_eq!(server.calls("pttl").await, 0);
         drop(held);
         no_key_is_left(&server).await;
+    }
+
+    /// The waiter would ask again after half a minute at the earliest.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_comes_first_when_a_holder_is_dead_gives_the_lock_to_those_who_wait() {
+        let server = RedisServer::start().await;
+        let newcomer = factory(&server).await;
+        // The first lock over a connection does not come by plain commands.
+        drop(newcomer.create_lock("other").unwrap().lock(options()).await);
+        let (dead, mut line) = line(&server, 1).await;
+        let _: u64 = server.run("DEL distributed-locks:k").await;
+        let first = got(wait(&newcomer)).await;
+        assert_eq!(first.unlock().await.unwrap(), Unlocked::Held);
+        let (_factory, waiting) = line.remove(0);
+        drop(got(waiting).await);
+        assert_eq!(dead.unlock().await.unwrap(), Unlocked::Lost);
+        no_key_is_left(&server).await;
+    }
+
+    /// It compares the whole value when it releases its lock.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_lock_of_a_client_of_another_kind_is_left_as_it_is_while_we_wait_for_it() {
+        let server = RedisServer::start().await;
+        for theirs in ["2f1c6d6e", "d9428888-122b-11e1-b85c-61cd3cbb3210", "a:1"] {
+            let _: String = server
+                .run(&format!("SET distributed-locks:k {theirs} PX 60000"))
+                .await;
+            let factory = factory(&server).await;
+            let waiting = wait(&factory);
+            queued(&server, 1).await;
+            let owner: String = server.run("GET distributed-locks:k").await;
+            assert_eq!(owner, theirs);
+            waiting.abort();
+            let _: u64 = server.run("DEL distributed-locks:k").await;
+            no_key_is_left(&server).await;
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -527,12 +565,13 @@ mod redis_server {
         let (held, mut line) = line(&server, 1).await;
         // As a process that was killed leaves it, in front of the other; and one that no process
         // has written.
-        let dead = format!("{:032x}:7 300000 1", 42);
+        let queue: String = server.run(&format!("GET {QUEUE}")).await;
+        let queue = format!("nonsense\n{:032x}:7 300000 1\n{queue}", 42);
         let client = redis::Client::open(server.url()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let mut command = redis::cmd("LPUSH");
-        command.arg(QUEUE).arg(dead).arg("nonsense");
-        let _: usize = command.query_async(&mut connection).await.unwrap();
+        let mut command = redis::cmd("SET");
+        command.arg(QUEUE).arg(queue);
+        let () = command.query_async(&mut connection).await.unwrap();
         drop(held);
         let (_factory, waiting) = line.remove(0);
         drop(got(waiting).await);
@@ -629,8 +668,9 @@ mod redis_server {
             let token = held.fencing_token();
             assert!(token > last, "{token:?} after {last:?}");
         }
-        // The message brings the token: one `SET` for each lock, and one for each counter.
-        assert_eq!(server.calls("set").await, 2 * 4);
+        // The message brings the token: one `SET` for each lock, one for each counter, and one for
+        // the queue if that was not the last.
+        assert_eq!(server.calls("set").await, 2 * 4 + 3);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -57,11 +57,13 @@ impl Acquire {
 }
 
 impl Future for Acquire {
-    type Output = Result<Turn, LockError>;
+    type Output = Result<Arc<Turn>, LockError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
+            // One look at the clock serves for all that happens at once.
+            let now = this.coordinator.clock.now();
             let waiter = match this.waiter {
                 Some(waiter) => waiter,
                 None => this.waiter.insert(Waiter::join(
@@ -69,9 +71,10 @@ impl Future for Acquire {
                     this.name,
                     *this.options,
                     *this.patient,
+                    now,
                 )?),
             };
-            let come_again = match waiter.advance(cx) {
+            let come_again = match waiter.advance(cx, now) {
                 Ok(Progress::Granted(turn)) => {
                     *this.waiter = None;
                     return Poll::Ready(Ok(turn));
@@ -98,7 +101,7 @@ impl Future for Acquire {
 }
 
 enum Progress {
-    Granted(Turn),
+    Granted(Arc<Turn>),
     /// Nothing to do but when woken, or at this time.
     Until(Timestamp),
 }
@@ -125,8 +128,8 @@ impl Waiter {
         name: &LockName,
         options: LockOptions,
         patient: bool,
+        since: Timestamp,
     ) -> Result<Self, LockError> {
-        let since = coordinator.clock.now();
         let (cell, place) = coordinator.join(name, options, since)?;
         Ok(Self {
             coordinator: Arc::clone(coordinator),
@@ -143,14 +146,12 @@ impl Waiter {
     }
 
     /// Goes on as far as possible now.
-    fn advance(&mut self, cx: &mut Context<'_>) -> Result<Progress, LockError> {
-        // One look at the clock serves for all that happens at once. What a reply brings is judged
-        // by a later one.
-        let mut now = self.coordinator.clock.now();
+    fn advance(&mut self, cx: &mut Context<'_>, mut now: Timestamp) -> Result<Progress, LockError> {
         loop {
             if let Some(flight) = &mut self.flight {
                 match flight.poll(cx) {
                     Poll::Ready(reply) => {
+                        // What a reply brings is judged by what the clock shows after it.
                         now = self.coordinator.clock.now();
                         self.landed(reply, now)?;
                     }
@@ -231,7 +232,7 @@ impl Waiter {
             Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };
-        flight.land(reply, now);
+        flight.land(&self.coordinator, reply, now);
         verdict
     }
 

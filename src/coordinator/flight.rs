@@ -19,59 +19,39 @@ use crate::{
 };
 
 pub(crate) struct Flight {
-    coordinator: Arc<Coordinator>,
     cell: Arc<Cell>,
     claim: Claim,
     options: LockOptions,
     /// A reply after this moment is not waited for.
     pub(crate) limit: Timestamp,
-    reply: BoxFuture<Result<AcquireReply, StorageError>>,
-    landed: bool,
+    reply: BoxFuture<Reply>,
 }
+
+type Reply = Result<AcquireReply, StorageError>;
 
 impl Flight {
     pub(crate) fn new(
-        coordinator: Arc<Coordinator>,
         cell: Arc<Cell>,
         claim: Claim,
         options: LockOptions,
         limit: Timestamp,
-        reply: BoxFuture<Result<AcquireReply, StorageError>>,
+        reply: BoxFuture<Reply>,
     ) -> Self {
         Self {
-            coordinator,
             cell,
             claim,
             options,
             limit,
             reply,
-            landed: false,
         }
     }
 
-    pub(crate) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<AcquireReply, StorageError>> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reply> {
         self.reply.as_mut().poll(cx)
     }
 
     /// Tells the key how it ended.
-    pub(crate) fn land(mut self, reply: Result<AcquireReply, StorageError>, now: Timestamp) {
-        self.report(reply, now);
-    }
-
-    /// Follows an attempt whose caller has gone.
-    pub(crate) async fn follow(mut self) {
-        let limit = self.coordinator.clock.timer(self.limit);
-        let reply = tokio::time::timeout_at(limit, self.reply.as_mut()).await;
-        let reply = reply.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
-        let now = self.coordinator.clock.now();
-        self.report(reply, now);
-    }
-
-    fn report(&mut self, reply: Result<AcquireReply, StorageError>, now: Timestamp) {
-        self.landed = true;
+    pub(crate) fn land(self, coordinator: &Arc<Coordinator>, reply: Reply, now: Timestamp) {
         let outcome = match reply {
             Ok(AcquireReply::Granted { wanted, fencing }) => Outcome::Granted { wanted, fencing },
             Ok(AcquireReply::Held { ttl, queued }) => Outcome::Denied {
@@ -81,18 +61,51 @@ impl Flight {
             Err(error) => Outcome::Failed(error),
         };
         let interval = self.options.interval();
-        self.coordinator
-            .replied(&self.cell, self.claim, outcome, interval, now);
+        coordinator.replied(&self.cell, self.claim, outcome, interval, now);
+    }
+
+    /// Follows an attempt whose caller has gone.
+    pub(crate) fn follow(self, coordinator: Arc<Coordinator>) -> impl Future<Output = ()> + Send {
+        // Not in the future's first poll, which may never come.
+        let mut followed = Followed {
+            coordinator,
+            flight: Some(self),
+        };
+        async move {
+            let reply = followed.reply().await;
+            followed.land(reply);
+        }
     }
 }
 
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if !self.landed {
-            // Only the end of a runtime leads here.
+/// An attempt whose caller has gone. Dropped before its end, it failed.
+struct Followed {
+    coordinator: Arc<Coordinator>,
+    flight: Option<Flight>,
+}
+
+impl Followed {
+    async fn reply(&mut self) -> Reply {
+        let Some(flight) = &mut self.flight else {
+            return Err(StorageError::new(StorageErrorKind::Unavailable));
+        };
+        let limit = self.coordinator.clock.timer(flight.limit);
+        let reply = tokio::time::timeout_at(limit, flight.reply.as_mut()).await;
+        reply.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)))
+    }
+
+    fn land(&mut self, reply: Reply) {
+        if let Some(flight) = self.flight.take() {
             let now = self.coordinator.clock.now();
-            self.report(Err(StorageError::new(StorageErrorKind::Unavailable)), now);
+            flight.land(&self.coordinator, reply, now);
         }
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // Only the end of a runtime leaves anything to land.
+        self.land(Err(StorageError::new(StorageErrorKind::Unavailable)));
     }
 }
 

@@ -99,6 +99,8 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GiveBack {
     pub(crate) claim: Claim,
+    /// It was held to the end, and nobody else is known to want it.
+    pub(crate) unwanted: bool,
     /// Who gets a place in the storage's queue by the same step.
     pub(crate) rejoin: Option<Rejoin>,
     /// A holder had it, and was told that it has lost it: what it has begun may still go on.

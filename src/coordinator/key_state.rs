@@ -626,10 +626,9 @@ impl<W> KeyState<W> {
 
         // A lease that ends for want of tokens could have used more.
         self.fencing_used = lease.turns().saturating_mul(if may_go_on { 2 } else { 1 });
-        let others_wait = sharing.told && self.wanted;
-        self.wanted = false;
+        let wanted = std::mem::take(&mut self.wanted);
         match next {
-            Some((ttl, interval)) if others_wait => {
+            Some((ttl, interval)) if sharing.told && wanted => {
                 // Behind the others, by the same step that gives the lock to the first of them.
                 let requeue = Claim {
                     token: new_token(),
@@ -656,8 +655,11 @@ impl<W> KeyState<W> {
             }
             _ => {
                 self.phase = Phase::Idle;
-                let mut effects = self.wake_first();
-                effects.release = self.release_ended(claim, ended).release;
+                let mut effects = self.release_ended(claim, ended);
+                if let Some(release) = &mut effects.release {
+                    release.unwanted = ended == Ended::Released && !wanted;
+                }
+                effects.wake = self.wake_first().wake;
                 (ended, effects)
             }
         }
@@ -833,6 +835,7 @@ impl<W> KeyState<W> {
         let mut effects = Effects::none();
         effects.release = Some(GiveBack {
             claim,
+            unwanted: false,
             rejoin: None,
             was_lost: self
                 .lost

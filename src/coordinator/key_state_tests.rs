@@ -388,7 +388,12 @@ impl Key {
     }
 
     fn done(&mut self, turn: Granted) -> (Ended, Told) {
-        let (ended, effects) = self.state.turn_done(
+        let (ended, effects) = self.give_back(turn);
+        (ended, effects.into())
+    }
+
+    fn give_back(&mut self, turn: Granted) -> (Ended, Effects<Place>) {
+        self.state.turn_done(
             turn.id,
             turn.claim,
             Sharing {
@@ -402,8 +407,7 @@ impl Key {
                 self.tokens += 1;
                 OwnerToken::new(1, self.tokens)
             },
-        );
-        (ended, effects.into())
+        )
     }
 
     /// Ticks, where nothing but a renewal or the next look can come of it.
@@ -1736,6 +1740,27 @@ fn a_wanted_lease_that_nobody_here_waits_for_is_just_released() {
     assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
     key.release_done();
     assert!(key.state.is_done());
+}
+
+/// Its token may stand in the queue otherwise, or others may, where a storage has to look.
+#[test]
+fn only_a_lease_held_to_its_end_that_nobody_else_wants_is_released_without_a_look() {
+    let is_unwanted = |mut key: Key, turn| {
+        let (_, effects) = key.give_back(turn);
+        effects.release.map(|release| release.unwanted)
+    };
+    let (key, turn) = Key::held();
+    assert_eq!(is_unwanted(key, turn), Some(true));
+    let (key, turn) = Key::wanted();
+    assert_eq!(is_unwanted(key, turn), Some(false));
+    let (mut key, turn) = Key::held();
+    key.state.revoke();
+    assert_eq!(is_unwanted(key, turn), Some(false), "lost");
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    let left = key.state.leave(a).release.unwrap();
+    assert_eq!((left.claim, left.unwanted), (place.claim, false));
 }
 
 #[test]

@@ -732,7 +732,10 @@ impl World {
         if let Some(id) = effects.wake {
             process.wake(id);
         }
-        if let Some(GiveBack { claim, rejoin, .. }) = effects.release {
+        if let Some(release) = effects.release {
+            let GiveBack { claim, rejoin, .. } = release;
+            let stands = process.queued.contains(&claim.token);
+            assert!(!(release.unwanted && stands), "its place would stay");
             let gives_up = process.queued.remove(&claim.token) && !process.waiters.is_empty();
             let is_early = gives_up && !process.granted.contains(&claim.token);
             assert!(!(is_early && self.kind.calm), "a place was given up");

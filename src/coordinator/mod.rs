@@ -51,7 +51,6 @@ use self::{
     queue::Place,
     release::Release,
     renewal::Renewal,
-    signal::Signal,
     table::{Cell, Slot, Table},
     turn::Turn,
 };
@@ -227,10 +226,9 @@ impl Coordinator {
                     .poll(place, now, || waker.clone(), || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
-                    let signal = Signal::new(self.clock, granted.deadline, granted.ends);
-                    let signal = Arc::new(signal);
-                    slot.holder = Some((granted.id, Arc::clone(&signal)));
-                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted, signal);
+                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted);
+                    let turn = Arc::new(turn);
+                    slot.holder = Some(Arc::clone(&turn));
                     (Next::Turn(turn), Some(granted.due))
                 }
                 Step::Ask(attempt) => (Next::Ask(attempt), None),
@@ -271,18 +269,12 @@ impl Coordinator {
         };
         let reply = Arc::clone(&self.storage).acquire(request);
         let limit = now + self.limits.storage_timeout;
-        Flight::new(
-            Arc::clone(self),
-            Arc::clone(cell),
-            attempt.claim,
-            options,
-            limit,
-            reply,
-        )
+        Flight::new(Arc::clone(cell), attempt.claim, options, limit, reply)
     }
 
     fn follow(self: &Arc<Self>, flight: Flight) {
-        self.keeper.submit(self, Box::pin(flight.follow()));
+        let followed = flight.follow(Arc::clone(self));
+        self.keeper.submit(self, Box::pin(followed));
     }
 
     fn replied(
@@ -319,10 +311,10 @@ impl Coordinator {
         cell: &Arc<Cell>,
         id: TurnId,
         claim: Claim,
+        now: Timestamp,
     ) -> (Ended, Option<Release>) {
-        let now = self.clock.now();
         let ((ended, due), release) = self.update_and_send(cell, |slot| {
-            slot.holder.take_if(|(holder, _)| *holder == id);
+            slot.holder.take_if(|turn| turn.id() == id);
             // Under the key's lock: whoever shuts down, or becomes deaf, looks at each key once,
             // after having said so.
             let sharing = Sharing {
@@ -428,9 +420,9 @@ impl Coordinator {
     /// Wakes the tasks that hold a lock, so that they look at the world again.
     fn wake_holders(&self) {
         for cell in self.table.cells() {
-            let signal = cell.lock().signal();
-            if let Some(signal) = signal {
-                signal.wake();
+            let holder = cell.lock().holder.clone();
+            if let Some(holder) = holder {
+                holder.wake();
             }
         }
     }
@@ -449,7 +441,7 @@ impl Coordinator {
             for cell in self.table.cells() {
                 let mut slot = cell.lock();
                 let holder = if slot.state.revoke() {
-                    slot.signal()
+                    slot.holder.clone()
                 } else {
                     None
                 };
@@ -558,7 +550,7 @@ impl fmt::Debug for Coordinator {
 /// What a waiter does next.
 enum Next {
     /// It has the lock.
-    Turn(Turn),
+    Turn(Arc<Turn>),
     /// It sends this attempt.
     Ask(Attempt),
     /// It comes again at this time, or when woken.
@@ -569,20 +561,20 @@ enum Next {
 
 /// Whom an event concerns, taken from under the lock.
 struct Told {
-    lost: Option<Arc<Signal>>,
-    prolonged: Option<Arc<Signal>>,
+    lost: Option<Arc<Turn>>,
+    prolonged: Option<Arc<Turn>>,
 }
 
 impl Told {
     fn take(slot: &mut Slot, effects: &Effects<Waker>) -> Self {
         Self {
-            prolonged: effects.deadline.and_then(|_| slot.signal()),
-            lost: effects.lost.and_then(|_| slot.signal()),
+            prolonged: effects.deadline.and_then(|_| slot.holder.clone()),
+            lost: effects.lost.and_then(|_| slot.holder.clone()),
         }
     }
 }
 
-fn tell_loss(cell: &Cell, holder: &Signal, reason: LossReason) {
+fn tell_loss(cell: &Cell, holder: &Turn, reason: LossReason) {
     if holder.lose(reason) {
         tracing::warn!(key = cell.name.key(), %reason, "lock lost");
     }

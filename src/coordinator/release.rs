@@ -158,6 +158,7 @@ struct Errand {
     coordinator: Arc<Coordinator>,
     cell: Arc<Cell>,
     claim: Claim,
+    unwanted: bool,
     /// Until the first answer.
     rejoin: Option<Rejoin>,
     /// Who is told the first answer.
@@ -170,6 +171,7 @@ impl Errand {
             coordinator: Arc::clone(coordinator),
             cell: Arc::clone(cell),
             claim: give_back.claim,
+            unwanted: give_back.unwanted,
             rejoin: give_back.rejoin,
             done: None,
         }
@@ -181,6 +183,7 @@ impl Errand {
             name: self.cell.name.clone(),
             token: self.claim.token,
             ttl: self.coordinator.storage_ttl(self.claim.ttl),
+            unwanted: self.unwanted,
             requeue: self.rejoin.map(|rejoin| Requeue {
                 token: rejoin.claim.token,
                 ttl: self.coordinator.storage_ttl(rejoin.claim.ttl),

@@ -81,18 +81,20 @@ impl Signal {
     /// Looks at the clock: a lock whose deadline has come is lost from then on, also if a renewal
     /// succeeds later.
     pub(crate) fn look(&self) -> Holding {
+        self.look_at(self.clock.now())
+    }
+
+    /// The same, for whoever has just looked at the clock.
+    pub(crate) fn look_at(&self, now: Timestamp) -> Holding {
         let state = decode(self.state.load(SeqCst));
-        if state == Holding::Held {
-            let now = self.clock.now();
-            if now.as_nanos() >= self.deadline.load(SeqCst) {
-                let reason = if now >= self.ends {
-                    LossReason::MaxHold
-                } else {
-                    LossReason::Expired
-                };
-                self.lose(reason);
-                return decode(self.state.load(SeqCst));
-            }
+        if state == Holding::Held && now.as_nanos() >= self.deadline.load(SeqCst) {
+            let reason = if now >= self.ends {
+                LossReason::MaxHold
+            } else {
+                LossReason::Expired
+            };
+            self.lose(reason);
+            return decode(self.state.load(SeqCst));
         }
         state
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    coordinator::{key_events::TurnId, key_state::KeyState, signal::Signal},
+    coordinator::{key_state::KeyState, turn::Turn},
     key::LockName,
 };
 
@@ -29,14 +29,8 @@ pub(crate) struct Cell {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) state: KeyState<Waker>,
-    /// How to tell the turn that is out of renewals and of its end.
-    pub(crate) holder: Option<(TurnId, Arc<Signal>)>,
-}
-
-impl Slot {
-    pub(crate) fn signal(&self) -> Option<Arc<Signal>> {
-        self.holder.as_ref().map(|(_, signal)| Arc::clone(signal))
-    }
+    /// The turn that is out, to be told of renewals and of its end.
+    pub(crate) holder: Option<Arc<Turn>>,
 }
 
 impl Cell {

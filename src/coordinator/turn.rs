@@ -29,26 +29,25 @@ pub(crate) struct Turn {
     id: TurnId,
     claim: Claim,
     fencing: Option<u64>,
-    signal: Arc<Signal>,
+    signal: Signal,
     given_back: AtomicBool,
 }
 
 impl Turn {
-    pub(super) fn new(
-        coordinator: Arc<Coordinator>,
-        cell: Arc<Cell>,
-        granted: Granted,
-        signal: Arc<Signal>,
-    ) -> Self {
+    pub(super) fn new(coordinator: Arc<Coordinator>, cell: Arc<Cell>, granted: Granted) -> Self {
         Self {
+            signal: Signal::new(coordinator.clock, granted.deadline, granted.ends),
             coordinator,
             cell,
             id: granted.id,
             claim: granted.claim,
             fencing: granted.fencing,
-            signal,
             given_back: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn id(&self) -> TurnId {
+        self.id
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -77,9 +76,12 @@ impl Turn {
         if self.given_back.swap(true, SeqCst) {
             return None;
         }
-        let was_lost = matches!(self.signal.look(), Holding::Lost(_));
+        let now = self.coordinator.clock.now();
+        let was_lost = matches!(self.signal.look_at(now), Holding::Lost(_));
         self.signal.give_back();
-        let (ended, release) = self.coordinator.turn_done(&self.cell, self.id, self.claim);
+        let (ended, release) = self
+            .coordinator
+            .turn_done(&self.cell, self.id, self.claim, now);
         Some((if was_lost { Ended::Lost } else { ended }, release))
     }
 }

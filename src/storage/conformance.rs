@@ -143,14 +143,26 @@ impl<S: LockStorage> Subject<S> {
     }
 
     async fn release(&self, key: &str, token: u64) -> ReleaseReply {
-        self.give_back(key, token, None).await
+        self.give_back(key, token, false, None).await
     }
 
-    async fn give_back(&self, key: &str, token: u64, requeue: Option<Requeue>) -> ReleaseReply {
+    /// As it is released by a holder that knows of nobody who waits.
+    async fn release_unwanted(&self, key: &str, token: u64) -> ReleaseReply {
+        self.give_back(key, token, true, None).await
+    }
+
+    async fn give_back(
+        &self,
+        key: &str,
+        token: u64,
+        unwanted: bool,
+        requeue: Option<Requeue>,
+    ) -> ReleaseReply {
         let request = ReleaseRequest {
             name: self.name(key),
             token: self.token(token),
             ttl: LONG,
+            unwanted,
             requeue,
         };
         answer("release", self.storage.release(&request)).await
@@ -259,28 +271,31 @@ impl<S: LockStorage> Subject<S> {
     }
 
     async fn a_release_frees_what_is_ours_and_nothing_else(&self) {
-        assert!(self.takes("released", 1, LONG).await);
-        assert_eq!(self.release("released", 2).await, ReleaseReply::NotOurs);
-        assert!(
-            !self.takes("released", 3, LONG).await,
-            "a release by another token changes nothing"
-        );
-        assert_eq!(self.release("released", 1).await, ReleaseReply::Released);
-        assert_eq!(
-            self.release("released", 1).await,
-            ReleaseReply::NotOurs,
-            "it can be released once"
-        );
-        assert!(
-            self.takes("released", 3, LONG).await,
-            "a released lock is free at once"
-        );
-        assert_eq!(
-            self.release("released", 1).await,
-            ReleaseReply::NotOurs,
-            "a late release frees nobody else's lock"
-        );
-        assert_eq!(self.release("released", 3).await, ReleaseReply::Released);
+        for unwanted in [false, true] {
+            let release = async |token| self.give_back("released", token, unwanted, None).await;
+            assert!(self.takes("released", 1, LONG).await);
+            assert_eq!(release(2).await, ReleaseReply::NotOurs);
+            assert!(
+                !self.takes("released", 3, LONG).await,
+                "a release by another token changes nothing"
+            );
+            assert_eq!(release(1).await, ReleaseReply::Released);
+            assert_eq!(
+                release(1).await,
+                ReleaseReply::NotOurs,
+                "it can be released once"
+            );
+            assert!(
+                self.takes("released", 3, LONG).await,
+                "a released lock is free at once"
+            );
+            assert_eq!(
+                release(1).await,
+                ReleaseReply::NotOurs,
+                "a late release frees nobody else's lock"
+            );
+            assert_eq!(release(3).await, ReleaseReply::Released);
+        }
     }
 
     async fn a_lock_disappears_after_its_ttl_and_not_before(&self) {
@@ -445,7 +460,7 @@ impl<S: LockStorage> Subject<S> {
             place: LONG,
             fencing: 0,
         };
-        match self.give_back("queue", 1, Some(requeue)).await {
+        match self.give_back("queue", 1, false, Some(requeue)).await {
             ReleaseReply::Requeued { ttl, stamp } => {
                 assert!(
                     ttl <= LONG && ttl > LONG / 2,
@@ -467,7 +482,12 @@ impl<S: LockStorage> Subject<S> {
 
         // A place can be given back, and is passed over then.
         assert_eq!(self.release("queue", 3).await, ReleaseReply::NotOurs);
-        assert_eq!(self.release("queue", 2).await, ReleaseReply::Released);
+        let released = self.release_unwanted("queue", 2).await;
+        assert_eq!(
+            released,
+            ReleaseReply::Released,
+            "whatever its holder knows of"
+        );
         let granted = self::granted(messages).await;
         assert_eq!(
             granted.token,
@@ -479,7 +499,8 @@ impl<S: LockStorage> Subject<S> {
             matches!(again, AcquireReply::Granted { .. }),
             "it has the lock"
         );
-        assert_eq!(self.release("queue", 4).await, ReleaseReply::Released);
+        let released = self.release_unwanted("queue", 4).await;
+        assert_eq!(released, ReleaseReply::Released);
         assert!(
             self.takes("queue", 6, LONG).await,
             "an empty queue leaves the lock free"
@@ -501,7 +522,7 @@ impl<S: LockStorage> Subject<S> {
             place: LONG,
             fencing: 2,
         };
-        let reply = self.give_back(key, 1, Some(requeue)).await;
+        let reply = self.give_back(key, 1, false, Some(requeue)).await;
         assert!(matches!(reply, ReleaseReply::Requeued { .. }), "{reply:?}");
         for (token, fencing) in [(2, 5), (3, 0), (4, 2)] {
             let granted = granted(messages).await;

@@ -17,13 +17,7 @@ mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 
-use std::{
-    fmt::{self, Write as _},
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, future::Future, ops::Deref, pin::Pin, sync::Arc, time::Duration};
 
 pub use self::memory::MemoryStorage;
 #[cfg(feature = "redis")]
@@ -366,6 +360,9 @@ pub struct ReleaseRequest {
     pub token: OwnerToken,
     /// The ttl that the token asked for.
     pub ttl: Duration,
+    /// Whether the lock was held, and nobody else is known to wait for it. A storage that has a
+    /// cheap form for a lock without a queue tries it first then.
+    pub unwanted: bool,
     /// Who wants a place at the end of the queue, once the lock has been given to its first. If the
     /// queue is empty, it gets none.
     pub requeue: Option<Requeue>,
@@ -420,17 +417,29 @@ impl OwnerToken {
 
     /// The token as a storage keeps it: 32 hex digits, `:`, a decimal number.
     pub fn to_text(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        // By hand, as it is done for every command: the formatter takes three times as long.
-        let mut text = String::with_capacity(32 + 1 + 20);
-        for byte in self.factory.to_be_bytes() {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        self.text().iter().copied().map(char::from).collect()
+    }
+
+    /// The same without an allocation, and without the formatter: it is needed for every command.
+    pub(crate) fn text(&self) -> TokenText {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut bytes = [0; TokenText::LONGEST];
+        let (factory, rest) = bytes.split_at_mut(32);
+        for (digits, byte) in factory.chunks_mut(2).zip(self.factory.to_be_bytes()) {
+            digits[0] = HEX[usize::from(byte >> 4)];
+            digits[1] = HEX[usize::from(byte & 15)];
         }
-        text.push(':');
-        // Writing to a string does not fail.
-        let _ = write!(text, "{}", self.number);
-        text
+        rest[0] = b':';
+        let digits = self.number.checked_ilog10().unwrap_or(0) as usize + 1;
+        let mut left = self.number;
+        for digit in rest[1..=digits].iter_mut().rev() {
+            *digit = b'0' + (left % 10) as u8;
+            left /= 10;
+        }
+        TokenText {
+            bytes,
+            length: 33 + digits,
+        }
     }
 
     /// Reads what [`OwnerToken::to_text`] wrote.
@@ -445,6 +454,25 @@ impl OwnerToken {
     /// Which [`Inbox`] messages for this owner go to.
     pub fn inbox(&self) -> u128 {
         self.factory
+    }
+}
+
+/// An [`OwnerToken`] as text.
+pub(crate) struct TokenText {
+    bytes: [u8; Self::LONGEST],
+    length: usize,
+}
+
+impl TokenText {
+    /// The factory's number, a colon and the largest `u64`.
+    const LONGEST: usize = 32 + 1 + 20;
+}
+
+impl Deref for TokenText {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 

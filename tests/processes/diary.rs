@@ -13,8 +13,9 @@ use super::kit::{LIMIT, RedisServer, eventually};
 /// Writes `<who> enters`, the holder's token and those of the queue. Answers how many lines there
 /// are.
 const ENTER: &str = "
-    local words = { ARGV[1], 'enters', redis.call('GET', KEYS[2]) or 'nobody' }
-    for _, entry in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    local owner = redis.call('GET', KEYS[2]) or 'nobody'
+    local words = { ARGV[1], 'enters', (string.gsub(owner, '!$', '')) }
+    for entry in string.gmatch(redis.call('GET', KEYS[3]) or '', '[^\\n]+') do
       words[#words + 1] = string.match(entry, '^%S+')
     end
     return redis.call('RPUSH', KEYS[1], table.concat(words, ' '))";

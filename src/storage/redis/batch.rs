@@ -11,11 +11,8 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll, Waker},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Waker, ready},
 };
 
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
@@ -23,6 +20,11 @@ use tokio::{
     runtime::Handle,
     sync::{oneshot, watch},
     task::{unconstrained, yield_now},
+};
+
+use super::{
+    error::{Failure, value},
+    health::Health,
 };
 
 /// The most calls in one pipeline. All tasks together would be one large pipeline, and they and the
@@ -34,183 +36,201 @@ const FEW: usize = 3;
 
 type Answer<T> = Result<T, RedisError>;
 
-/// Commands, and who waits for the replies to them.
-struct Call {
-    commands: Commands,
-    reply: oneshot::Sender<Answer<Value>>,
-}
-
-/// A command, and those that follow it with nothing in between.
-struct Commands {
-    first: Cmd,
-    rest: Vec<Cmd>,
-}
-
-impl Commands {
-    fn add_to(self, pipeline: &mut Pipeline) {
-        pipeline.add_command(self.first);
-        for command in self.rest {
-            pipeline.add_command(command);
-        }
-    }
-}
-
 /// Where commands are handed in.
-pub(super) struct Batches {
-    queue: Arc<Queue>,
+pub(super) struct Batches(Arc<Queue>);
+
+struct Queue {
+    unsent: Mutex<Unsent>,
+    /// Locked before `unsent` is let go by whoever took calls out of it: so they are sent in their
+    /// order, and others hand in theirs meanwhile.
+    connection: Mutex<MultiplexedConnection>,
+    health: Arc<Health>,
     runtime: Handle,
-    /// Calls whose reply somebody waits for.
-    open: AtomicUsize,
     /// Dropped with this, it ends the tasks that wait for replies.
     in_use: watch::Sender<()>,
 }
 
-struct Queue {
-    connection: MultiplexedConnection,
-    /// Calls that are about to be sent. As long as it is not empty, a task is on its way that will
-    /// send them.
-    calls: Mutex<Vec<Call>>,
+/// Calls that are about to be sent. As long as there are any, a task is on its way that will send
+/// them.
+#[derive(Default)]
+struct Unsent {
+    calls: Calls,
+    /// How many calls have no reply yet, sent or not.
+    open: usize,
+}
+
+struct Calls {
+    pipeline: Pipeline,
+    /// Who made them, and of how many commands.
+    callers: Vec<(usize, oneshot::Sender<Answer<Value>>)>,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            pipeline: Pipeline::with_capacity(LARGEST),
+            callers: Vec::with_capacity(LARGEST),
+        }
+    }
 }
 
 impl Batches {
     /// Must be called on a runtime, which hands out the replies.
-    pub(super) fn new(connection: MultiplexedConnection) -> Self {
-        Self {
-            queue: Arc::new(Queue {
-                connection,
-                calls: Mutex::default(),
-            }),
+    pub(super) fn new(connection: MultiplexedConnection, health: Arc<Health>) -> Self {
+        Self(Arc::new(Queue {
+            unsent: Mutex::default(),
+            connection: Mutex::new(connection),
+            health,
             runtime: Handle::current(),
-            open: AtomicUsize::new(0),
             in_use: watch::Sender::new(()),
-        }
+        }))
     }
 
-    /// Sends a command, and then those that follow it with nothing in between.
+    /// Sends commands, with nothing in between.
     ///
     /// The reply to a command may be a [`Value::ServerError`]. If there are several commands, it is
     /// an array of the replies to each.
-    pub(super) fn call(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
-        let commands = Commands { first, rest };
-        let are_few = self.open.fetch_add(1, Relaxed) < FEW;
-        let calls = self.queue.calls();
-        let way = if are_few && calls.is_empty() {
-            let sent = begin(send_one(self.queue.connection.clone(), commands));
-            drop(calls);
-            Way::Alone(sent)
-        } else {
-            Way::Together(self.hand_in(calls, commands))
-        };
-        Reply {
-            open: &self.open,
-            way,
+    pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
+        let queue = &self.0;
+        let mut unsent = lock(&queue.unsent);
+        unsent.open += 1;
+        if unsent.open <= FEW && unsent.calls.callers.is_empty() {
+            let connection = lock(&queue.connection);
+            drop(unsent);
+            let sent = begin(send_one(connection.clone(), commands));
+            return Reply(Way::Alone(Alone {
+                sent: Some(sent),
+                queue: Arc::clone(queue),
+            }));
         }
-    }
-
-    fn hand_in(
-        &self,
-        mut calls: MutexGuard<'_, Vec<Call>>,
-        commands: Commands,
-    ) -> oneshot::Receiver<Answer<Value>> {
         let (reply, replied) = oneshot::channel();
-        calls.push(Call { commands, reply });
-        if calls.len() >= LARGEST {
-            let batch = self.queue.send(&mut calls);
-            drop(calls);
-            self.runtime.spawn(hand_out(batch, self.in_use.subscribe()));
-        } else if calls.len() == 1 {
-            drop(calls);
-            let in_use = self.in_use.subscribe();
-            let mut unsent = Unsent(Some(Arc::clone(&self.queue)));
-            self.runtime.spawn(async move {
-                // Where one task has something to send, others may be about to: they run first.
-                yield_now().await;
-                if let Some(queue) = unsent.0.take() {
-                    let batch = queue.send(&mut queue.calls());
-                    hand_out(batch, in_use).await;
-                }
-            });
+        unsent.calls.callers.push((N, reply));
+        for command in commands {
+            unsent.calls.pipeline.add_command(command);
         }
-        replied
+        match unsent.calls.callers.len() {
+            1 => {
+                drop(unsent);
+                let errand = Errand(Some(Arc::clone(queue)));
+                queue.runtime.spawn(errand.send_soon());
+            }
+            LARGEST.. => {
+                // Made before the calls are sent: the last task that becomes ready is the next that
+                // runs, and this should be redis-rs's.
+                let (batch, sent) = oneshot::channel();
+                queue.runtime.spawn(hand_out_later(sent));
+                let _ = batch.send(queue.send(unsent));
+            }
+            _ => {}
+        }
+        Reply(Way::Together(replied))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Queue {
-    fn calls(&self) -> MutexGuard<'_, Vec<Call>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Puts the calls into redis-rs's channel.
-    fn send(&self, calls: &mut Vec<Call>) -> Batch {
-        let calls = std::mem::take(calls);
-        let mut pipeline = Pipeline::with_capacity(calls.len());
-        let mut waiting = Vec::with_capacity(calls.len());
-        for call in calls {
-            // Some may have stopped waiting meanwhile.
-            if !call.reply.is_closed() {
-                waiting.push((call.commands.rest.len(), call.reply));
-                call.commands.add_to(&mut pipeline);
-            }
-        }
-        let mut connection = self.connection.clone();
-        let sent = (!waiting.is_empty()).then(|| {
-            begin(async move {
+    fn send(self: &Arc<Self>, mut unsent: MutexGuard<'_, Unsent>) -> Batch {
+        let connection = lock(&self.connection);
+        let Calls { pipeline, callers } = std::mem::take(&mut unsent.calls);
+        drop(unsent);
+        let mut connection = connection.clone();
+        Batch {
+            sent: begin(async move {
                 connection
                     .send_packed_commands(&pipeline, 0, pipeline.len())
                     .await
-            })
-        });
-        Batch { sent, waiting }
+            }),
+            callers,
+            queue: Arc::downgrade(self),
+            health: Arc::clone(&self.health),
+            in_use: self.in_use.subscribe(),
+        }
+    }
+
+    fn answered(&self, calls: usize) {
+        lock(&self.unsent).open -= calls;
     }
 }
 
-/// The calls in the queue, for the task that will send them. Dropped with its runtime before that,
-/// it drops them, which tells their callers.
-struct Unsent(Option<Arc<Queue>>);
+/// To send what is unsent. Dropped with its runtime before that, it drops the calls, which tells
+/// their callers.
+struct Errand(Option<Arc<Queue>>);
 
-impl Drop for Unsent {
+impl Errand {
+    async fn send_soon(mut self) {
+        // Where one task has something to send, others may be about to: they run first.
+        yield_now().await;
+        let batch = self.0.take().and_then(|queue| {
+            let unsent = lock(&queue.unsent);
+            // Others may have sent it: there were enough of them.
+            (!unsent.calls.callers.is_empty()).then(|| queue.send(unsent))
+        });
+        if let Some(batch) = batch {
+            batch.hand_out().await;
+        }
+    }
+}
+
+impl Drop for Errand {
     fn drop(&mut self) {
         if let Some(queue) = &self.0 {
-            let calls = std::mem::take(&mut *queue.calls());
+            let mut unsent = lock(&queue.unsent);
+            let calls = std::mem::take(&mut unsent.calls);
+            unsent.open -= calls.callers.len();
+            drop(unsent);
             // Outside the lock: whoever is told may come back here at once.
             drop(calls);
         }
     }
 }
 
-/// A pipeline that was sent.
+/// Calls that were sent together.
 struct Batch {
-    sent: Option<Sent<Vec<Value>>>,
-    /// Who waits, and for how many replies more than one.
-    waiting: Vec<(usize, oneshot::Sender<Answer<Value>>)>,
+    sent: Sent<Vec<Value>>,
+    callers: Vec<(usize, oneshot::Sender<Answer<Value>>)>,
+    queue: Weak<Queue>,
+    health: Arc<Health>,
+    in_use: watch::Receiver<()>,
 }
 
-async fn hand_out(batch: Batch, mut in_use: watch::Receiver<()>) {
-    let Some(sent) = batch.sent else { return };
-    let result = tokio::select! {
-        biased;
-        result = sent => result,
-        // Nobody waits any more, and the connection may be one on which nothing comes back.
-        _ = in_use.changed() => return,
-    };
-    // A command that the server refuses brings an error as its value, and its neighbours theirs.
-    let mut values = result.map(Vec::into_iter);
-    for (rest, reply) in batch.waiting {
-        let value = match &mut values {
-            Ok(values) if rest == 0 => values.next().ok_or_else(gone),
-            Ok(values) => Ok(Value::Array(values.take(1 + rest).collect())),
-            Err(error) => Err(error.clone()),
-        };
-        // Whoever has stopped waiting needs no reply.
-        let _ = reply.send(value);
+async fn hand_out_later(batch: oneshot::Receiver<Batch>) {
+    if let Ok(batch) = batch.await {
+        batch.hand_out().await;
+    }
+}
+
+impl Batch {
+    async fn hand_out(self) {
+        let is_given_up = || self.callers.iter().any(|(_, reply)| reply.is_closed());
+        let reply = self.health.follow(self.sent, self.in_use, is_given_up);
+        let Some(result) = reply.await else { return };
+        if let Some(queue) = self.queue.upgrade() {
+            queue.answered(self.callers.len());
+        }
+        // A command that the server refuses brings an error as its value, and its neighbours theirs.
+        let mut values = result.map(Vec::into_iter);
+        for (commands, reply) in self.callers {
+            let answer = match &mut values {
+                Ok(values) if commands == 1 => values.next().ok_or_else(gone),
+                Ok(values) => Ok(Value::Array(values.take(commands).collect())),
+                Err(error) => Err(error.clone()),
+            };
+            self.health.judge(&answer);
+            // Whoever has stopped waiting needs no reply.
+            let _ = reply.send(answer);
+        }
     }
 }
 
 /// A call that is in redis-rs's channel, or has its place in the line before it.
 type Sent<T> = Pin<Box<dyn Future<Output = Answer<T>> + Send>>;
 
-/// Puts a call into redis-rs's channel. That happens in its first poll, unless tokio finds that
-/// this task has done enough for now.
+/// Puts a call into redis-rs's channel. That happens in its first poll, if tokio does not find that
+/// this task has done enough for now: hence `unconstrained`.
 fn begin<T: Send + 'static>(call: impl Future<Output = Answer<T>> + Send + 'static) -> Sent<T> {
     let mut call = Box::pin(unconstrained(call));
     match call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -219,12 +239,17 @@ fn begin<T: Send + 'static>(call: impl Future<Output = Answer<T>> + Send + 'stat
     }
 }
 
-async fn send_one(mut connection: MultiplexedConnection, commands: Commands) -> Answer<Value> {
-    if commands.rest.is_empty() {
-        return connection.send_packed_command(&commands.first).await;
+async fn send_one<const N: usize>(
+    mut connection: MultiplexedConnection,
+    commands: [Cmd; N],
+) -> Answer<Value> {
+    if let [command] = &commands[..] {
+        return connection.send_packed_command(command).await;
     }
-    let mut pipeline = Pipeline::with_capacity(1 + commands.rest.len());
-    commands.add_to(&mut pipeline);
+    let mut pipeline = Pipeline::with_capacity(N);
+    for command in commands {
+        pipeline.add_command(command);
+    }
     let values = connection
         .send_packed_commands(&pipeline, 0, pipeline.len())
         .await;
@@ -232,32 +257,60 @@ async fn send_one(mut connection: MultiplexedConnection, commands: Commands) -> 
 }
 
 /// The reply to a call. Dropped, the call may be carried out or not.
-pub(super) struct Reply<'a> {
-    open: &'a AtomicUsize,
-    way: Way,
-}
+pub(super) struct Reply(Way);
 
 enum Way {
-    Alone(Sent<Value>),
+    Alone(Alone),
     Together(oneshot::Receiver<Answer<Value>>),
 }
 
-impl Future for Reply<'_> {
-    type Output = Answer<Value>;
+struct Alone {
+    /// Until it is answered.
+    sent: Option<Sent<Value>>,
+    queue: Arc<Queue>,
+}
+
+impl Future for Reply {
+    type Output = Result<Value, Failure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.way {
-            Way::Alone(sent) => sent.as_mut().poll(cx),
-            Way::Together(replied) => Pin::new(replied)
-                .poll(cx)
-                .map(|reply| reply.unwrap_or_else(|_| Err(gone()))),
-        }
+        let answer = match &mut self.0 {
+            Way::Alone(call) => ready!(call.poll(cx)),
+            Way::Together(replied) => {
+                ready!(Pin::new(replied).poll(cx)).unwrap_or_else(|_| Err(gone()))
+            }
+        };
+        Poll::Ready(answer.map_err(Failure::from).and_then(value))
     }
 }
 
-impl Drop for Reply<'_> {
+impl Alone {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer<Value>> {
+        let Some(sent) = &mut self.sent else {
+            return Poll::Pending;
+        };
+        let answer = ready!(sent.as_mut().poll(cx));
+        self.sent = None;
+        self.queue.answered(1);
+        self.queue.health.replied();
+        self.queue.health.judge(&answer);
+        Poll::Ready(answer)
+    }
+}
+
+impl Drop for Alone {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Relaxed);
+        // Whether an answer still comes tells how the connection is.
+        if let Some(sent) = self.sent.take() {
+            self.queue.answered(1);
+            let (health, in_use) = (
+                Arc::clone(&self.queue.health),
+                self.queue.in_use.subscribe(),
+            );
+            self.queue.runtime.spawn(async move {
+                health.follow(sent, in_use, || true).await;
+            });
+        }
     }
 }
 

@@ -3,29 +3,20 @@
 //! Commands of many tasks go through one multiplexed connection, in the order in which they were
 //! sent, and into the same write where they come together (`batch.rs`). bb8 makes that
 //! connection and replaces it. It is asked for it only when the present one is known to be dead;
-//! there is no PING and no checkout on a command's way.
-//!
-//! A connection is dead when
-//!
-//! - a command came back with an error that says so,
-//! - the server or the kernel closed it, also while it was idle (told by a RESP3 push of redis-rs),
-//! - commands were given up and for a while nothing at all came back: a half-open socket.
+//! there is no PING and no checkout on a command's way. `health.rs` says when it is dead.
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisError,
-    ServerErrorKind, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
@@ -33,25 +24,29 @@ use tokio::sync::{Notify, futures::Notified};
 
 use super::{
     address::{self, Address, refused},
-    batch::{self, Batches},
-    error::{connect_error, ends_connection, storage_error, unexpected},
+    batch::{Batches, Reply},
+    error::connect_error,
+    health::Health,
     own_pool::OwnPool,
     probe::Probe,
 };
 use crate::error::{StorageError, StorageErrorKind};
 
-/// When commands are given up and nothing at all has come back for this long, their connection is
-/// given up too.
-const STALLED: Duration = Duration::from_millis(250);
-
-/// One connection and what is known of its health.
+/// One connection and what is known of it.
 pub(super) struct Wire {
     batches: Batches,
-    /// Which run of the server is at the other end, if it tells.
-    pub(super) server_run: Option<u128>,
     health: Arc<Health>,
+    origin: Origin,
     /// What has been found out of the server over this connection.
     known: AtomicU8,
+}
+
+/// Where a reply comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    wire: u64,
+    /// Which run of the server it was, if it tells.
+    pub(super) server_run: Option<u128>,
 }
 
 /// Something that can be found out of a server, and is forgotten with the connection.
@@ -60,90 +55,49 @@ pub(super) struct Wire {
 pub(super) enum Fact {
     HasAcquireScript = 1,
     HasRenewScript = 2,
-    HasReleaseScript = 4,
+    HasFreeScript = 4,
+    HasReleaseScript = 8,
     /// The fencing counter is above all tokens that were ever given.
-    CounterIsRight = 8,
+    CounterIsRight = 16,
 }
 
 impl Wire {
     async fn new(mut connection: MultiplexedConnection, health: Arc<Health>) -> Arc<Self> {
-        let server_run = run_of(&mut connection).await;
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let origin = Origin {
+            wire: NUMBER.fetch_add(1, Relaxed),
+            server_run: run_of(&mut connection).await,
+        };
         Arc::new(Self {
-            batches: Batches::new(connection),
-            server_run,
+            batches: Batches::new(connection, Arc::clone(&health)),
             health,
+            origin,
             known: AtomicU8::new(0),
         })
     }
 
-    /// Sends a command. How long its reply may take, is the caller's business.
-    pub(super) fn run(&self, command: Cmd) -> Reply<'_> {
-        self.run_all(command, Vec::new())
+    /// Sends a command, or several that follow each other in one write; then the reply is an array
+    /// of the replies to each (see [`value`](super::error::value)), and commands of other clients
+    /// may be carried out between them. How long it may take, is the caller's business.
+    pub(super) fn run<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
+        self.batches.call(commands)
     }
 
-    /// Sends commands that follow each other in one write. The reply is an array of the replies to
-    /// each; see [`Wire::value`]. Commands of other clients may be carried out between them.
-    pub(super) fn run_all(&self, first: Cmd, rest: Vec<Cmd>) -> Reply<'_> {
-        Reply {
-            unanswered: Some(Unanswered::new(&self.health)),
-            reply: self.batches.call(first, rest),
-            wire: self,
-        }
+    pub(super) fn origin(&self) -> Origin {
+        self.origin
     }
 
     pub(super) fn knows(&self, fact: Fact) -> bool {
         self.known.load(Relaxed) & fact as u8 != 0
     }
 
+    /// Remembers what was found out.
     pub(super) fn learn(&self, fact: Fact) {
         self.known.fetch_or(fact as u8, Relaxed);
     }
 
     pub(super) fn unlearn(&self, fact: Fact) {
         self.known.fetch_and(!(fact as u8), Relaxed);
-    }
-
-    /// What a command brought.
-    pub(super) fn value(&self, value: Value) -> Result<Value, Failure> {
-        match value {
-            Value::ServerError(error) => Err(self.failure(error.into())),
-            value => Ok(value),
-        }
-    }
-
-    fn failure(&self, error: RedisError) -> Failure {
-        if ends_connection(&error) {
-            self.health.kill();
-        }
-        match error.kind() {
-            ErrorKind::Server(ServerErrorKind::NoScript) => Failure::NoScript,
-            _ => Failure::Storage(storage_error(error)),
-        }
-    }
-}
-
-/// The reply to a call. From it, or from its absence, it is learned how the connection is.
-pub(super) struct Reply<'a> {
-    wire: &'a Wire,
-    reply: batch::Reply<'a>,
-    unanswered: Option<Unanswered<'a>>,
-}
-
-impl Future for Reply<'_> {
-    type Output = Result<Value, Failure>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = ready!(Pin::new(&mut self.reply).poll(cx));
-        match (self.unanswered.take(), &result) {
-            // A connection with a time limit of its own gives up by itself.
-            (Some(unanswered), Err(error)) if error.is_timeout() => drop(unanswered),
-            (Some(unanswered), _) => unanswered.answered(),
-            (None, _) => {}
-        }
-        Poll::Ready(match result {
-            Ok(value) => self.wire.value(value),
-            Err(error) => Err(self.wire.failure(error)),
-        })
     }
 }
 
@@ -164,77 +118,6 @@ async fn connect(
     client
         .get_multiplexed_async_connection_with_config(config)
         .await
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Health {
-    dead: AtomicBool,
-    replies: AtomicU64,
-    /// When the first of those commands was sent that were given up since the last reply, and how
-    /// many replies there had been.
-    silent_since: Mutex<Option<(Instant, u64)>>,
-}
-
-impl Health {
-    fn is_dead(&self) -> bool {
-        self.dead.load(Relaxed)
-    }
-
-    fn kill(&self) {
-        self.dead.store(true, Relaxed);
-    }
-
-    fn replied(&self) {
-        self.replies.fetch_add(1, Relaxed);
-    }
-
-    /// A command that was sent at `sent`, after so many replies, was given up.
-    fn given_up(&self, sent: Instant, replies: u64) {
-        if self.replies.load(Relaxed) != replies {
-            return;
-        }
-        let mut silent_since = self
-            .silent_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let since = match *silent_since {
-            Some((since, at)) if at == replies => since,
-            _ => sent,
-        };
-        *silent_since = Some((since, replies));
-        if since.elapsed() >= STALLED {
-            self.kill();
-        }
-    }
-}
-
-/// A command on its way. Dropped without its reply, it looks whether the connection still gives
-/// any.
-struct Unanswered<'a> {
-    health: &'a Health,
-    replies: u64,
-    since: Instant,
-}
-
-impl<'a> Unanswered<'a> {
-    fn new(health: &'a Health) -> Self {
-        Self {
-            health,
-            replies: health.replies.load(Relaxed),
-            since: Instant::now(),
-        }
-    }
-
-    fn answered(self) {
-        self.health.replied();
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Unanswered<'_> {
-    fn drop(&mut self) {
-        self.health.given_up(self.since, self.replies);
-    }
 }
 
 /// Makes connections for bb8.
@@ -461,22 +344,6 @@ impl ErrorSink<ConnectError> for Failures {
     }
 }
 
-/// Why a command brought no value.
-pub(super) enum Failure {
-    /// The script is not in the server's cache.
-    NoScript,
-    Storage(StorageError),
-}
-
-impl From<Failure> for StorageError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::NoScript => unexpected(),
-            Failure::Storage(error) => error,
-        }
-    }
-}
-
 /// The connection, as commands use it.
 pub(super) struct Connection {
     connector: Connector,
@@ -501,18 +368,40 @@ impl Connection {
         &self.connector
     }
 
-    /// The connection that works, made if there is none.
-    pub(super) async fn wire(&self) -> Result<Arc<Wire>, StorageError> {
+    /// Connects, if there is no connection that works.
+    pub(super) async fn connect(&self) -> Result<(), StorageError> {
+        self.on_wire(|_| ()).await
+    }
+
+    /// Has something sent over the connection, which is made if there is none that works.
+    ///
+    /// Whoever waits for a reply holds no part of the connection: counting all who do so would be
+    /// the one thing about which every task on every core has to agree.
+    pub(super) async fn on_wire<R>(
+        &self,
+        send: impl FnOnce(&Wire) -> R,
+    ) -> Result<R, StorageError> {
         if let Some(wire) = &*self.present.read().unwrap_or_else(PoisonError::into_inner)
             && !wire.health.is_dead()
         {
-            return Ok(Arc::clone(wire));
+            return Ok(send(wire));
         }
         // In a box, or every command's future would be as large as this.
         let wire = Box::pin(self.pooled_wire()).await?;
+        let result = send(&wire);
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
-        *present = Some(Arc::clone(&wire));
-        Ok(wire)
+        *present = Some(wire);
+        Ok(result)
+    }
+
+    /// A reply from there has shown something.
+    pub(super) fn learn(&self, origin: Origin, fact: Fact) {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wire) = &*present
+            && wire.origin.wire == origin.wire
+        {
+            wire.known.fetch_or(fact as u8, Relaxed);
+        }
     }
 
     /// A pool that gives no connection and no reason may have lost the task that was to make one,

@@ -61,9 +61,9 @@ impl Durability {
             got = self.connections.get() => got.map_err(|_| self.failures.last())?,
             () = failed => return Err(self.failures.last()),
         };
-        let token = request.token.to_text();
+        let token = request.token.text();
         let arguments = |command: &mut Cmd| {
-            command.arg(&token).arg(millis(request.ttl));
+            command.arg(&*token).arg(millis(request.ttl));
         };
         let mut wait = redis::cmd("WAIT");
         wait.arg(self.replicas).arg(millis(self.timeout));

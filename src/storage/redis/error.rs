@@ -1,8 +1,47 @@
 //! Redis errors as storage errors.
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::error::{StorageError, StorageErrorKind};
+
+/// Why a command brought no value.
+pub(super) enum Failure {
+    /// The script is not in the server's cache.
+    NoScript,
+    Storage(StorageError),
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            ErrorKind::Server(ServerErrorKind::NoScript) => Self::NoScript,
+            _ => Self::Storage(storage_error(error)),
+        }
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
+        Self::Storage(error)
+    }
+}
+
+impl From<Failure> for StorageError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoScript => unexpected(),
+            Failure::Storage(error) => error,
+        }
+    }
+}
+
+/// What a command brought.
+pub(super) fn value(value: Value) -> Result<Value, Failure> {
+    match value {
+        Value::ServerError(error) => Err(RedisError::from(error).into()),
+        value => Ok(value),
+    }
+}
 
 /// A storage error of the same meaning. Redis never repeats a password or a key's value in its
 /// errors.

@@ -9,11 +9,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::names::Pieces;
 use crate::{key::LockName, storage::FencingBlock};
 
 /// The counter's name. No lock has a name with braces.
-pub(super) fn counter(name: &LockName) -> String {
-    ["{", name.prefix(), ":}:fence"].concat()
+pub(super) fn counter(name: &LockName) -> Pieces<'_> {
+    Pieces(["{", name.prefix(), ":}:fence"])
 }
 
 /// The tokens that a reply or a message tells of: the first of so many.

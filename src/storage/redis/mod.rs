@@ -10,12 +10,16 @@
 //!
 //! # Waiting
 //!
-//! Whoever is denied is put into the lock's queue by the same script: a list with one entry a
+//! Whoever is denied is put into the lock's queue by the same script: a string with one line a
 //! process, `{prefix:key}:queue`. A release gives the lock to the first in it and publishes that to
 //! the process's own channel, `prefix:inbox:<id>`. `PUBLISH` answers how many have heard it; nobody
 //! means that the process is gone, and the next one gets the lock. So a lock goes from process to
-//! process in one round trip, in order, and wakes exactly one. A denied acquire also tells the
-//! holder that it is wanted.
+//! process in one round trip, in order, and wakes exactly one.
+//!
+//! A denied acquire also tells the holder that it is wanted, and puts a mark, `!`, behind its token:
+//! a release that meets no mark deletes the lock and need not look for a queue. Clients of other
+//! kinds know no marks, and their locks get none: who waits for such a lock asks for it when its ttl
+//! has run out, and every `interval` before.
 //!
 //! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
 //! asks.
@@ -24,7 +28,7 @@
 //!
 //! Fencing tokens come from one counter, the key `{prefix:}:fence`, which has no expiry. A lock that
 //! is free is taken, and its token with it, by three plain commands in one write: `SET`, `INCRBY`,
-//! and a `GET` that shows that the lock was ours when the token was taken. The counter starts at the
+//! and an `MGET` that shows that the lock was ours when the token was taken. The counter starts at the
 //! server's clock in microseconds, and is raised to it on each new connection and when it is lower
 //! than a token seen before. So tokens keep growing after a restart without persistence, a
 //! `FLUSHALL` or a failover, as long as the clocks of the servers do not differ by more than the
@@ -120,7 +124,9 @@ mod connection;
 mod durability;
 mod error;
 mod fencing;
+mod health;
 mod inbox;
+mod names;
 mod own_pool;
 mod probe;
 mod script;
@@ -138,10 +144,10 @@ use self::{
     address::{Address, refused},
     connection::{Connection, Connector, Fact, Wire},
     durability::Durability,
-    error::unexpected,
+    error::{unexpected, value},
     fencing::Seen,
     own_pool::OwnPool,
-    script::{ACQUIRE, RELEASE, RENEW},
+    script::{ACQUIRE, FREE, RELEASE, RENEW},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
@@ -339,7 +345,7 @@ impl RedisStorageBuilder {
     /// As [`RedisStorage::connect`], and as [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
-        storage.connection.wire().await?;
+        storage.connection.connect().await?;
         Ok(storage)
     }
 
@@ -385,7 +391,7 @@ fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
-fn set_if_free(request: &AcquireRequest, token: &str) -> Cmd {
+fn set_if_free(request: &AcquireRequest, token: &[u8]) -> Cmd {
     let name = request.name.as_str();
     let mut command = Cmd::with_capacity(6, name.len() + 96);
     command
@@ -413,27 +419,18 @@ fn left(millis: i64) -> Option<Duration> {
     u64::try_from(millis).ok().map(Duration::from_millis)
 }
 
+fn granted(wanted: bool) -> AcquireReply {
+    match wanted {
+        true => AcquireReply::granted_and_wanted(),
+        false => AcquireReply::granted(),
+    }
+}
+
 /// The server's time, as `TIME` gives it.
 fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
     let at =
         Duration::from_secs(seconds.unsigned_abs()) + Duration::from_micros(micros.unsigned_abs());
     Stamp { run, at }
-}
-
-/// Frees what an attempt took before it failed: its error says that it was not carried out. If that
-/// fails too, nobody knows.
-async fn give_back(wire: &Wire, request: &AcquireRequest, token: &str) -> Result<(), StorageError> {
-    let arguments = |command: &mut Cmd| {
-        command.arg(token);
-    };
-    match RELEASE.run(wire, &request.name, arguments).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind().is_transient() => Err(error),
-        Err(error) => Err(StorageError::with_source(
-            StorageErrorKind::Unavailable,
-            error,
-        )),
-    }
 }
 
 impl RedisStorage {
@@ -445,80 +442,109 @@ impl RedisStorage {
     /// that of an earlier holder, or higher than that of a later one.
     async fn take_fenced(
         &self,
-        wire: &Wire,
         request: &AcquireRequest,
-        token: &str,
+        token: &[u8],
     ) -> Result<Option<AcquireReply>, StorageError> {
+        let take = |wire: &Wire| {
+            wire.knows(Fact::CounterIsRight).then(|| {
+                let name = request.name.as_str();
+                let mut take = Cmd::with_capacity(3, name.len() + 32);
+                take.arg("INCRBY")
+                    .arg(fencing::counter(&request.name))
+                    .arg(request.fencing);
+                let mut look = Cmd::with_capacity(3, 2 * name.len() + 16);
+                look.arg("MGET").arg(name).arg(names::queue(&request.name));
+                wire.run([set_if_free(request, token), take, look])
+            })
+        };
         let seen = self.fencing.get();
-        let name = request.name.as_str();
-        let mut take = Cmd::with_capacity(3, name.len() + 32);
-        take.arg("INCRBY")
-            .arg(fencing::counter(&request.name))
-            .arg(request.fencing);
-        let mut look = Cmd::with_capacity(2, name.len() + 8);
-        look.arg("GET").arg(name);
-        let replies = wire.run_all(set_if_free(request, token), vec![take, look]);
+        let Some(replies) = self.connection.on_wire(take).await? else {
+            return Ok(None);
+        };
         let Value::Array(replies) = replies.await? else {
             return Err(unexpected());
         };
-        let Ok([set, last, owner]) = <[_; 3]>::try_from(replies) else {
+        let Ok([set, last, found]) = <[_; 3]>::try_from(replies) else {
             return Err(unexpected());
         };
-        let [set, last, owner] = [set, last, owner].map(|reply| wire.value(reply));
-        match set? {
+        match value(set)? {
             Value::Okay => {}
             Value::Nil => return Ok(None),
             _ => return Err(unexpected()),
         }
-        let (last, owner) = match (last, owner) {
-            (Ok(Value::Int(last)), Ok(Value::BulkString(owner))) => (last, owner),
-            // It is gone already.
-            (Ok(_), Ok(Value::Nil)) => return Ok(None),
+        let (last, found) = match (value(last), value(found)) {
+            (Ok(Value::Int(last)), Ok(Value::Array(found))) => (last, found),
             (Ok(_), Ok(_)) => return Err(unexpected()),
             (Err(error), _) | (_, Err(error)) => {
                 // A lock without its tokens is not what was asked for.
-                give_back(wire, request, token).await?;
+                self.give_back(request, token).await?;
                 return Err(error.into());
             }
         };
+        let (owner, is_wanted) = match &found[..] {
+            [Value::BulkString(owner), queue] => (owner, *queue != Value::Nil),
+            // It is gone already.
+            [Value::Nil, _] => return Ok(None),
+            _ => return Err(unexpected()),
+        };
+        // Others may have come to wait for it meanwhile, and have marked it.
+        let is_ours = owner.strip_suffix(b"!").unwrap_or(owner) == token;
         let first = last.saturating_sub(i64::from(request.fencing) - 1);
         match fencing::block(first, request.fencing) {
-            Some(block) if block.first > seen && owner == token.as_bytes() => {
+            Some(block) if block.first > seen && is_ours => {
                 self.fencing.update(block);
-                Ok(Some(AcquireReply::granted().with_fencing(Some(block))))
+                let granted = granted(is_wanted);
+                Ok(Some(granted.with_fencing(Some(block))))
             }
             _ => {
                 // The counter went back, or somebody else has the lock already.
-                wire.unlearn(Fact::CounterIsRight);
+                let forget = |wire: &Wire| wire.unlearn(Fact::CounterIsRight);
+                self.connection.on_wire(forget).await?;
                 Ok(None)
             }
         }
     }
 
+    /// Frees what an attempt took before it failed: its error says that it was not carried out. If
+    /// that fails too, nobody knows.
+    async fn give_back(&self, request: &AcquireRequest, token: &[u8]) -> Result<(), StorageError> {
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(token);
+        };
+        let given_back = RELEASE.run(&self.connection, &request.name, arguments);
+        match given_back.await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind().is_transient() => Err(error),
+            Err(error) => Err(StorageError::with_source(
+                StorageErrorKind::Unavailable,
+                error,
+            )),
+        }
+    }
+
     /// Takes the lock if it is free, and asks for it otherwise.
     async fn take(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
-        let token = request.token.to_text();
-        let wire = self.connection.wire().await?;
+        let token = request.token.text();
         let fenced = request.fencing > 0;
-        let mut may_be_taken = false;
         if !request.again && !fenced {
-            match wire.run(set_if_free(request, &token)).await? {
+            let set = set_if_free(request, &token);
+            let reply = self.connection.on_wire(|wire| wire.run([set])).await?;
+            match reply.await? {
                 Value::Okay => return Ok(AcquireReply::granted()),
                 Value::Nil => {}
                 _ => return Err(unexpected()),
             }
-        } else if !request.again && wire.knows(Fact::CounterIsRight) {
-            if let Some(reply) = self.take_fenced(&wire, request, &token).await? {
-                return Ok(reply);
-            }
-            may_be_taken = true;
+        } else if !request.again
+            && let Some(reply) = self.take_fenced(request, &token).await?
+        {
+            return Ok(reply);
         }
 
-        let raise = fenced && !wire.knows(Fact::CounterIsRight);
-        let seen = if raise { self.fencing.get() as i64 } else { -1 };
-        let arguments = |command: &mut Cmd| {
+        let arguments = |command: &mut Cmd, wire: &Wire| {
+            let raise = fenced && !wire.knows(Fact::CounterIsRight);
+            let seen = if raise { self.fencing.get() as i64 } else { -1 };
             command
-                .arg(&token)
+                .arg(&*token)
                 .arg(millis(request.ttl))
                 .arg(request.fencing)
                 .arg(seen);
@@ -526,38 +552,36 @@ impl RedisStorage {
                 command.arg(millis(place));
             }
         };
-        let values = match ACQUIRE.run(&wire, &request.name, arguments).await {
-            Ok(Value::Array(values)) => values,
+        let acquired = ACQUIRE.run(&self.connection, &request.name, arguments);
+        let (values, origin) = match acquired.await {
+            Ok((Value::Array(values), origin)) => (values, origin),
             Ok(_) => return Err(unexpected()),
             Err(error) => {
-                if may_be_taken && !error.kind().is_transient() {
-                    give_back(&wire, request, &token).await?;
+                // By the commands before, the lock may be ours.
+                if fenced && !request.again && !error.kind().is_transient() {
+                    self.give_back(request, &token).await?;
                 }
                 return Err(error);
             }
         };
-        if raise {
-            wire.learn(Fact::CounterIsRight);
+        if fenced {
+            self.connection.learn(origin, Fact::CounterIsRight);
         }
         if let [
             Value::BulkString(owner),
             Value::Int(wanted),
             Value::Int(first),
         ] = &values[..]
-            && owner == token.as_bytes()
+            && owner[..] == *token
         {
             let block = fencing::block(*first, request.fencing);
             block.iter().for_each(|block| self.fencing.update(*block));
-            let granted = match wanted {
-                0 => AcquireReply::granted(),
-                _ => AcquireReply::granted_and_wanted(),
-            };
-            return Ok(granted.with_fencing(block));
+            return Ok(granted(*wanted > 0).with_fencing(block));
         }
         match numbers(&values).as_deref() {
             Some([time]) => Ok(AcquireReply::held(left(*time))),
             Some([time, seconds, micros]) => {
-                let stamp = stamp(wire.server_run, *seconds, *micros);
+                let stamp = stamp(origin.server_run, *seconds, *micros);
                 Ok(AcquireReply::queued(left(*time), stamp))
             }
             _ => Err(unexpected()),
@@ -573,8 +597,8 @@ impl LockStorage for RedisStorage {
         {
             if !error.kind().is_transient() {
                 // Nobody will ask for it again.
-                let wire = self.connection.wire().await?;
-                give_back(&wire, request, &request.token.to_text()).await?;
+                self.give_back(request, request.token.text().as_ref())
+                    .await?;
             }
             return Err(error);
         }
@@ -582,17 +606,18 @@ impl LockStorage for RedisStorage {
     }
 
     async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
-        let wire = match self.connection.wire().await {
-            Ok(wire) => wire,
-            Err(error) => return vec![Err(error); requests.len()],
-        };
+        // One for all, or each would try to connect.
+        if let Err(error) = self.connection.connect().await {
+            return vec![Err(error); requests.len()];
+        }
         // They travel together: the connection packs what is sent at the same time into one write.
         join_all(requests.iter().map(async |request| {
-            let token = request.token.to_text();
-            let arguments = |command: &mut Cmd| {
-                command.arg(&token).arg(millis(request.ttl));
+            let token = request.token.text();
+            let arguments = |command: &mut Cmd, _: &Wire| {
+                command.arg(&*token).arg(millis(request.ttl));
             };
-            match RENEW.run(&wire, &request.name, arguments).await {
+            let renewed = RENEW.run(&self.connection, &request.name, arguments);
+            match renewed.await.map(|(value, _)| value) {
                 Ok(Value::Int(0)) => Ok(RenewReply::NotOurs),
                 Ok(Value::Int(1)) => Ok(RenewReply::Renewed),
                 Ok(Value::Int(2)) => Ok(RenewReply::RenewedAndWanted),
@@ -607,32 +632,45 @@ impl LockStorage for RedisStorage {
     }
 
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
-        let token = request.token.to_text();
-        let requeue = request.requeue.map(|requeue| requeue.token.to_text());
-        let arguments = |command: &mut Cmd| {
-            command.arg(&token);
+        let token = request.token.text();
+        if request.unwanted {
+            let arguments = |command: &mut Cmd, _: &Wire| {
+                command.arg(&*token);
+            };
+            let freed = FREE.run(&self.connection, &request.name, arguments).await;
+            match freed.map(|(value, _)| value) {
+                Ok(Value::Int(0)) => return Ok(ReleaseReply::NotOurs),
+                Ok(Value::Int(1)) => return Ok(ReleaseReply::Released),
+                // Somebody has come to wait meanwhile.
+                Ok(Value::Int(2)) => {}
+                Ok(_) => return Err(unexpected()),
+                Err(error) if error.kind() == StorageErrorKind::WrongType => {
+                    return Ok(ReleaseReply::NotOurs);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+
+        let requeue = request.requeue.map(|requeue| requeue.token.text());
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(&*token);
             if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
                 command
-                    .arg(token)
+                    .arg(&**token)
                     .arg(millis(requeue.ttl))
                     .arg(requeue.fencing)
                     .arg(millis(requeue.place));
             }
         };
-        let wire = self.connection.wire().await?;
-        let reply = match RELEASE.run(&wire, &request.name, arguments).await {
-            Err(error) if error.kind() == StorageErrorKind::WrongType => {
-                return Ok(ReleaseReply::NotOurs);
-            }
-            reply => reply?,
-        };
+        let released = RELEASE.run(&self.connection, &request.name, arguments);
+        let (reply, origin) = released.await?;
         match reply {
             Value::Int(0) => Ok(ReleaseReply::NotOurs),
             Value::Int(1) => Ok(ReleaseReply::Released),
             Value::Array(values) => match numbers(&values).as_deref() {
                 Some([ttl, seconds, micros]) => Ok(ReleaseReply::Requeued {
                     ttl: left(*ttl).unwrap_or_default(),
-                    stamp: stamp(wire.server_run, *seconds, *micros),
+                    stamp: stamp(origin.server_run, *seconds, *micros),
                 }),
                 _ => Err(unexpected()),
             },

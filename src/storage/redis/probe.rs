@@ -23,7 +23,7 @@ pub(super) struct Probe(Mutex<Option<Option<u128>>>);
 impl Probe {
     /// Looks, in the background.
     pub(super) fn look(&self, wire: &Arc<Wire>) {
-        let run = Some(wire.server_run);
+        let run = Some(wire.origin().server_run);
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::replace(&mut *last, run) == run {
             return;
@@ -112,7 +112,7 @@ impl Findings {
 async fn ask(wire: &Wire, words: &[&str]) -> Option<String> {
     let mut command = redis::cmd(words.first()?);
     command.arg(&words[1..]);
-    text(wire.run(command).await.ok()?)
+    text(wire.run([command]).await.ok()?)
 }
 
 fn text(value: Value) -> Option<String> {

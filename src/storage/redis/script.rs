@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 use redis::{Cmd, Value};
 
 use super::{
-    connection::{Fact, Failure, Wire},
-    error::unexpected,
-    fencing,
+    connection::{Connection, Fact, Origin, Wire},
+    error::{Failure, unexpected, value},
+    fencing, names,
 };
 use crate::{error::StorageError, key::LockName};
 
@@ -17,91 +17,103 @@ pub(super) struct Script {
     sha: LazyLock<String>,
     /// That the server has it in its cache.
     cached: Fact,
+    /// 1: the lock. 3: its queue and the fencing counter too.
+    keys: u8,
 }
 
 macro_rules! script {
-    ($name:ident, $cached:ident, $($file:literal),+) => {
+    ($name:ident, $cached:ident, $keys:literal, $($file:literal),+) => {
         pub(super) static $name: Script = Script {
             cached: Fact::$cached,
+            keys: $keys,
             text: concat!($(include_str!(concat!("scripts/", $file))),+),
             sha: LazyLock::new(|| redis::Script::new($name.text).get_hash().into()),
         };
     };
 }
 
-script!(ACQUIRE, HasAcquireScript, "pass_on.lua", "acquire.lua");
-script!(RENEW, HasRenewScript, "renew.lua");
-script!(
-    RELEASE,
-    HasReleaseScript,
-    "release_unwanted.lua",
-    "pass_on.lua",
-    "release_wanted.lua"
-);
+script!(ACQUIRE, HasAcquireScript, 3, "queue.lua", "acquire.lua");
+script!(RENEW, HasRenewScript, 1, "renew.lua");
+script!(FREE, HasFreeScript, 1, "free.lua");
+script!(RELEASE, HasReleaseScript, 3, "queue.lua", "release.lua");
 
 impl Script {
-    /// Runs it on a lock, its queue and the fencing counter.
+    /// Runs it on a lock.
     ///
     /// The first time over a connection the text is sent, which puts it into the server's cache:
     /// asked to run what it does not have, the server would do so only after what was sent next.
     /// Should it have left the cache since (`SCRIPT FLUSH`), the text is sent again.
     pub(super) async fn run(
         &self,
-        wire: &Wire,
+        connection: &Connection,
         name: &LockName,
-        arguments: impl FnOnce(&mut Cmd) + Copy,
-    ) -> Result<Value, StorageError> {
-        if wire.knows(self.cached) {
-            let reply = wire.run(command("EVALSHA", &self.sha, name, arguments));
+        arguments: impl Fn(&mut Cmd, &Wire),
+    ) -> Result<(Value, Origin), StorageError> {
+        let send = |wire: &Wire, verb, script| {
+            let mut command = self.command(verb, script, name);
+            arguments(&mut command, wire);
+            (wire.run([command]), wire.origin())
+        };
+        let by_name = |wire: &Wire| {
+            wire.knows(self.cached)
+                .then(|| send(wire, "EVALSHA", &self.sha))
+        };
+        if let Some((reply, origin)) = connection.on_wire(by_name).await? {
             match reply.await {
                 Err(Failure::NoScript) => {}
-                result => return Ok(result?),
+                reply => return Ok((reply?, origin)),
             }
         }
-        let reply = wire
-            .run(command("EVAL", self.text, name, arguments))
-            .await?;
-        wire.learn(self.cached);
-        Ok(reply)
+        let by_text = |wire: &Wire| send(wire, "EVAL", self.text);
+        let (reply, origin) = connection.on_wire(by_text).await?;
+        let value = reply.await?;
+        connection.learn(origin, self.cached);
+        Ok((value, origin))
     }
 
-    /// The same, and then another command over the same connection: what both brought.
+    /// Runs it over one connection, and then another command there: what both brought.
     pub(super) async fn run_and(
         &self,
         wire: &Wire,
         name: &LockName,
-        arguments: impl FnOnce(&mut Cmd) + Copy,
+        arguments: impl Fn(&mut Cmd),
         next: Cmd,
     ) -> Result<(Value, Value), StorageError> {
+        let command = |verb, script| {
+            let mut command = self.command(verb, script, name);
+            arguments(&mut command);
+            command
+        };
         if wire.knows(self.cached) {
-            let script = command("EVALSHA", &self.sha, name, arguments);
-            let Value::Array(replies) = wire.run_all(script, vec![next.clone()]).await? else {
+            let by_name = command("EVALSHA", &self.sha);
+            let Value::Array(replies) = wire.run([by_name, next.clone()]).await? else {
                 return Err(unexpected());
             };
             let Ok([reply, after]) = <[_; 2]>::try_from(replies) else {
                 return Err(unexpected());
             };
-            match wire.value(reply) {
+            match value(reply) {
                 Err(Failure::NoScript) => {}
-                reply => return Ok((reply?, wire.value(after)?)),
+                reply => return Ok((reply?, value(after)?)),
             }
         }
-        let reply = self.run(wire, name, arguments).await?;
-        Ok((reply, wire.run(next).await?))
+        let reply = wire.run([command("EVAL", self.text)]).await?;
+        wire.learn(self.cached);
+        Ok((reply, wire.run([next]).await?))
     }
-}
 
-fn command(verb: &str, script: &str, name: &LockName, arguments: impl FnOnce(&mut Cmd)) -> Cmd {
-    // Room for the script, its keys and the longest arguments, two tokens.
-    let room = script.len() + 3 * name.as_str().len() + 256;
-    let mut command = Cmd::with_capacity(12, room);
-    command
-        .arg(verb)
-        .arg(script)
-        .arg(3)
-        .arg(name.as_str())
-        .arg(name.companion("queue"))
-        .arg(fencing::counter(name));
-    arguments(&mut command);
-    command
+    fn command(&self, verb: &str, script: &str, name: &LockName) -> Cmd {
+        // Room for the script, its keys and the longest arguments, two tokens.
+        let room = script.len() + usize::from(self.keys) * name.as_str().len() + 256;
+        let mut command = Cmd::with_capacity(12, room);
+        command
+            .arg(verb)
+            .arg(script)
+            .arg(self.keys)
+            .arg(name.as_str());
+        if self.keys > 1 {
+            command.arg(names::queue(name)).arg(fencing::counter(name));
+        }
+        command
+    }
 }

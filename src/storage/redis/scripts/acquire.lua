@@ -6,17 +6,21 @@
 -- stands in the queue, which is kept for that many milliseconds, and the answer goes on with the
 -- server's time.
 if tonumber(ARGV[4]) >= 0 then raise(tonumber(ARGV[4])) end
-local owner = redis.call('GET', KEYS[1])
-if not owner then
+local owner, queue = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+if queue and not owner then
   -- Whoever waits longest comes before whoever asks.
-  pass_on(ARGV[1])
-  owner = redis.call('GET', KEYS[1])
+  pass_on(queue, ARGV[1])
+  owner, queue = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 end
-if owner and owner ~= ARGV[1] then
+if owner and not is_of(owner, ARGV[1]) then
   local left = redis.call('PTTL', KEYS[1])
   local answer = { left }
   if ARGV[5] then
-    stand(ARGV[1], ARGV[2], ARGV[3], ARGV[5])
+    stand(queue, ARGV[1], ARGV[2], ARGV[3], ARGV[5])
+    -- Clients of other kinds know no marks: their locks stay as they are.
+    if string.find(owner, '^%x+:%d+$') and string.sub(owner, 33, 33) == ':' then
+      redis.call('APPEND', KEYS[1], '!')
+    end
     local time = redis.call('TIME')
     answer = { left, time[1], time[2] }
   end
@@ -25,8 +29,6 @@ if owner and owner ~= ARGV[1] then
 end
 local first = fence(tonumber(ARGV[3]))
 if type(first) ~= 'number' then return first end
-leave(ARGV[1])
-local others = redis.call('EXISTS', KEYS[2])
--- Last: whoever may not do one of the above is told so, and has no lock.
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return { ARGV[1], others, first }
+local others = queue and leave(queue, ARGV[1])
+redis.call('SET', KEYS[1], others and ARGV[1] .. '!' or ARGV[1], 'PX', ARGV[2])
+return { ARGV[1], others and 1 or 0, first }
