@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::PathBuf,
     process::{self, Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -26,9 +27,13 @@ pub(crate) struct Server {
     connection: Connection,
 }
 
+/// Counts the servers of this process.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
 impl Server {
     pub(crate) fn start() -> Result<Self, Error> {
-        let folder = env::temp_dir().join(format!("lock-bench-{}", process::id()));
+        let number = STARTED.fetch_add(1, Relaxed);
+        let folder = env::temp_dir().join(format!("lock-bench-{}-{number}", process::id()));
         fs::create_dir(&folder)?;
         // Somebody else may take the port in the moment between finding it and starting the server.
         for _ in 0..10 {

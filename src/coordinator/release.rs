@@ -55,6 +55,7 @@ impl Release {
             claim: give_back.claim,
             unwanted: give_back.unwanted,
             rejoin: give_back.rejoin,
+            quiet: give_back.quiet,
             done: None,
         };
         let mut call = errand.call();
@@ -153,6 +154,7 @@ struct Errand {
     unwanted: bool,
     /// Until the first answer.
     rejoin: Option<Rejoin>,
+    quiet: bool,
     /// Who is told the first answer.
     done: Option<oneshot::Sender<Answer>>,
 }
@@ -171,6 +173,7 @@ impl Errand {
                 place: place(rejoin.claim.ttl, rejoin.interval),
                 fencing: self.coordinator.fencing(rejoin.fencing),
             }),
+            quiet: self.quiet,
         };
         Arc::clone(&self.coordinator.storage).release(request)
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tower_distributed_lock::{
-    LockFactory, LockGuard, LockOptions, Unlocked, storage::RedisStorage,
+    LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
+    storage::{LockStorage, RedisStorage},
 };
 
 use super::{Locks, TTL};
@@ -26,12 +27,20 @@ impl Ours {
     }
 
     async fn with_fencing(url: &str, fencing: bool) -> Result<Self, Error> {
+        Self::over(RedisStorage::connect(url).await?, fencing)
+    }
+
+    /// Over the servers at these URLs, with commas in between.
+    pub(crate) async fn redlock(urls: &str, fencing: bool) -> Result<Self, Error> {
+        Self::over(Redlock::connect(urls.split(',')).await?, fencing)
+    }
+
+    fn over(storage: impl LockStorage, fencing: bool) -> Result<Self, Error> {
         let options = LockOptions::builder()
             .ttl(TTL)
             .interval(Duration::from_millis(100))
             .retries(600)
             .build()?;
-        let storage = RedisStorage::connect(url).await?;
         Ok(Self {
             factory: LockFactory::builder(storage).fencing(fencing).build()?,
             options,

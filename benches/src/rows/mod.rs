@@ -4,6 +4,7 @@ mod handoff;
 mod hot_local;
 mod hot_remote;
 mod latency;
+mod redlock;
 mod uncontended;
 mod wait;
 
@@ -15,7 +16,7 @@ pub(crate) struct Group {
     pub(crate) measure: fn(&mut Bench) -> Result<(), Error>,
 }
 
-pub(crate) const GROUPS: [Group; 6] = [
+pub(crate) const GROUPS: [Group; 7] = [
     Group {
         rows: uncontended::ROWS,
         measure: uncontended::measure,
@@ -39,5 +40,9 @@ pub(crate) const GROUPS: [Group; 6] = [
     Group {
         rows: &["handoff"],
         measure: handoff::measure,
+    },
+    Group {
+        rows: redlock::ROWS,
+        measure: redlock::measure,
     },
 ];

@@ -75,13 +75,13 @@ use self::{
     connection::{Connection, Fact, Wire},
     error::{unexpected, value},
     fencing::Seen,
-    script::{ACQUIRE, FREE, RELEASE, RENEW},
+    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, RaiseReply, RaiseRequest,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
     },
 };
 
@@ -110,6 +110,11 @@ impl RedisStorage {
     /// does not accept us. To start without a server, see [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(url: impl Into<String>) -> Result<Self, StorageError> {
         Self::builder(url).connect().await
+    }
+
+    /// Waits until it is connected, or cannot be.
+    pub(crate) async fn connected(&self) -> Result<(), StorageError> {
+        self.connection.connect().await.map(drop)
     }
 
     /// A storage with settings of your own.
@@ -150,7 +155,7 @@ impl RedisStorageBuilder {
     /// As [`RedisStorage::connect`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
-        storage.connection.connect().await?;
+        storage.connected().await?;
         Ok(storage)
     }
 
@@ -176,6 +181,9 @@ impl fmt::Debug for RedisStorageBuilder {
             .finish_non_exhaustive()
     }
 }
+
+/// What the release script takes for a release that tells nobody.
+const QUIET: &str = "quiet";
 
 fn millis(duration: Duration) -> u64 {
     // Options are bounded to 24 h.
@@ -340,8 +348,14 @@ impl LockStorage for RedisStorage {
                 .arg(millis(request.ttl))
                 .arg(request.fencing)
                 .arg(seen);
-            if let Some(place) = request.queue {
-                command.arg(millis(place));
+            match (request.queue, request.hint) {
+                (Some(place), _) => {
+                    command.arg(millis(place));
+                }
+                (None, Some(hint)) => {
+                    command.arg(millis(hint)).arg("hint");
+                }
+                (None, None) => {}
             }
         };
         let acquired = ACQUIRE.run(&self.connection, &request.name, arguments);
@@ -408,7 +422,7 @@ impl LockStorage for RedisStorage {
 
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         let token = request.token.text();
-        if request.unwanted {
+        if request.unwanted && !request.quiet {
             let arguments = |command: &mut Cmd, _: &Wire| {
                 command.arg(&*token);
             };
@@ -429,7 +443,9 @@ impl LockStorage for RedisStorage {
         let requeue = request.requeue.map(|requeue| requeue.token.text());
         let arguments = |command: &mut Cmd, _: &Wire| {
             command.arg(&*token);
-            if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
+            if request.quiet {
+                command.arg(QUIET);
+            } else if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
                 command
                     .arg(&**token)
                     .arg(millis(requeue.ttl))
@@ -455,5 +471,27 @@ impl LockStorage for RedisStorage {
 
     async fn listen(&self, inbox: Inbox) {
         inbox::listen(self.connection.connector(), inbox, &self.fencing).await;
+    }
+
+    async fn raise(&self, request: &RaiseRequest) -> Result<RaiseReply, StorageError> {
+        let token = request.token.text();
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(&*token).arg(request.above);
+        };
+        let raised = RAISE
+            .run(&self.connection, &request.name, arguments)
+            .await?;
+        match raised.0 {
+            Value::Int(0) => Ok(RaiseReply::NotOurs),
+            Value::Int(1) => {
+                // A counter that falls back below this was lost.
+                self.fencing.update(FencingBlock {
+                    first: request.above,
+                    count: 1,
+                });
+                Ok(RaiseReply::Raised)
+            }
+            _ => Err(unexpected()),
+        }
     }
 }
