@@ -105,12 +105,12 @@ impl Coordinator {
         prefix: Arc<str>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            table: Table::new(storage.is_divided()),
             storage,
             clock,
             limits,
             factory: random_id(),
             next_token: AtomicU64::new(1),
-            table: Table::new(),
             keeper: Arc::new(Keeper::new()),
             waiting: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -201,6 +201,9 @@ impl Coordinator {
                 self.waiting.fetch_sub(1, Relaxed);
                 return Err(too_many(self.limits.waiters, WaiterScope::Factory));
             }
+            if options.max_wait().is_zero() {
+                state.stop_giving_way();
+            }
             Ok((
                 Arc::clone(cell),
                 state.join(options.ttl(), options.max_hold(), options.interval()),
@@ -258,13 +261,16 @@ impl Coordinator {
     ) -> Flight {
         // Who does not wait wants no place in the queue.
         let waits = !options.max_wait().is_zero();
+        let place =
+            (waits && self.is_listening()).then(|| self.place(options.ttl(), options.interval()));
+        let in_parts = self.storage.is_divided();
         let request = AcquireRequest {
             name: cell.name.clone(),
             token: attempt.claim.token,
             ttl: self.storage_ttl(attempt.claim.ttl),
             again: attempt.again,
-            queue: (waits && self.is_listening())
-                .then(|| self.place(options.ttl(), options.interval())),
+            queue: place.filter(|_| !in_parts),
+            hint: place.filter(|_| in_parts),
             fencing: self.fencing(attempt.fencing),
         };
         let reply = Arc::clone(&self.storage).acquire(request);
@@ -288,6 +294,8 @@ impl Coordinator {
         self.update(cell, |slot| {
             let random = fastrand::f64();
             let pause = match &outcome {
+                Outcome::Denied { .. } if slot.state.was_told_free() => backoff::after_hint(random),
+                Outcome::Undecided => backoff::after_split(slot.state.splits(), interval, random),
                 Outcome::Denied { holder_ttl, .. } => {
                     backoff::after_denial(*holder_ttl, interval, random)
                 }
@@ -325,6 +333,7 @@ impl Coordinator {
                 } else {
                     self.limits.linger
                 },
+                give_way: backoff::after_giving_way(fastrand::f64()),
             };
             let (ended, effects) = slot
                 .state
@@ -345,8 +354,12 @@ impl Coordinator {
         let mut next: Option<Timestamp> = None;
         let mut renewals = Vec::new();
         let mut effects = Vec::new();
+        let mut done = Vec::new();
         self.table.visit(|cell, slot| {
             let tick = slot.state.tick(now);
+            if slot.state.is_done() {
+                done.push(Arc::clone(cell));
+            }
             if let Some(due) = tick.due {
                 next = Some(next.map_or(due, |next| next.min(due)));
             }
@@ -364,6 +377,7 @@ impl Coordinator {
         for (cell, told, effect) in effects {
             drop(self.carry_out(&cell, told, effect));
         }
+        done.iter().for_each(|cell| self.forget(cell));
         while !renewals.is_empty() {
             let rest = renewals.split_off(renewals.len().min(renewal::BATCH));
             let batch = std::mem::replace(&mut renewals, rest);
@@ -396,6 +410,12 @@ impl Coordinator {
             Message::Wanted(name) => {
                 if let Some(cell) = self.table.find(&name) {
                     self.update(&cell, |slot| ((), slot.state.wanted(now)));
+                }
+            }
+            Message::Free(name) => {
+                if let Some(cell) = self.table.find(&name) {
+                    let ask_at = now + backoff::after_hint(fastrand::f64());
+                    self.update(&cell, |slot| ((), slot.state.free(ask_at)));
                 }
             }
             Message::Listening => {

@@ -161,6 +161,7 @@ struct Errand {
     unwanted: bool,
     /// Until the first answer.
     rejoin: Option<Rejoin>,
+    quiet: bool,
     /// Who is told the first answer.
     done: Option<oneshot::Sender<Answer>>,
 }
@@ -173,6 +174,7 @@ impl Errand {
             claim: give_back.claim,
             unwanted: give_back.unwanted,
             rejoin: give_back.rejoin,
+            quiet: give_back.quiet,
             done: None,
         }
     }
@@ -190,6 +192,7 @@ impl Errand {
                 place: self.coordinator.place(rejoin.claim.ttl, rejoin.interval),
                 fencing: self.coordinator.fencing(rejoin.fencing),
             }),
+            quiet: self.quiet,
         };
         Arc::clone(&self.coordinator.storage).release(request)
     }

@@ -4,6 +4,7 @@ pub(crate) mod by_hand;
 pub(crate) mod ours;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
+pub(crate) mod redis_lock;
 pub(crate) mod rslock;
 
 use std::time::Duration;
@@ -52,10 +53,16 @@ pub(crate) enum Peer {
     Ping,
     /// `SET NX PX` and a published message that wakes who waits.
     Pubsub,
+    /// This library over several servers, with fencing tokens.
+    OursRedlock,
+    /// The same without.
+    OursRedlockUnfenced,
+    /// redis-lock, over any number of servers.
+    RedisLock,
 }
 
 impl Peer {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Ours,
         Self::OursUnfenced,
         Self::OursDispatched,
@@ -65,6 +72,9 @@ impl Peer {
         Self::RslockTuned,
         Self::Ping,
         Self::Pubsub,
+        Self::OursRedlock,
+        Self::OursRedlockUnfenced,
+        Self::RedisLock,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -78,6 +88,9 @@ impl Peer {
             Self::RslockTuned => "rslock_tuned",
             Self::Ping => "ping",
             Self::Pubsub => "pubsub",
+            Self::OursRedlock => "ours_redlock",
+            Self::OursRedlockUnfenced => "ours_redlock_unfenced",
+            Self::RedisLock => "redis_lock",
         }
     }
 

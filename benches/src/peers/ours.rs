@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tower_distributed_lock::{
-    LockFactory, LockGuard, LockOptions, Unlocked, storage::RedisStorage,
+    LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
+    storage::{LockStorage, RedisStorage},
 };
 
 use super::{Locks, TTL};
@@ -30,7 +31,12 @@ impl Ours {
         Self::over(storage.connect().await?, false)
     }
 
-    fn over(storage: RedisStorage, fencing: bool) -> Result<Self, Error> {
+    /// Over the servers at these URLs, with commas in between.
+    pub(crate) async fn redlock(urls: &str, fencing: bool) -> Result<Self, Error> {
+        Self::over(Redlock::connect(urls.split(',')).await?, fencing)
+    }
+
+    fn over(storage: impl LockStorage, fencing: bool) -> Result<Self, Error> {
         let options = LockOptions::builder()
             .ttl(TTL)
             .interval(Duration::from_millis(100))

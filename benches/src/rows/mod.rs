@@ -4,6 +4,7 @@ mod handoff;
 mod hot_local;
 mod hot_remote;
 mod latency;
+mod redlock;
 mod replica;
 mod uncontended;
 mod wait;
@@ -16,7 +17,7 @@ pub(crate) struct Group {
     pub(crate) measure: fn(&mut Bench) -> Result<(), Error>,
 }
 
-pub(crate) const GROUPS: [Group; 7] = [
+pub(crate) const GROUPS: [Group; 8] = [
     Group {
         rows: uncontended::ROWS,
         measure: uncontended::measure,
@@ -44,5 +45,9 @@ pub(crate) const GROUPS: [Group; 7] = [
     Group {
         rows: replica::ROWS,
         measure: replica::measure,
+    },
+    Group {
+        rows: redlock::ROWS,
+        measure: redlock::measure,
     },
 ];

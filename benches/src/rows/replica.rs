@@ -12,7 +12,7 @@ use crate::{
 pub(super) const ROWS: &[&str] = &["uncontended_64_replica", "latency_1_replica"];
 
 pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
-    let _replica = bench.server.add_replica()?;
+    let _replica = bench.servers[0].add_replica()?;
     let peers = [Peer::OursReplicated, Peer::OursUnfenced];
     let figures: [(_, _, fn(&Outcome) -> f64, _); 2] = [
         (64, Unit::PerSecond, Outcome::rate, ROWS[0]),

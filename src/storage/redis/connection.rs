@@ -59,6 +59,7 @@ pub(super) enum Fact {
     HasReleaseScript = 8,
     /// The fencing counter is above all tokens that were ever given.
     CounterIsRight = 16,
+    HasRaiseScript = 32,
 }
 
 impl Wire {

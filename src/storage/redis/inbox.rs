@@ -132,6 +132,7 @@ fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
     let mut words = text.split(' ');
     match words.next()? {
         "w" => Some(Message::Wanted(inbox.name(words.next()?)?)),
+        "f" => Some(Message::Free(inbox.name(words.next()?)?)),
         "g" => {
             let name = inbox.name(words.next()?)?;
             let token = OwnerToken::from_text(words.next()?)?;

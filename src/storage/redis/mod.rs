@@ -48,12 +48,10 @@
 //! refused, not passed over.
 //!
 //! With TLS, the server's certificate has to be valid, for the host that the URL names, and issued
-//! by somebody whom the system trusts, or by [the one that you name]. There is no way to switch
+//! by somebody whom the system trusts, or by the one that you name (`RedisStorageBuilder::root_certificate`). There is no way to switch
 //! that off, and a server that does not speak TLS is not spoken to. The cryptography is what the
 //! process has chosen for rustls (`CryptoProvider::install_default`); if it has not, when the first
 //! storage with TLS is made, that is *ring*, from then on for all of the process.
-//!
-//! [the one that you name]: RedisStorageBuilder::root_certificate
 //!
 //! | what is wrong | [kind](crate::error::StorageErrorKind) |
 //! |---|---|
@@ -147,14 +145,14 @@ use self::{
     error::{unexpected, value},
     fencing::Seen,
     own_pool::OwnPool,
-    script::{ACQUIRE, FREE, RELEASE, RENEW},
+    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
     options::LockOptions,
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, RaiseReply, RaiseRequest,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
     },
 };
 
@@ -186,6 +184,11 @@ impl RedisStorage {
     /// does not accept us. To start without a server, see [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(url: impl Into<String>) -> Result<Self, StorageError> {
         Self::builder(url).connect().await
+    }
+
+    /// Waits until it is connected, or cannot be.
+    pub(crate) async fn connected(&self) -> Result<(), StorageError> {
+        self.connection.connect().await.map(drop)
     }
 
     /// A storage with settings of your own.
@@ -345,7 +348,7 @@ impl RedisStorageBuilder {
     /// As [`RedisStorage::connect`], and as [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
-        storage.connection.connect().await?;
+        storage.connected().await?;
         Ok(storage)
     }
 
@@ -385,6 +388,9 @@ impl fmt::Debug for RedisStorageBuilder {
             .finish_non_exhaustive()
     }
 }
+
+/// What the release script takes for a release that tells nobody.
+const QUIET: &str = "quiet";
 
 fn millis(duration: Duration) -> u64 {
     // Options are bounded to 24 h.
@@ -548,8 +554,14 @@ impl RedisStorage {
                 .arg(millis(request.ttl))
                 .arg(request.fencing)
                 .arg(seen);
-            if let Some(place) = request.queue {
-                command.arg(millis(place));
+            match (request.queue, request.hint) {
+                (Some(place), _) => {
+                    command.arg(millis(place));
+                }
+                (None, Some(hint)) => {
+                    command.arg(millis(hint)).arg("hint");
+                }
+                (None, None) => {}
             }
         };
         let acquired = ACQUIRE.run(&self.connection, &request.name, arguments);
@@ -633,7 +645,7 @@ impl LockStorage for RedisStorage {
 
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         let token = request.token.text();
-        if request.unwanted {
+        if request.unwanted && !request.quiet {
             let arguments = |command: &mut Cmd, _: &Wire| {
                 command.arg(&*token);
             };
@@ -654,7 +666,9 @@ impl LockStorage for RedisStorage {
         let requeue = request.requeue.map(|requeue| requeue.token.text());
         let arguments = |command: &mut Cmd, _: &Wire| {
             command.arg(&*token);
-            if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
+            if request.quiet {
+                command.arg(QUIET);
+            } else if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
                 command
                     .arg(&**token)
                     .arg(millis(requeue.ttl))
@@ -684,6 +698,28 @@ impl LockStorage for RedisStorage {
             // A grant that was made by another process has to be confirmed, too.
             let confirm = self.durability.is_some();
             inbox::listen(connector, inbox, &self.fencing, confirm).await;
+        }
+    }
+
+    async fn raise(&self, request: &RaiseRequest) -> Result<RaiseReply, StorageError> {
+        let token = request.token.text();
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(&*token).arg(request.above);
+        };
+        let raised = RAISE
+            .run(&self.connection, &request.name, arguments)
+            .await?;
+        match raised.0 {
+            Value::Int(0) => Ok(RaiseReply::NotOurs),
+            Value::Int(1) => {
+                // A counter that falls back below this was lost.
+                self.fencing.update(FencingBlock {
+                    first: request.above,
+                    count: 1,
+                });
+                Ok(RaiseReply::Raised)
+            }
+            _ => Err(unexpected()),
         }
     }
 }

@@ -36,6 +36,7 @@ script!(ACQUIRE, HasAcquireScript, 3, "queue.lua", "acquire.lua");
 script!(RENEW, HasRenewScript, 1, "renew.lua");
 script!(FREE, HasFreeScript, 1, "free.lua");
 script!(RELEASE, HasReleaseScript, 3, "queue.lua", "release.lua");
+script!(RAISE, HasRaiseScript, 3, "raise.lua");
 
 impl Script {
     /// Runs it on a lock.
