@@ -132,6 +132,12 @@ impl StorageError {
         }
     }
 
+    /// Which nodes answered what, if this is the error of a
+    /// [`Redlock`](crate::storage::Redlock) that found no majority.
+    pub fn quorum(&self) -> Option<&QuorumNotReached> {
+        self.source.as_ref()?.downcast_ref()
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> StorageErrorKind {
         self.kind
@@ -168,6 +174,30 @@ impl StdError for StorageError {
         // chain.
         self.source.as_ref().and_then(|source| source.source())
     }
+}
+
+/// Too few of a [`Redlock`](crate::storage::Redlock)'s nodes answered to say whether the lock is
+/// ours. The cause of a [`StorageError`]: see [`StorageError::quorum`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{needed} of {nodes} nodes are needed: {ours} said yes, {not_ours} said no, {late} did not \
+     answer in time, {failed} failed"
+)]
+#[non_exhaustive]
+pub struct QuorumNotReached {
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// How many have to agree.
+    pub needed: usize,
+    /// How many did what they were asked.
+    pub ours: usize,
+    /// How many said that the lock is free, or held by somebody else.
+    pub not_ours: usize,
+    /// How many did not answer within the
+    /// [time limit of a node](crate::storage::RedlockBuilder::node_timeout).
+    pub late: usize,
+    /// How many could not be asked, or refused.
+    pub failed: usize,
 }
 
 /// Why a lock was lost before it was given back.
@@ -213,6 +243,18 @@ pub enum InvalidSettings {
     /// The linger time is longer than 24 h.
     #[error("linger must be at most 24 h")]
     Linger,
+    /// The lock delay is longer than 24 h.
+    #[error("lock_delay must be at most 24 h")]
+    LockDelay,
+    /// A Redlock without nodes.
+    #[error("a Redlock needs at least one node")]
+    NoNodes,
+    /// The same server twice among the nodes of a Redlock: its word would count twice.
+    #[error("the nodes of a Redlock have to be different servers")]
+    SameNode,
+    /// The time limit of a Redlock's nodes is zero or longer than 24 h.
+    #[error("node_timeout must be more than zero and at most 24 h")]
+    NodeTimeout,
     /// Nobody could wait, and so nobody could ask.
     #[error("max_waiters and max_waiters_per_key must be at least 1")]
     MaxWaiters,

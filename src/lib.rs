@@ -16,4 +16,5 @@ pub use crate::{
     lock::{Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard, Unlocked},
     middleware::{DistributedLockLayer, HeldLock},
     options::{LockOptions, LockOptionsBuilder},
+    storage::Redlock,
 };

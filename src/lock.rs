@@ -76,6 +76,7 @@ impl LockFactory {
                 storage_timeout: Duration::from_secs(1),
                 fencing: true,
                 linger: Duration::ZERO,
+                lock_delay: Duration::ZERO,
             },
         }
     }
@@ -225,6 +226,28 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
+    /// For how long a lock that its holder lost stays locked: for resources that cannot
+    /// [fence](LockGuard::fencing_token). Default 0: not at all. At most 24 h.
+    ///
+    /// A holder that stood still, or was cut off, is told that its lock is over, and its handler is
+    /// dropped; but a write that it has sent may still be on its way. The storage keeps the lock for
+    /// ttl + `lock_delay` from the last renewal on, and the holder counts on the ttl alone, so nobody
+    /// else enters in between. Make it longer than the longest time that a write can take, time-outs
+    /// and queues of the resource included.
+    ///
+    /// A holder that is done gives the lock back at once, as ever, and so does a handler that is
+    /// dropped half-way while it has its lock, by its client or a time-out. One that lost it leaves it
+    /// to the delay, unless the storage says that it is gone already; so do those whom
+    /// [`LockFactory::drain`] takes it from. After a crash a lock stays for ttl + `lock_delay`. All
+    /// processes that exclude each other use the same.
+    ///
+    /// This is a wait, not a proof: a holder that stands still for longer than the delay, right before
+    /// it writes, still writes late. (Consul has the same under the same name.)
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.limits.lock_delay = delay;
+        self
+    }
+
     /// The clock that leases are measured on. Default [`Clock::system`]. A `MemoryStorage` under
     /// this factory has to have the same.
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -245,6 +268,9 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         }
         if self.limits.linger > LockOptions::MAX_DURATION {
             return Err(InvalidSettings::Linger);
+        }
+        if self.limits.lock_delay > LockOptions::MAX_DURATION {
+            return Err(InvalidSettings::LockDelay);
         }
         if self.limits.waiters == 0 || self.limits.waiters_per_key == 0 {
             return Err(InvalidSettings::MaxWaiters);

@@ -272,7 +272,9 @@ async fn the_documented_user_may_do_all_that_is_needed() {
         let () = node.run(&rules).await;
     }
     let connect = || {
-        let storage = RedisStorage::cluster(redis.urls()).server_credentials("app", "secret");
+        let storage = RedisStorage::cluster(redis.urls())
+            .username("app")
+            .password("secret");
         LockFactory::new(storage.connect_lazily().unwrap())
     };
     let (first, second) = (connect(), connect());

@@ -524,24 +524,6 @@ async fn an_unreadable_url_is_refused_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_url_that_asks_for_tls_is_refused_with_the_reason_and_not_repeated() {
-    let url = format!("rediss://:{PASSWORD}@localhost:6380");
-    let eager = RedisStorage::connect(&url).await.unwrap_err();
-    let lazy = RedisStorage::builder(&url).connect_lazily().unwrap_err();
-    for error in [eager, lazy] {
-        assert_eq!(error.kind(), StorageErrorKind::Rejected);
-        let texts = texts(&error);
-        assert!(
-            texts
-                .iter()
-                .any(|text| text.contains("TLS is not supported")),
-            "{texts:?}"
-        );
-        assert_no_secret(texts, &url);
-    }
-}
-
-#[tokio::test]
 async fn a_key_of_another_type_is_told_and_left_untouched() {
     let server = RedisServer::start().await;
     let lock = lock(&server, "list").await;
@@ -832,6 +814,32 @@ async fn a_lock_is_renewed_for_as_long_as_it_is_held() {
     }
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
     assert_eq!(server.keys().await, 0);
+}
+
+#[tokio::test]
+async fn the_server_keeps_a_lock_for_its_ttl_and_the_delay() {
+    const DELAY: Duration = Duration::from_secs(600);
+    let server = RedisServer::start().await;
+    let connect = async || {
+        let builder = LockFactory::builder(storage(&server).await).lock_delay(DELAY);
+        builder.build().unwrap().create_lock("k").unwrap()
+    };
+    let (first, second) = (connect().await, connect().await);
+    let guard = first.lock(patient()).await.unwrap();
+    let assert_delayed = async |guard: &LockGuard| {
+        assert!(guard.remaining() > LONG / 2 && guard.remaining() < LONG);
+        let left: u64 = server.run("PTTL distributed-locks:k").await;
+        assert!(ms(left) > LONG / 2 + DELAY && ms(left) <= LONG + DELAY);
+    };
+    assert_delayed(&guard).await;
+    let waiting = tokio::spawn(second.lock(patient()));
+    it_stands_in_the_queue(&server).await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    // At once, and by a message.
+    let guard = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
+    assert_delayed(&guard).await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&server).await;
 }
 
 #[tokio::test]
@@ -1315,34 +1323,17 @@ async fn who_waits_hears_of_a_counter_that_cannot_be_used_and_leaves_no_lock() {
     }
 }
 
-/// What the documentation of `storage::redis` says that the user needs, less some commands.
+/// The user that the documentation of `storage::redis` recommends, less some commands.
 async fn user(server: &RedisServer, without: &[&str]) -> String {
-    let mut rules = "ACL SETUSER app reset on >secret ~distributed-locks:* \
-                     ~{distributed-locks:* &distributed-locks:inbox:*"
+    let mut rules = include_str!("../src/storage/redis/acl.txt")
+        .trim()
         .to_owned();
-    for command in [
-        "set",
-        "get",
-        "pttl",
-        "pexpire",
-        "del",
-        "mget",
-        "append",
-        "incrby",
-        "time",
-        "eval",
-        "evalsha",
-        "publish",
-        "subscribe",
-        "ping",
-        "info",
-    ] {
-        if !without.contains(&command) {
-            rules += &format!(" +{command}");
-        }
+    for command in without {
+        rules += &format!(" -{command}");
     }
     let () = server.run(&rules).await;
-    server.url().replace("redis://", "redis://app:secret@")
+    let as_user = "redis://locks:password@";
+    server.url().replace("redis://", as_user)
 }
 
 #[tokio::test]
@@ -1366,7 +1357,8 @@ async fn the_documented_user_may_do_all_that_is_needed() {
     let url = user(&server, &[]).await;
     let connect = async || {
         let storage = RedisStorage::builder(&url).connect_timeout(LIMIT);
-        LockFactory::new(storage.connect().await.unwrap())
+        // That one asks for what it may be refused.
+        LockFactory::new(storage.probe(false).connect().await.unwrap())
     };
     let (first, second) = (connect().await, connect().await);
     let mut last = grow(&[&first, &second, &first], 0).await;

@@ -239,7 +239,7 @@ async fn the_servers_may_have_another_password_than_the_sentinels() {
     let storage = || RedisStorage::sentinel("any", [url.as_str()]);
     let error = storage().connect().await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unauthorized);
-    let storage = storage().server_credentials("default", "of-the-server");
+    let storage = storage().username("default").password("of-the-server");
     assert!(!format!("{storage:?}").contains("of-the"), "{storage:?}");
     let storage = storage.connect().await.unwrap();
     assert!(!format!("{storage:?}").contains("of-the"), "{storage:?}");

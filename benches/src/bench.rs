@@ -1,6 +1,6 @@
 //! What the library costs, beside what others use: `scripts/bench [--quick] [row ..]`.
 //!
-//! One redis-server, one load after the other, ours and the others' in turn; each load comes from
+//! One redis-server (for the rows of Redlock several), one load after the other, ours and the others' in turn; each load comes from
 //! processes of its own. What each row measures is written at the top of its file in `rows/`.
 
 mod clock;
@@ -59,7 +59,7 @@ fn bench(arguments: Vec<String>) -> Result<(), Error> {
     let mut server = Server::start()?;
     report::print_machine(&server.version()?, &plan);
     let mut bench = Bench {
-        server,
+        servers: vec![server],
         plan,
         report: Report { rows },
     };

@@ -171,14 +171,35 @@ impl Rounds {
     }
 }
 
-/// The server, and what is to be measured on it.
+/// The servers, and what is to be measured on them.
 pub(crate) struct Bench {
-    pub(crate) server: Server,
+    /// One, but in the rows of Redlock.
+    pub(crate) servers: Vec<Server>,
     pub(crate) plan: Plan,
     pub(crate) report: Report,
 }
 
 impl Bench {
+    /// Has so many servers from now on.
+    pub(crate) fn set_servers(&mut self, count: usize) -> Result<(), Error> {
+        self.servers.truncate(count);
+        while self.servers.len() < count {
+            self.servers.push(Server::start()?);
+        }
+        Ok(())
+    }
+
+    /// The URLs of all servers, with commas in between.
+    pub(crate) fn url(&self) -> String {
+        let urls: Vec<_> = self.servers.iter().map(Server::url).collect();
+        urls.join(",")
+    }
+
+    /// The CPU time of all servers, in seconds.
+    fn cpu(&mut self) -> Result<f64, Error> {
+        self.servers.iter_mut().map(Server::cpu).sum()
+    }
+
     /// Each peer in turn, and all over again.
     pub(crate) fn rounds(&mut self, peers: &[Peer], work: Work) -> Result<Rounds, Error> {
         let mut rounds: Vec<_> = peers.iter().map(|&peer| (peer, Vec::new())).collect();
@@ -222,15 +243,17 @@ impl Bench {
             pause: work.pause,
             checked: besides == Besides::Checking,
         };
-        self.server.reset()?;
+        for server in &mut self.servers {
+            server.reset()?;
+        }
         let errands = (0..work.processes).map(|_| Errand::Load(job.clone()));
-        let mut team = Worker::team(&self.server.url(), errands)?;
+        let mut team = Worker::team(&self.url(), errands)?;
 
         let commands = match besides {
-            Besides::Counting => Some(self.server.count_commands()?),
+            Besides::Counting => Some(self.servers[0].count_commands()?),
             _ => None,
         };
-        let cpu = self.server.cpu()?;
+        let cpu = self.cpu()?;
         let from = clock::now() + (START + WARM_UP).as_nanos() as u64;
         let window = Window {
             from,
@@ -244,10 +267,10 @@ impl Bench {
             let within = clock::until(window.until) + DRAIN;
             tallies.push(Tally::from_line(&worker.hear("done", within)?)?);
         }
-        let server_cpu = self.server.cpu()? - cpu;
+        let server_cpu = self.cpu()? - cpu;
         let commands = match commands {
             // The two questions for the CPU time are not the clients'.
-            Some(count) => count.stop(&mut self.server)? - 2,
+            Some(count) => count.stop(&mut self.servers[0])? - 2,
             None => 0,
         };
         for worker in team {
@@ -275,18 +298,20 @@ impl Bench {
     /// test says about errors.
     pub(crate) fn validate(&mut self, peer: Peer, run: &str) -> Result<(), Error> {
         let name = peer.name();
-        let failures = self.server.failures()?;
-        if failures > 0 {
-            let errors: String = self.server.run(&["INFO", "errorstats"])?;
-            return Err(format!("{name}: {failures} commands failed: {errors}").into());
-        }
         // The locks alone: what a library keeps besides may stay until it expires.
         let lock = load::key(run, 0).replace('0', "?");
-        for pattern in [lock.clone(), format!("distributed-locks:{lock}")] {
-            let left: Vec<String> = self.server.run(&["KEYS", &pattern])?;
-            if let Some(key) = left.first() {
-                let count = left.len();
-                return Err(format!("{name}: {count} locks were left, such as {key}").into());
+        for server in &mut self.servers {
+            let failures = server.failures()?;
+            if failures > 0 {
+                let errors: String = server.run(&["INFO", "errorstats"])?;
+                return Err(format!("{name}: {failures} commands failed: {errors}").into());
+            }
+            for prefix in ["", "distributed-locks:", "redlock:"] {
+                let left: Vec<String> = server.run(&["KEYS", &format!("{prefix}{lock}")])?;
+                if let Some(key) = left.first() {
+                    let count = left.len();
+                    return Err(format!("{name}: {count} locks were left, such as {key}").into());
+                }
             }
         }
         Ok(())

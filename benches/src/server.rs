@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::PathBuf,
     process::{self, Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -26,9 +27,13 @@ pub(crate) struct Server {
     connection: Connection,
 }
 
+/// Counts the servers of this process.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
 impl Server {
     pub(crate) fn start() -> Result<Self, Error> {
-        let folder = env::temp_dir().join(format!("lock-bench-{}", process::id()));
+        let number = STARTED.fetch_add(1, Relaxed);
+        let folder = env::temp_dir().join(format!("lock-bench-{}-{number}", process::id()));
         fs::create_dir(&folder)?;
         // Somebody else may take the port in the moment between finding it and starting the server.
         for _ in 0..10 {
@@ -60,6 +65,23 @@ impl Server {
             }
         }
         Err("no free port for redis-server in 10 tries".into())
+    }
+
+    /// Starts a replica of this server. Returns when it has all that the server has.
+    pub(crate) fn add_replica(&mut self) -> Result<Self, Error> {
+        // Else it would wait 5 s for other replicas.
+        self.run::<()>(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"])?;
+        let mut replica = Self::start()?;
+        replica.run::<()>(&["REPLICAOF", "127.0.0.1", &self.port.to_string()])?;
+        let started = Instant::now();
+        while started.elapsed() < START {
+            let info: String = self.run(&["INFO", "replication"])?;
+            if info.contains("state=online") {
+                return Ok(replica);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err("the replica does not follow".into())
     }
 
     pub(crate) fn url(&self) -> String {

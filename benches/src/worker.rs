@@ -14,6 +14,7 @@ use crate::{
         ours::{Dispatched, Ours},
         ping::Ping,
         pubsub::Pubsub,
+        redis_lock::RedisLock,
         rslock::Rslock,
     },
 };
@@ -72,6 +73,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
             match errand.peer() {
                 Peer::Ours => carry_out(url, errand, Ours::connect(url).await?).await,
                 Peer::OursUnfenced => carry_out(url, errand, Ours::unfenced(url).await?).await,
+                Peer::OursReplicated => carry_out(url, errand, Ours::replicated(url).await?).await,
                 Peer::OursDispatched => {
                     carry_out(url, errand, Dispatched(Ours::connect(url).await?)).await
                 }
@@ -80,6 +82,11 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
                 Peer::RslockTuned => carry_out(url, errand, Rslock::tuned(url)).await,
                 Peer::Ping => carry_out(url, errand, Ping::connect(url).await?).await,
                 Peer::Pubsub => carry_out(url, errand, Pubsub::connect(url).await?).await,
+                Peer::OursRedlock => carry_out(url, errand, Ours::redlock(url, true).await?).await,
+                Peer::OursRedlockUnfenced => {
+                    carry_out(url, errand, Ours::redlock(url, false).await?).await
+                }
+                Peer::RedisLock => carry_out(url, errand, RedisLock::connect(url).await?).await,
             }
         })
 }
@@ -88,7 +95,7 @@ async fn carry_out<L: Locks>(url: &str, errand: Errand, locks: L) -> Result<(), 
     match errand {
         Errand::Load(job) => {
             let check = match job.checked {
-                true => Some(Check::connect(url, &job.run).await?),
+                true => Some(Check::connect(url.split(',').next().unwrap_or(url), &job.run).await?),
                 false => None,
             };
             say("ready")?;

@@ -220,15 +220,20 @@ impl Waiter {
         let waits = !self.options.max_wait().is_zero();
         let verdict = match &reply {
             Ok(AcquireReply::Granted { .. }) => Ok(()),
-            Ok(AcquireReply::Held { .. }) if waits => {
+            Ok(AcquireReply::Held { .. } | AcquireReply::Undecided) if waits => {
                 self.denied_at = Some(now);
                 Ok(())
             }
-            Ok(AcquireReply::Held { ttl, .. }) => Err(LockError::NotObtained(NotObtained {
-                waited: now.since(self.since),
-                attempts: self.attempts,
-                holder_ttl: *ttl,
-            })),
+            Ok(denied @ (AcquireReply::Held { .. } | AcquireReply::Undecided)) => {
+                Err(LockError::NotObtained(NotObtained {
+                    waited: now.since(self.since),
+                    attempts: self.attempts,
+                    holder_ttl: match denied {
+                        AcquireReply::Held { ttl, .. } => *ttl,
+                        _ => None,
+                    },
+                }))
+            }
             Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };

@@ -23,6 +23,29 @@ pub(crate) fn after_denial(
     }
 }
 
+/// Over how long those are spread who heard at the same time that a lock in parts is free: some
+/// round trips, so that mostly one of them is alone with it for the time that it takes.
+const SPREAD: Duration = Duration::from_millis(4);
+
+/// How long after the word that a lock in parts is free to ask for it.
+pub(crate) fn after_hint(random: f64) -> Duration {
+    SPREAD.mul_f64(random)
+}
+
+/// How long to leave a lock in parts to those who heard that it is free: until one of them has it.
+pub(crate) fn after_giving_way(random: f64) -> Duration {
+    SPREAD.mul_f64(1.0 + random)
+}
+
+/// How long after an attempt that got but parts of a lock, as did others, to ask again. `splits` such
+/// attempts came before it, in a row.
+pub(crate) fn after_split(splits: u32, interval: Duration, random: f64) -> Duration {
+    SPREAD
+        .saturating_mul(1 << splits.min(16))
+        .min(interval)
+        .mul_f64(random)
+}
+
 /// How long after the `failures`-th failure in a row to ask again.
 pub(crate) fn after_failure(failures: u32, interval: Duration, random: f64) -> Duration {
     FIRST_RETRY
@@ -47,6 +70,20 @@ mod tests {
         assert_eq!(after_denial(Some(ms(200)), ms(1_000), 0.0), ms(201));
         assert_eq!(after_denial(Some(ms(200)), ms(1_000), 1.0), ms(211));
         assert_eq!(after_denial(Some(ms(0)), ms(1_000), 1.0), ms(1));
+    }
+
+    #[test]
+    fn who_gave_a_lock_up_comes_after_all_who_were_told() {
+        assert_eq!(after_hint(0.0), ms(0));
+        assert!(after_hint(1.0) <= after_giving_way(0.0));
+    }
+
+    #[test]
+    fn split_votes_are_repeated_at_random_times_over_a_growing_span() {
+        assert_eq!(after_split(0, ms(1_000), 0.0), ms(0));
+        assert_eq!(after_split(0, ms(1_000), 1.0), ms(4));
+        assert_eq!(after_split(3, ms(1_000), 1.0), ms(32));
+        assert_eq!(after_split(u32::MAX, ms(1_000), 1.0), ms(1_000));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Sharing {
     pub(crate) told: bool,
     /// How long a lease that nobody wants is kept, should somebody of this process come back.
     pub(crate) linger: Duration,
+    /// How long this process leaves a lock in parts to others that want it.
+    pub(crate) give_way: Duration,
 }
 
 /// What a renewal brought.
@@ -90,6 +92,8 @@ pub(crate) enum Outcome {
         holder_ttl: Option<Duration>,
         queued: Option<Stamp>,
     },
+    /// Some parts of the lock were got, if any, and nobody is known to have the whole.
+    Undecided,
     /// A release that was to give us a new place in the queue met an empty queue.
     NotQueued,
     Failed(StorageError),
@@ -103,6 +107,11 @@ pub(crate) struct GiveBack {
     pub(crate) unwanted: bool,
     /// Who gets a place in the storage's queue by the same step.
     pub(crate) rejoin: Option<Rejoin>,
+    /// A holder had it, and was told that it has lost it: what it has begun may still go on.
+    pub(crate) was_lost: bool,
+    /// Only parts of the lock are given back: whoever waits for it is not told, and this process
+    /// waits on.
+    pub(crate) quiet: bool,
 }
 
 /// A claim of waiters that gave the lock to others and want it again. What became of it has to be

@@ -26,6 +26,9 @@
 //! - In `BackOff` a **place in the storage's queue** is kept, if the storage gave one: when a
 //!   message says that the lock is ours now, `BackOff` becomes `Held` without another attempt. The
 //!   timer is for messages that never come.
+//! - A lock **in parts**, as of several servers, has no queue: whoever waits is told when it is free,
+//!   and asks after a random time. Each attempt has a token of its own, and one that was not granted
+//!   is released at once: it may have got some of the parts.
 //! - A **lease** outlives a holder's turn: when a turn is done and somebody waits here, the next
 //!   turn starts on the same lease, without a word to the storage. Once another process wants it,
 //!   [`HandoffLimit`] bounds this; then the lease is given up, and by the same step those who still
@@ -78,6 +81,8 @@ enum Phase {
         open: Option<Open>,
         /// It was denied, perhaps because of our own old token, whose release is on its way.
         own_release: bool,
+        /// The word that the lock is free has been heard, and is no more news.
+        told_free: bool,
     },
     /// An attempt is on its way.
     Asking {
@@ -93,12 +98,15 @@ enum Phase {
         ask_again: bool,
         /// A release of ours was on its way when it was sent, and may be carried out after it.
         crosses_release: bool,
+        /// Since it was sent, the lock was said to be free.
+        told_free: bool,
     },
     Held(Held),
 }
 
 /// A claim that the storage may know of: an attempt with it got no answer and may have been carried
-/// out, or it stands in the storage's queue. The next attempt uses its token again.
+/// out, or it stands in the storage's queue. The next attempt uses its token again, if the lock is
+/// not in parts.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     claim: Claim,
@@ -121,6 +129,14 @@ struct Held {
 struct Served {
     turns: u32,
     since: Timestamp,
+}
+
+/// A lease that is over.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    claim: Claim,
+    /// It was lost by a holder.
+    in_turn: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -152,9 +168,13 @@ pub(crate) struct KeyState<W> {
     /// queue tells.
     wanted: bool,
     /// The lease that was lost last. A renewal that was on its way then may have prolonged it.
-    lost: Option<Claim>,
+    lost: Option<Lost>,
     /// How many fencing tokens the last lease could have used.
     fencing_used: u32,
+    /// The storage keeps locks in parts.
+    in_parts: bool,
+    /// Attempts in a row that got but parts of the lock, as those of others did.
+    splits: u32,
 }
 
 impl Held {
@@ -188,7 +208,14 @@ impl<W> KeyState<W> {
             wanted: false,
             lost: None,
             fencing_used: 0,
+            in_parts: false,
+            splits: 0,
         }
+    }
+
+    /// The same for a storage that keeps locks in parts, or not.
+    pub(crate) fn in_parts(self, in_parts: bool) -> Self {
+        Self { in_parts, ..self }
     }
 
     /// Whether there is nothing left to remember about this key.
@@ -225,6 +252,22 @@ impl<W> KeyState<W> {
         self.failures
     }
 
+    /// How many attempts in a row got but parts of the lock.
+    pub(crate) fn splits(&self) -> u32 {
+        self.splits
+    }
+
+    /// Whether the lock was said to be free since the present attempt was sent.
+    pub(crate) fn was_told_free(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Asking {
+                told_free: true,
+                ..
+            }
+        )
+    }
+
     /// A caller wants the key.
     pub(crate) fn join(&mut self, ttl: Duration, max_hold: Duration, interval: Duration) -> Place {
         self.queue.push(Waiter {
@@ -233,6 +276,13 @@ impl<W> KeyState<W> {
             interval,
             wake: None,
         })
+    }
+
+    /// A caller that does not wait asks at once, or not at all.
+    pub(crate) fn stop_giving_way(&mut self) {
+        if matches!(self.phase, Phase::BackOff { .. }) && self.queue.is_empty() {
+            self.phase = Phase::Idle;
+        }
     }
 
     /// A waiter asks what it has to do. It is woken by `wake` when there may be something.
@@ -266,6 +316,9 @@ impl<W> KeyState<W> {
                 waiter.wake = Some(wake());
                 return (Step::AskAt(*until), effects);
             }
+            // A fresh token for each attempt: parts that are released late must not be those of the
+            // next.
+            Phase::BackOff { .. } if self.in_parts => None,
             // Carried out late, it would set its own ttl on the token.
             Phase::BackOff {
                 open: Some(open), ..
@@ -325,6 +378,7 @@ impl<W> KeyState<W> {
             pushed: None,
             ask_again: false,
             crosses_release: self.releasing > 0,
+            told_free: false,
         };
         (Step::Ask(attempt), effects)
     }
@@ -361,6 +415,7 @@ impl<W> KeyState<W> {
                 pushed,
                 ask_again,
                 crosses_release,
+                told_free: _,
             } if *asked == claim => (
                 *sent,
                 *repeated,
@@ -396,6 +451,10 @@ impl<W> KeyState<W> {
                 return self.hold(lease, now);
             }
             Outcome::NotQueued => return self.wake_first(),
+            outcome if self.in_parts => {
+                return self.got_parts(claim, outcome, ask_again, now, until);
+            }
+            Outcome::Undecided => None,
             Outcome::Denied { holder_ttl, queued } => {
                 self.last_error = None;
                 self.held_elsewhere = holder_ttl.map(|ttl| now + ttl);
@@ -430,6 +489,68 @@ impl<W> KeyState<W> {
         }
     }
 
+    /// An attempt at a lock in parts was not granted. What it may have got is given back, and what
+    /// it may have left for us to be told is known by its claim, until nobody waits any more.
+    fn got_parts(
+        &mut self,
+        claim: Claim,
+        outcome: Outcome,
+        ask_again: bool,
+        now: Timestamp,
+        mut until: Timestamp,
+    ) -> Effects<W> {
+        self.failures = self.failures.saturating_add(1);
+        self.splits = match &outcome {
+            Outcome::Undecided => self.splits.saturating_add(1),
+            _ => 0,
+        };
+        let quiet = !matches!(outcome, Outcome::Failed(_));
+        match outcome {
+            Outcome::Failed(error) => self.last_error = Some(error),
+            Outcome::Denied { holder_ttl, .. } => {
+                self.last_error = None;
+                self.held_elsewhere = holder_ttl.map(|ttl| now + ttl);
+            }
+            _ => self.last_error = None,
+        }
+        if ask_again && quiet {
+            until = now;
+        }
+        let open = Open {
+            claim,
+            baseline: None,
+        };
+        self.back_off(until, Some(open), false);
+        if self.queue.is_empty() {
+            return self.nobody_waits();
+        }
+        let mut effects = self.wake_first();
+        effects.release = self
+            .release(claim)
+            .release
+            .map(|give_back| GiveBack { quiet, ..give_back });
+        effects
+    }
+
+    /// The lock, or a part of it, was said to be free. Of those who hear this at the same time each
+    /// asks at a time of its own: this one at `ask_at`.
+    pub(crate) fn free(&mut self, ask_at: Timestamp) -> Effects<W> {
+        match &mut self.phase {
+            Phase::Asking { told_free, .. } => {
+                *told_free = true;
+                Effects::none()
+            }
+            Phase::BackOff {
+                until, told_free, ..
+            } if self.last_error.is_none() && !*told_free => {
+                *told_free = true;
+                *until = (*until).min(ask_at);
+                self.wake_first()
+            }
+            _ => Effects::none(),
+        }
+    }
+
     /// A message says that a token of this process was given the lock.
     pub(crate) fn pushed(&mut self, grant: &PushedGrant, now: Timestamp) -> Effects<W> {
         match &mut self.phase {
@@ -442,7 +563,7 @@ impl<W> KeyState<W> {
                 open: Some(open),
                 until,
                 ..
-            } if open.claim.token == grant.token => {
+            } if open.claim.token == grant.token && !self.in_parts => {
                 let claim = open.claim;
                 let lease = open.baseline.and_then(|baseline| {
                     // What the storage gave, which may be less than was asked for.
@@ -542,6 +663,7 @@ impl<W> KeyState<W> {
 
     fn hold(&mut self, lease: Lease, now: Timestamp) -> Effects<W> {
         self.failures = 0;
+        self.splits = 0;
         self.phase = Phase::Held(Held {
             lease,
             turn: None,
@@ -566,6 +688,7 @@ impl<W> KeyState<W> {
                 until,
                 open,
                 own_release,
+                told_free: false,
             }
         };
     }
@@ -586,11 +709,11 @@ impl<W> KeyState<W> {
                     held.turn = None;
                     (held, turn)
                 }
-                _ => return (Ended::Lost, self.release(claim)),
+                _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost)),
             },
             // The lease was lost while the turn went on. A renewal that was on its way then may
             // have prolonged it in the storage; if so, free it.
-            _ => return (Ended::Lost, self.release(claim)),
+            _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost)),
         };
         let (lease, served) = (&held.lease, held.served);
         let ended = if turn.revoked || lease.is_over(now) || now >= turn.until {
@@ -620,6 +743,19 @@ impl<W> KeyState<W> {
         self.fencing_used = lease.turns().saturating_mul(if may_go_on { 2 } else { 1 });
         let wanted = std::mem::take(&mut self.wanted);
         match next {
+            _ if sharing.told && wanted && self.in_parts => {
+                // There is no queue whose end we could go to. Nor may the next caller of this process
+                // be quicker than those who are only just told.
+                self.phase = Phase::BackOff {
+                    until: now + sharing.give_way,
+                    open: None,
+                    own_release: false,
+                    told_free: true,
+                };
+                let mut effects = self.wake_first();
+                effects.release = self.release(claim).release;
+                (ended, effects)
+            }
             Some((ttl, interval)) if sharing.told && wanted => {
                 // Behind the others, by the same step that gives the lock to the first of them.
                 let requeue = Claim {
@@ -634,8 +770,9 @@ impl<W> KeyState<W> {
                     pushed: None,
                     ask_again: false,
                     crosses_release: false,
+                    told_free: false,
                 };
-                let mut effects = self.release(claim);
+                let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
                     release.rejoin = Some(Rejoin {
                         claim: requeue,
@@ -647,7 +784,7 @@ impl<W> KeyState<W> {
             }
             _ => {
                 self.phase = Phase::Idle;
-                let mut effects = self.release(claim);
+                let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
                     release.unwanted = ended == Ended::Released && !wanted;
                 }
@@ -692,7 +829,12 @@ impl<W> KeyState<W> {
             renew: None,
             due: None,
         };
+        // Long enough have we left it to others.
+        if self.due().is_some_and(|due| due <= now) && matches!(self.phase, Phase::BackOff { .. }) {
+            self.phase = Phase::Idle;
+        }
         let Phase::Held(held) = &mut self.phase else {
+            tick.due = self.due();
             return tick;
         };
         if held.lease.is_over(now) {
@@ -730,8 +872,11 @@ impl<W> KeyState<W> {
 
     /// When to look at the time again.
     pub(crate) fn due(&self) -> Option<Timestamp> {
-        let Phase::Held(held) = &self.phase else {
-            return None;
+        let held = match &self.phase {
+            Phase::Held(held) => held,
+            // Whoever waits looks by itself.
+            Phase::BackOff { until, .. } if self.queue.is_empty() => return Some(*until),
+            _ => return None,
         };
         let mut due = held.lease.deadline;
         let turn = held.turn.as_ref().filter(|turn| !turn.revoked);
@@ -755,7 +900,9 @@ impl<W> KeyState<W> {
             Phase::Held(held) if held.lease.claim == claim => held,
             // Lost meanwhile: nobody else gives it back before its turn ends, if ever. One that was
             // given up has its release on the way.
-            _ if matches!(reply, Some(Renewed::Ours { .. })) && self.lost == Some(claim) => {
+            _ if matches!(reply, Some(Renewed::Ours { .. }))
+                && self.lost.is_some_and(|lost| lost.claim == claim) =>
+            {
                 return self.release(claim);
             }
             _ => return Effects::none(),
@@ -795,7 +942,10 @@ impl<W> KeyState<W> {
 
     fn lose(&mut self, reason: LossReason) -> Effects<W> {
         if let Phase::Held(held) = &self.phase {
-            self.lost = Some(held.lease.claim);
+            self.lost = Some(Lost {
+                claim: held.lease.claim,
+                in_turn: held.turn.is_some(),
+            });
         }
         self.phase = Phase::Idle;
         self.wanted = false;
@@ -824,7 +974,20 @@ impl<W> KeyState<W> {
             claim,
             unwanted: false,
             rejoin: None,
+            was_lost: self
+                .lost
+                .is_some_and(|lost| lost.claim == claim && lost.in_turn),
+            quiet: false,
         });
+        effects
+    }
+
+    /// The same for the claim of a turn that ended so.
+    fn release_ended(&mut self, claim: Claim, ended: Ended) -> Effects<W> {
+        let mut effects = self.release(claim);
+        if let Some(release) = &mut effects.release {
+            release.was_lost |= ended == Ended::Lost;
+        }
         effects
     }
 

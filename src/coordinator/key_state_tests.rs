@@ -39,6 +39,8 @@ struct Told {
     lost: Option<LossReason>,
     deadline: Option<Timestamp>,
     rejoin: Option<Rejoin>,
+    /// The release tells nobody.
+    quiet: bool,
 }
 
 impl Told {
@@ -57,6 +59,14 @@ impl Told {
         Self {
             release: Some(claim),
             ..Self::default()
+        }
+    }
+
+    /// A release of what may be parts of a lock.
+    fn release_parts(claim: Claim) -> Self {
+        Self {
+            quiet: true,
+            ..Self::release(claim)
         }
     }
 
@@ -90,6 +100,7 @@ impl From<Effects<Place>> for Told {
             lost,
             deadline,
             rejoin: release.and_then(|give_back| give_back.rejoin),
+            quiet: release.is_some_and(|give_back| give_back.quiet),
         }
     }
 }
@@ -126,6 +137,7 @@ struct Key {
     /// Whether messages of the storage arrive.
     told: bool,
     linger: Duration,
+    give_way: Duration,
 }
 
 impl Key {
@@ -136,6 +148,16 @@ impl Key {
             tokens: 0,
             told: false,
             linger: Duration::ZERO,
+            give_way: Duration::ZERO,
+        }
+    }
+
+    /// A key whose lock is kept in parts.
+    fn in_parts() -> Self {
+        Self {
+            state: KeyState::new().in_parts(true),
+            give_way: ms(8),
+            ..Self::listening()
         }
     }
 
@@ -400,6 +422,7 @@ impl Key {
                 limit: LIMIT,
                 told: self.told,
                 linger: self.linger,
+                give_way: self.give_way,
             },
             self.now,
             || {
@@ -811,6 +834,7 @@ fn a_lease_that_nears_its_end_is_not_handed_over() {
                 limit,
                 told: false,
                 linger: Duration::ZERO,
+                give_way: Duration::ZERO,
             },
             key.now,
             || panic!("nobody would tell us of a grant"),
@@ -2413,5 +2437,190 @@ mod idle {
         assert_eq!(key.leave(place), Told::release(claim));
         key.release_done();
         assert!(key.state.is_done());
+    }
+}
+
+// --- locks in parts --------------------------------------------------------------------------------
+
+mod in_parts {
+    use super::*;
+
+    #[test]
+    fn whatever_was_not_granted_is_released_and_never_asked_for_again() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        let failure = StorageError::new(StorageErrorKind::Timeout);
+        let refusal = StorageError::new(StorageErrorKind::Unauthorized);
+        let denial = Outcome::Denied {
+            holder_ttl: Some(ms(700)),
+            queued: None,
+        };
+        let mut tokens = Vec::new();
+        // Who waits for the lock is told of what may have been all of it.
+        for (outcome, quiet) in [
+            (denial, true),
+            (Outcome::Undecided, true),
+            (Outcome::Failed(failure), false),
+            (Outcome::Failed(refusal), false),
+        ] {
+            let attempt = key.ask(place);
+            assert_eq!(attempt.again, !tokens.is_empty());
+            tokens.push(attempt.claim.token);
+            let told = Told {
+                quiet,
+                ..Told::release(attempt.claim)
+            };
+            assert_eq!(key.replied(attempt.claim, outcome), told);
+            let at = key.doze(place);
+            assert_eq!(at, key.now + PAUSE);
+            key.pass(PAUSE);
+        }
+        tokens.dedup();
+        assert_eq!(tokens.len(), 4);
+        let turn = key.obtain(place);
+        assert!(!tokens.contains(&turn.claim.token));
+    }
+
+    #[test]
+    fn the_last_waiter_to_leave_gives_up_what_its_process_was_to_be_told() {
+        let mut key = Key::in_parts();
+        let (first, second) = (key.join(), key.join());
+        let claim = key.ask(first).claim;
+        assert_eq!(key.denied(claim), Told::release_parts(claim));
+        key.doze(first);
+        key.release_done();
+        assert_eq!(key.leave(first), Told::nothing());
+        assert_eq!(key.leave(second), Told::release(claim));
+        key.release_done();
+        assert!(key.state.is_done());
+    }
+
+    #[test]
+    fn an_attempt_whose_callers_have_gone_is_released_and_tells_others() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        let claim = key.ask(place).claim;
+        assert_eq!(key.leave(place), Told::nothing());
+        assert_eq!(key.denied(claim), Told::release(claim));
+        key.release_done();
+        assert!(key.state.is_done());
+    }
+
+    #[test]
+    fn the_word_that_it_is_free_is_news_once() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        let claim = key.ask(place).claim;
+        key.denied(claim);
+        key.doze(place);
+        let at = key.now + ms(3);
+        assert_eq!(Told::from(key.state.free(at)), Told::wake(place));
+        assert_eq!(key.doze(place), at);
+        // The other parts say so, too.
+        let sooner = key.now + ms(1);
+        assert_eq!(Told::from(key.state.free(sooner)), Told::nothing());
+        assert_eq!(key.doze(place), at);
+    }
+
+    #[test]
+    fn a_word_that_comes_during_an_attempt_is_remembered() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        let claim = key.ask(place).claim;
+        assert!(!key.state.was_told_free());
+        assert_eq!(Told::from(key.state.free(key.now)), Told::nothing());
+        assert!(key.state.was_told_free());
+        key.denied(claim);
+        assert!(!key.state.was_told_free());
+    }
+
+    #[test]
+    fn a_word_does_not_hurry_a_storage_in_trouble() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        let claim = key.ask(place).claim;
+        key.failed(claim, StorageErrorKind::Unavailable);
+        let at = key.doze(place);
+        assert_eq!(Told::from(key.state.free(key.now)), Told::nothing());
+        assert_eq!(key.doze(place), at);
+    }
+
+    #[test]
+    fn split_votes_are_counted_until_somebody_has_the_lock() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        for splits in 0..3 {
+            let claim = key.ask(place).claim;
+            assert_eq!(key.state.splits(), splits);
+            key.replied(claim, Outcome::Undecided);
+            key.pass(PAUSE);
+        }
+        let claim = key.ask(place).claim;
+        key.denied(claim);
+        assert_eq!(key.state.splits(), 0);
+    }
+
+    #[test]
+    fn who_gives_it_up_to_others_leaves_it_to_them_for_a_while() {
+        let mut key = Key::in_parts();
+        let turn = key.obtain_next();
+        key.wants();
+        let next = key.join();
+        key.sleep(next);
+        key.pass(LIMIT.time);
+        let told = Told::release(turn.claim).and_wake(next);
+        assert_eq!(key.done(turn), (Ended::Released, told));
+        assert_eq!(key.doze(next), key.now + key.give_way);
+        // That it is free is no news.
+        assert_eq!(Told::from(key.state.free(key.now)), Told::nothing());
+        key.release_done();
+        key.pass(key.give_way);
+        assert_ne!(key.ask(next).claim.token, turn.claim.token);
+    }
+
+    #[test]
+    fn so_does_who_has_nobody_waiting_and_is_forgotten_after_it() {
+        let mut key = Key::in_parts();
+        let turn = key.obtain_next();
+        key.wants();
+        let (ended, told) = key.done(turn);
+        assert_eq!((ended, told), (Ended::Released, Told::release(turn.claim)));
+        key.release_done();
+        assert!(!key.state.is_done());
+        assert_eq!(key.state.due(), Some(key.now + key.give_way));
+        // A newcomer waits like others.
+        let place = key.join();
+        assert_eq!(key.doze(place), key.now + key.give_way);
+        assert_eq!(key.leave(place), Told::nothing());
+        assert!(key.state.is_done());
+
+        let turn = key.obtain_next();
+        key.wants();
+        let _ = key.done(turn);
+        key.release_done();
+        key.pass(key.give_way);
+        assert_eq!(key.tick(), (None, None));
+        assert!(key.state.is_done());
+    }
+
+    #[test]
+    fn a_caller_that_does_not_wait_does_not_give_way() {
+        let mut key = Key::in_parts();
+        let turn = key.obtain_next();
+        key.wants();
+        let _ = key.done(turn);
+        key.release_done();
+        key.state.stop_giving_way();
+        key.obtain_next();
+    }
+
+    #[test]
+    fn a_lock_that_nobody_else_wants_is_asked_for_at_once() {
+        let mut key = Key::in_parts();
+        let turn = key.obtain_next();
+        let _ = key.done(turn);
+        key.release_done();
+        assert!(key.state.is_done());
+        key.obtain_next();
     }
 }

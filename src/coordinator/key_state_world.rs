@@ -854,6 +854,7 @@ impl World {
                 limit: LIMIT,
                 told: process.listens,
                 linger: LINGER[index],
+                give_way: Duration::ZERO,
             },
             self.now,
             || {
@@ -1255,7 +1256,10 @@ impl Process {
             Outcome::Failed(_) if self.open.contains(&token) => {}
             // Asked for without a place, it may stand there from before.
             Outcome::Denied { .. } if self.queued.contains(&token) => {}
-            Outcome::Denied { .. } | Outcome::NotQueued | Outcome::Failed(_) => {
+            Outcome::Denied { .. }
+            | Outcome::Undecided
+            | Outcome::NotQueued
+            | Outcome::Failed(_) => {
                 self.open.remove(&token);
                 self.owed.remove(&token);
                 self.given_back.insert(token);

@@ -72,6 +72,8 @@ pub(crate) struct Limits {
     /// Whether locks come with fencing tokens.
     pub(crate) fencing: bool,
     pub(crate) linger: Duration,
+    /// How much longer the storage keeps a lock than we rely on it.
+    pub(crate) lock_delay: Duration,
 }
 
 /// How many fencing tokens a lease that may linger comes with at least.
@@ -103,12 +105,12 @@ impl Coordinator {
         prefix: Arc<str>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            table: Table::new(storage.is_divided()),
             storage,
             clock,
             limits,
             factory: random_id(),
             next_token: AtomicU64::new(1),
-            table: Table::new(),
             keeper: Arc::new(Keeper::new()),
             waiting: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -144,6 +146,17 @@ impl Coordinator {
             Limits { linger, .. } if !linger.is_zero() => usable.max(LINGERING_FENCING),
             _ => usable,
         }
+    }
+
+    /// How long the storage keeps a lock of this ttl.
+    fn storage_ttl(&self, ttl: Duration) -> Duration {
+        ttl + self.limits.lock_delay
+    }
+
+    /// For how long a place in the storage's queue has to be kept: until the present holder's lease
+    /// has run out and its waiter has come to ask, and as long again.
+    fn place(&self, ttl: Duration, interval: Duration) -> Duration {
+        2 * (self.storage_ttl(ttl) + interval)
     }
 
     fn new_token(&self) -> OwnerToken {
@@ -187,6 +200,9 @@ impl Coordinator {
             if self.waiting.fetch_add(1, Relaxed) >= self.limits.waiters {
                 self.waiting.fetch_sub(1, Relaxed);
                 return Err(too_many(self.limits.waiters, WaiterScope::Factory));
+            }
+            if options.max_wait().is_zero() {
+                state.stop_giving_way();
             }
             Ok((
                 Arc::clone(cell),
@@ -245,13 +261,16 @@ impl Coordinator {
     ) -> Flight {
         // Who does not wait wants no place in the queue.
         let waits = !options.max_wait().is_zero();
+        let place =
+            (waits && self.is_listening()).then(|| self.place(options.ttl(), options.interval()));
+        let in_parts = self.storage.is_divided();
         let request = AcquireRequest {
             name: cell.name.clone(),
             token: attempt.claim.token,
-            ttl: attempt.claim.ttl,
+            ttl: self.storage_ttl(attempt.claim.ttl),
             again: attempt.again,
-            queue: (waits && self.is_listening())
-                .then(|| release::place(options.ttl(), options.interval())),
+            queue: place.filter(|_| !in_parts),
+            hint: place.filter(|_| in_parts),
             fencing: self.fencing(attempt.fencing),
         };
         let reply = Arc::clone(&self.storage).acquire(request);
@@ -275,6 +294,8 @@ impl Coordinator {
         self.update(cell, |slot| {
             let random = fastrand::f64();
             let pause = match &outcome {
+                Outcome::Denied { .. } if slot.state.was_told_free() => backoff::after_hint(random),
+                Outcome::Undecided => backoff::after_split(slot.state.splits(), interval, random),
                 Outcome::Denied { holder_ttl, .. } => {
                     backoff::after_denial(*holder_ttl, interval, random)
                 }
@@ -312,6 +333,7 @@ impl Coordinator {
                 } else {
                     self.limits.linger
                 },
+                give_way: backoff::after_giving_way(fastrand::f64()),
             };
             let (ended, effects) = slot
                 .state
@@ -332,8 +354,12 @@ impl Coordinator {
         let mut next: Option<Timestamp> = None;
         let mut renewals = Vec::new();
         let mut effects = Vec::new();
+        let mut done = Vec::new();
         self.table.visit(|cell, slot| {
             let tick = slot.state.tick(now);
+            if slot.state.is_done() {
+                done.push(Arc::clone(cell));
+            }
             if let Some(due) = tick.due {
                 next = Some(next.map_or(due, |next| next.min(due)));
             }
@@ -351,6 +377,7 @@ impl Coordinator {
         for (cell, told, effect) in effects {
             drop(self.carry_out(&cell, told, effect));
         }
+        done.iter().for_each(|cell| self.forget(cell));
         while !renewals.is_empty() {
             let rest = renewals.split_off(renewals.len().min(renewal::BATCH));
             let batch = std::mem::replace(&mut renewals, rest);
@@ -375,13 +402,20 @@ impl Coordinator {
     fn deliver(self: &Arc<Self>, message: Message) {
         let now = self.clock.now();
         match message {
-            Message::Granted(grant) => {
+            Message::Granted(mut grant) => {
+                grant.ttl = grant.ttl.saturating_sub(self.limits.lock_delay);
                 let cell = self.table.find_or_stray(&grant.name);
                 self.update(&cell, |slot| ((), slot.state.pushed(&grant, now)));
             }
             Message::Wanted(name) => {
                 if let Some(cell) = self.table.find(&name) {
                     self.update(&cell, |slot| ((), slot.state.wanted(now)));
+                }
+            }
+            Message::Free(name) => {
+                if let Some(cell) = self.table.find(&name) {
+                    let ask_at = now + backoff::after_hint(fastrand::f64());
+                    self.update(&cell, |slot| ((), slot.state.free(ask_at)));
                 }
             }
             Message::Listening => {
@@ -495,9 +529,13 @@ impl Coordinator {
             holder.prolong(deadline);
         }
         // Before the next waiter is woken, who may ask at once.
-        let release = effects
-            .release
-            .map(|give_back| Release::send(self, cell, give_back));
+        let release = effects.release.map(|give_back| {
+            if give_back.was_lost && !self.limits.lock_delay.is_zero() {
+                Release::leave(self, cell, give_back)
+            } else {
+                Release::send(self, cell, give_back)
+            }
+        });
         if let Some(waker) = effects.wake {
             waker.wake();
         }

@@ -49,14 +49,7 @@ impl Release {
         cell: &Arc<Cell>,
         give_back: GiveBack,
     ) -> Self {
-        let mut errand = Errand {
-            coordinator: Arc::clone(coordinator),
-            cell: Arc::clone(cell),
-            claim: give_back.claim,
-            unwanted: give_back.unwanted,
-            rejoin: give_back.rejoin,
-            done: None,
-        };
+        let mut errand = Errand::new(coordinator, cell, give_back);
         let mut call = errand.call();
         // Only the call itself is polled: a timer made here would end with this runtime, which need
         // not be the one that follows it.
@@ -82,6 +75,21 @@ impl Release {
         Self {
             rest: Some((errand, call)),
             answered: None,
+        }
+    }
+
+    /// A claim that is not sent out, but left to run out by itself.
+    pub(super) fn leave(
+        coordinator: &Arc<Coordinator>,
+        cell: &Arc<Cell>,
+        give_back: GiveBack,
+    ) -> Self {
+        let answer = Ok(ReleaseReply::NotOurs);
+        // Those who wait here stand behind it as behind anybody else's.
+        Errand::new(coordinator, cell, give_back).answered(&answer);
+        Self {
+            rest: None,
+            answered: Some(answer),
         }
     }
 
@@ -153,24 +161,38 @@ struct Errand {
     unwanted: bool,
     /// Until the first answer.
     rejoin: Option<Rejoin>,
+    quiet: bool,
     /// Who is told the first answer.
     done: Option<oneshot::Sender<Answer>>,
 }
 
 impl Errand {
+    fn new(coordinator: &Arc<Coordinator>, cell: &Arc<Cell>, give_back: GiveBack) -> Self {
+        Self {
+            coordinator: Arc::clone(coordinator),
+            cell: Arc::clone(cell),
+            claim: give_back.claim,
+            unwanted: give_back.unwanted,
+            rejoin: give_back.rejoin,
+            quiet: give_back.quiet,
+            done: None,
+        }
+    }
+
     /// The call, to be sent by its first poll.
     fn call(&self) -> BoxFuture<Answer> {
         let request = ReleaseRequest {
             name: self.cell.name.clone(),
             token: self.claim.token,
-            ttl: self.claim.ttl,
+            ttl: self.coordinator.storage_ttl(self.claim.ttl),
             unwanted: self.unwanted,
             requeue: self.rejoin.map(|rejoin| Requeue {
                 token: rejoin.claim.token,
-                ttl: rejoin.claim.ttl,
-                place: place(rejoin.claim.ttl, rejoin.interval),
+                ttl: self.coordinator.storage_ttl(rejoin.claim.ttl),
+                place: self.coordinator.place(rejoin.claim.ttl, rejoin.interval),
                 fencing: self.coordinator.fencing(rejoin.fencing),
             }),
+            quiet: self.quiet,
         };
         Arc::clone(&self.coordinator.storage).release(request)
     }
@@ -199,7 +221,7 @@ impl Errand {
     /// Follows the release to its end, and sends it again if need be.
     async fn run(mut self, mut call: BoxFuture<Answer>) {
         let coordinator = Arc::clone(&self.coordinator);
-        let runs_out = coordinator.clock.now() + self.claim.ttl;
+        let runs_out = coordinator.clock.now() + coordinator.storage_ttl(self.claim.ttl);
         let mut failures = 0;
         loop {
             let answer = timeout(coordinator.limits.storage_timeout, call).await;
@@ -226,10 +248,4 @@ impl Drop for Errand {
         self.coordinator
             .update(&self.cell, |slot| ((), slot.state.release_done()));
     }
-}
-
-/// For how long a place in the storage's queue has to be kept: until the present holder's lease has
-/// run out and its waiter has come to ask, and as long again.
-pub(super) fn place(ttl: Duration, interval: Duration) -> Duration {
-    2 * (ttl + interval)
 }

@@ -30,13 +30,13 @@ impl Renewal {
     }
 
     pub(super) async fn run(mut self) {
+        let coordinator = Arc::clone(&self.coordinator);
         let requests = self.leases.iter().map(|(cell, claim)| RenewRequest {
             name: cell.name.clone(),
             token: claim.token,
-            ttl: claim.ttl,
+            ttl: coordinator.storage_ttl(claim.ttl),
         });
         let requests: Vec<_> = requests.collect();
-        let coordinator = Arc::clone(&self.coordinator);
         let sent = coordinator.clock.now();
         let call = Arc::clone(&coordinator.storage).renew(requests);
         let count = self.leases.len();

@@ -34,11 +34,11 @@ pub(crate) struct Slot {
 }
 
 impl Cell {
-    fn new(name: LockName) -> Self {
+    fn new(name: LockName, in_parts: bool) -> Self {
         Self {
             name,
             slot: Mutex::new(Slot {
-                state: KeyState::new(),
+                state: KeyState::new().in_parts(in_parts),
                 holder: None,
             }),
         }
@@ -57,11 +57,14 @@ type Shard = HashMap<LockName, Arc<Cell>>;
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
+    /// Whether the storage keeps locks in parts.
+    in_parts: bool,
 }
 
 impl Table {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(in_parts: bool) -> Self {
         Self {
+            in_parts,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
         }
@@ -84,7 +87,7 @@ impl Table {
         let mut shard = self.shard(name);
         let cell = shard
             .entry(name.clone())
-            .or_insert_with(|| Arc::new(Cell::new(name.clone())));
+            .or_insert_with(|| Arc::new(Cell::new(name.clone(), self.in_parts)));
         let result = enter(cell, &mut cell.lock());
         if cell.lock().state.is_done() {
             Self::remove(&mut shard, name);
@@ -100,7 +103,7 @@ impl Table {
     /// waits for any more.
     pub(crate) fn find_or_stray(&self, name: &LockName) -> Arc<Cell> {
         self.find(name)
-            .unwrap_or_else(|| Arc::new(Cell::new(name.clone())))
+            .unwrap_or_else(|| Arc::new(Cell::new(name.clone(), self.in_parts)))
     }
 
     /// Forgets the key if there is nothing left to remember.

@@ -25,11 +25,12 @@ use tokio::{
 };
 
 use crate::{
-    error::StorageError,
+    error::{StorageError, StorageErrorKind},
     key::{KeyPrefix, LockKey, LockName},
     storage::{
         AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, Message, OwnerToken,
-        PushedGrant, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Requeue, Stamp,
+        PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
+        RenewRequest, Requeue, Stamp,
     },
 };
 
@@ -64,6 +65,7 @@ pub async fn check<S: LockStorage>(storage: S) {
         .await;
     subject.names_do_not_touch_each_other().await;
     subject.fencing_tokens_grow_from_grant_to_grant().await;
+    subject.tokens_are_raised_for_the_holder_alone().await;
     subject.a_storage_that_listens_keeps_a_queue().await;
 }
 
@@ -111,9 +113,27 @@ impl<S: LockStorage> Subject<S> {
             ttl,
             again,
             queue: None,
+            hint: None,
             fencing: 0,
         };
-        answer("acquire", self.storage.acquire(&request)).await
+        let reply = answer("acquire", self.storage.acquire(&request)).await;
+        if self.storage.is_divided() && !matches!(reply, AcquireReply::Granted { .. }) {
+            self.quiet_release(key, token).await;
+        }
+        reply
+    }
+
+    /// Gives back the parts of a lock that an attempt in vain may have got.
+    async fn quiet_release(&self, key: &str, token: u64) {
+        let request = ReleaseRequest {
+            name: self.name(key),
+            token: self.token(token),
+            ttl: LONG,
+            requeue: None,
+            unwanted: false,
+            quiet: true,
+        };
+        answer("release", self.storage.release(&request)).await;
     }
 
     async fn takes(&self, key: &str, token: u64, ttl: Duration) -> bool {
@@ -164,6 +184,7 @@ impl<S: LockStorage> Subject<S> {
             ttl: LONG,
             unwanted,
             requeue,
+            quiet: false,
         };
         answer("release", self.storage.release(&request)).await
     }
@@ -183,6 +204,7 @@ impl<S: LockStorage> Subject<S> {
                     );
                 }
                 AcquireReply::Held { ttl: None, .. } => {}
+                AcquireReply::Undecided => panic!("nobody else asks for it"),
             }
             assert_eq!(
                 self.release(key, 1).await,
@@ -223,15 +245,20 @@ impl<S: LockStorage> Subject<S> {
             .filter(|(_, reply)| *reply == AcquireReply::granted())
             .map(|(token, _)| token)
             .collect();
-        assert_eq!(
-            winners.len(),
-            1,
+        assert!(
+            winners.len() <= 1,
             "one of many attempts at the same time is granted"
         );
-        assert_eq!(
-            self.release("many", winners[0]).await,
-            ReleaseReply::Released
+        // Of a lock in parts, each may have got some.
+        assert!(
+            winners.len() == 1 || self.storage.is_divided(),
+            "one of many attempts at the same time is granted"
         );
+        if let Some(winner) = winners.first() {
+            assert_eq!(self.release("many", *winner).await, ReleaseReply::Released);
+        }
+        assert!(self.takes("many", 50, LONG).await, "then it is free");
+        assert_eq!(self.release("many", 50).await, ReleaseReply::Released);
     }
 
     async fn a_renewal_prolongs_what_is_ours_and_nothing_else(&self) {
@@ -355,13 +382,63 @@ impl<S: LockStorage> Subject<S> {
         let started = Instant::now();
         loop {
             match answer("acquire", self.storage.acquire(&request)).await {
-                AcquireReply::Held { .. } => {}
+                AcquireReply::Held { .. } | AcquireReply::Undecided => {
+                    if self.storage.is_divided() {
+                        self.quiet_release(key, 6).await;
+                    }
+                }
                 granted => break self.check_block(&mut fence, 1, granted),
             }
             assert!(started.elapsed() < SHORT + LATE, "a lock disappears");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(self.release(key, 6).await, ReleaseReply::Released);
+    }
+
+    /// Where the storage cannot raise its tokens, or has none, there is nothing to check.
+    async fn tokens_are_raised_for_the_holder_alone(&self) {
+        const UP: u64 = 1_000_000;
+        let key = "raised";
+        let mut fence = Fence::default();
+        self.grants(&mut fence, key, 1, false, 1).await;
+        if fence.next > 0 && self.raises(key, 1, fence.next + UP).await != Err(()) {
+            fence.next += UP + 1;
+            // The highest that was asked for counts.
+            assert_eq!(self.raises(key, 1, fence.next - UP).await, Ok(true));
+            assert_eq!(
+                self.raises(key, 2, fence.next + 1_000 * UP).await,
+                Ok(false),
+                "tokens are raised by the holder alone"
+            );
+            let highest = fence.next + 1_000 * UP;
+            assert_eq!(self.release(key, 1).await, ReleaseReply::Released);
+            assert_eq!(
+                self.raises(key, 1, highest).await,
+                Ok(false),
+                "who was the holder cannot raise them"
+            );
+            self.grants(&mut fence, key, 3, true, 2).await;
+            assert!(
+                fence.next <= highest,
+                "whoever does not hold the lock changes nothing"
+            );
+            assert_eq!(self.release(key, 3).await, ReleaseReply::Released);
+        } else {
+            self.release(key, 1).await;
+        }
+    }
+
+    /// Whether the tokens were raised; an error if this cannot be done.
+    async fn raises(&self, key: &str, token: u64, above: u64) -> Result<bool, ()> {
+        let request = RaiseRequest {
+            name: self.name(key),
+            token: self.token(token),
+            above,
+        };
+        match self.storage.raise(&request).await {
+            Err(error) if error.kind() == StorageErrorKind::Rejected => Err(()),
+            reply => Ok(answer("raise", async { reply }).await == RaiseReply::Raised),
+        }
     }
 
     fn fenced_request(
@@ -378,6 +455,7 @@ impl<S: LockStorage> Subject<S> {
             ttl,
             again,
             queue: None,
+            hint: None,
             fencing,
         }
     }
@@ -392,7 +470,7 @@ impl<S: LockStorage> Subject<S> {
     fn check_block(&self, fence: &mut Fence, asked: u32, reply: AcquireReply) {
         match reply {
             AcquireReply::Granted { fencing, .. } => self.check_tokens(fence, asked, fencing),
-            AcquireReply::Held { .. } => panic!("a free lock, or one's own, is granted"),
+            _ => panic!("a free lock, or one's own, is granted"),
         }
     }
 
@@ -431,8 +509,19 @@ impl<S: LockStorage> Subject<S> {
         });
         let listens = pin!(self.storage.listen(inbox));
         let check = pin!(async {
-            self.the_queue_is_served_in_order(&mut messages).await;
-            self.a_grant_from_the_queue_brings_higher_tokens(&mut messages)
+            let first = next(&mut messages, "that it listens").await;
+            assert!(matches!(first, Message::Listening), "{first:?}");
+            if self.storage.is_divided() {
+                // Each part may say so.
+                while let Ok(Some(message)) = timeout(SHORT, messages.recv()).await {
+                    assert!(matches!(message, Message::Listening), "{message:?}");
+                }
+            } else {
+                self.the_queue_is_served_in_order(&mut messages).await;
+                self.a_grant_from_the_queue_brings_higher_tokens(&mut messages)
+                    .await;
+            }
+            self.who_asks_for_a_word_is_told_of_the_release(&mut messages)
                 .await;
         });
         select(listens, check).await;
@@ -440,9 +529,6 @@ impl<S: LockStorage> Subject<S> {
 
     async fn the_queue_is_served_in_order(&self, messages: &mut UnboundedReceiver<Message>) {
         let name = self.name("queue");
-        let first = next(messages, "that it listens").await;
-        assert!(matches!(first, Message::Listening), "{first:?}");
-
         assert!(self.takes("queue", 1, LONG).await);
         let second = self.stands("queue", 2, 0).await;
         match next(messages, "that the lock is wanted").await {
@@ -536,6 +622,102 @@ impl<S: LockStorage> Subject<S> {
         assert_eq!(self.release(key, 5).await, ReleaseReply::Released);
     }
 
+    async fn who_asks_for_a_word_is_told_of_the_release(
+        &self,
+        messages: &mut UnboundedReceiver<Message>,
+    ) {
+        let (key, name) = ("hint", self.name("hint"));
+        let mut others = (1..).map(|number| OwnerToken::new(!self.run, number));
+        let mut other = || others.next().unwrap_or(OwnerToken::new(!self.run, 0));
+        // The lock is another process's; this one listens.
+        let holder = other();
+        assert_eq!(self.asks(key, holder, None).await, AcquireReply::granted());
+        let denied = self.asks(key, self.token(1), Some(LONG)).await;
+        assert!(
+            matches!(denied, AcquireReply::Held { queued: None, .. }),
+            "who asks for a word has no place: {denied:?}"
+        );
+        self.quiet_release(key, 1).await;
+        self.gives_up(key, holder).await;
+        self.is_told(messages, &name).await;
+        // Nobody is given what is free.
+        let next = other();
+        assert_eq!(self.asks(key, next, None).await, AcquireReply::granted());
+        // One word for all attempts, also after another attempt in vain, and none to spare.
+        for token in [2, 3] {
+            self.asks(key, self.token(token), Some(LONG)).await;
+            self.quiet_release(key, token).await;
+        }
+        self.gives_up(key, next).await;
+        self.is_told(messages, &name).await;
+        // Who does not wait any more is not told, nor is anybody of a quiet release.
+        let next = other();
+        assert_eq!(self.asks(key, next, None).await, AcquireReply::granted());
+        self.asks(key, self.token(4), Some(LONG)).await;
+        assert_eq!(self.release(key, 4).await, ReleaseReply::NotOurs);
+        self.gives_up(key, next).await;
+        let next = self.token(5);
+        assert_eq!(self.asks(key, next, None).await, AcquireReply::granted());
+        self.asks(key, other(), Some(LONG)).await;
+        self.quiet_release(key, 5).await;
+        is_silent(messages).await;
+        let last = other();
+        self.gives_up(key, last).await;
+        let taken = self.acquire(key, 6, LONG, false).await;
+        assert!(
+            matches!(taken, AcquireReply::Granted { .. }),
+            "what was released quietly is free"
+        );
+        self.release(key, 6).await;
+        is_silent(messages).await;
+    }
+
+    /// That the lock is free is told once, or once by each of its parts; that it is wanted, may be.
+    async fn is_told(&self, messages: &mut UnboundedReceiver<Message>, name: &LockName) {
+        let mut told = 0;
+        loop {
+            match timeout(SHORT, messages.recv()).await {
+                Ok(Some(Message::Free(free))) => {
+                    assert_eq!(free, *name);
+                    told += 1;
+                }
+                Ok(Some(Message::Wanted(_))) => {}
+                Ok(other) => panic!("that a lock is free is told, not {other:?}"),
+                Err(_) if told > 0 => break,
+                Err(_) => match next(messages, "that a lock is free").await {
+                    Message::Free(_) => told += 1,
+                    _ => continue,
+                },
+            }
+        }
+        assert!(told == 1 || self.storage.is_divided(), "told {told} times");
+    }
+
+    async fn asks(&self, key: &str, token: OwnerToken, hint: Option<Duration>) -> AcquireReply {
+        let request = AcquireRequest {
+            name: self.name(key),
+            token,
+            ttl: LONG,
+            again: hint.is_some(),
+            queue: None,
+            hint,
+            fencing: 0,
+        };
+        answer("acquire", self.storage.acquire(&request)).await
+    }
+
+    async fn gives_up(&self, key: &str, token: OwnerToken) {
+        let request = ReleaseRequest {
+            name: self.name(key),
+            token,
+            ttl: LONG,
+            requeue: None,
+            unwanted: false,
+            quiet: false,
+        };
+        answer("release", self.storage.release(&request)).await;
+    }
+
     /// Asks for a place in the queue of a held lock, and says when it was had.
     async fn stands(&self, key: &str, token: u64, fencing: u32) -> Stamp {
         let request = AcquireRequest {
@@ -544,6 +726,7 @@ impl<S: LockStorage> Subject<S> {
             ttl: LONG,
             again: false,
             queue: Some(LONG),
+            hint: None,
             fencing,
         };
         match answer("acquire", self.storage.acquire(&request)).await {
@@ -571,6 +754,16 @@ async fn granted(messages: &mut UnboundedReceiver<Message>) -> PushedGrant {
             Message::Wanted(_) => {}
             other => panic!("a grant is told, not {other:?}"),
         }
+    }
+}
+
+/// Nobody waits any more.
+async fn is_silent(messages: &mut UnboundedReceiver<Message>) {
+    while let Ok(Some(message)) = timeout(SHORT, messages.recv()).await {
+        assert!(
+            matches!(message, Message::Wanted(_)),
+            "nobody waits any more, yet we are told {message:?}"
+        );
     }
 }
 

@@ -15,7 +15,8 @@ use crate::{
     key::LockName,
     storage::{
         AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, Message, OwnerToken,
-        PushedGrant, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
+        PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
+        RenewRequest, Stamp,
     },
 };
 
@@ -46,6 +47,7 @@ struct Locks {
 struct Lock {
     owner: Option<Owner>,
     queue: VecDeque<Place>,
+    hints: Vec<Hint>,
 }
 
 #[derive(Clone, Copy)]
@@ -61,6 +63,13 @@ struct Place {
     ttl: Duration,
     fencing: u32,
     /// Whoever has not come to ask until then has gone.
+    until: Timestamp,
+}
+
+/// A process that wants to hear that a lock is free.
+#[derive(Clone, Copy)]
+struct Hint {
+    inbox: u128,
     until: Timestamp,
 }
 
@@ -102,6 +111,14 @@ impl MemoryStorage {
         self.locks().locks.clear();
     }
 
+    /// What a restart without memory does, if the clock shows `time`.
+    #[cfg(test)]
+    pub(crate) fn restart(&self, time: u64) {
+        let mut locks = self.locks();
+        locks.locks.clear();
+        locks.fencing = time;
+    }
+
     fn locks(&self) -> MutexGuard<'_, Locks> {
         // Nothing below panics while it holds the lock with the map half changed.
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
@@ -122,7 +139,10 @@ impl MemoryStorage {
             && owner.token != request.token
         {
             let ttl = Some(owner.until.since(now));
-            locks.tell(owner.token, Message::Wanted(request.name.clone()));
+            locks.tell(owner.token.inbox(), Message::Wanted(request.name.clone()));
+            if let Some(place) = request.hint {
+                locks.hint(&request.name, request.token.inbox(), now + place);
+            }
             let Some(place) = request.queue else {
                 return AcquireReply::held(ttl);
             };
@@ -140,11 +160,12 @@ impl MemoryStorage {
         let fencing = locks.fencing(request.fencing);
         let lock = locks.locks.entry(request.name.clone()).or_default();
         lock.queue.retain(|place| place.token != request.token);
+        lock.forget_hint(request.token.inbox());
         lock.owner = Some(Owner {
             token: request.token,
             until: now + request.ttl,
         });
-        let reply = if lock.queue.is_empty() {
+        let reply = if lock.has_no_waiters() {
             AcquireReply::granted()
         } else {
             AcquireReply::granted_and_wanted()
@@ -164,7 +185,7 @@ impl MemoryStorage {
             }
             _ => return RenewReply::NotOurs,
         }
-        if lock.queue.is_empty() {
+        if lock.has_no_waiters() {
             RenewReply::Renewed
         } else {
             RenewReply::RenewedAndWanted
@@ -178,14 +199,27 @@ impl MemoryStorage {
             return ReleaseReply::NotOurs;
         };
         let owner = lock.owner(now);
-        if owner.is_none_or(|owner| owner.token != request.token) {
+        let ours = owner.is_some_and(|owner| owner.token == request.token);
+        if !request.quiet {
+            lock.forget_hint(request.token.inbox());
+        }
+        if !ours {
             lock.queue.retain(|place| place.token != request.token);
-            if lock.owner(now).is_none() && lock.queue.is_empty() {
+            if owner.is_none() && lock.has_no_waiters() {
                 locks.locks.remove(&request.name);
             }
             return ReleaseReply::NotOurs;
         }
         lock.owner = None;
+        if request.quiet {
+            if lock.has_no_waiters() {
+                locks.locks.remove(&request.name);
+            }
+            return ReleaseReply::Released;
+        }
+        for hint in std::mem::take(&mut lock.hints) {
+            locks.tell(hint.inbox, Message::Free(request.name.clone()));
+        }
         let next = locks.pass_on(&request.name, None, now);
         match (next, request.requeue) {
             (None, _) => {
@@ -202,7 +236,7 @@ impl MemoryStorage {
                     until,
                 };
                 locks.stand(&request.name, place);
-                locks.tell(next.token, Message::Wanted(request.name.clone()));
+                locks.tell(next.token.inbox(), Message::Wanted(request.name.clone()));
                 ReleaseReply::Requeued {
                     ttl: next.until.since(now),
                     stamp: stamp(now),
@@ -236,6 +270,14 @@ impl Default for Locks {
 impl Lock {
     fn owner(&self, now: Timestamp) -> Option<Owner> {
         self.owner.filter(|owner| owner.until > now)
+    }
+
+    fn has_no_waiters(&self) -> bool {
+        self.queue.is_empty() && self.hints.is_empty()
+    }
+
+    fn forget_hint(&mut self, inbox: u128) {
+        self.hints.retain(|hint| hint.inbox != inbox);
     }
 }
 
@@ -273,7 +315,7 @@ impl Locks {
                 wanted,
                 fencing: self.fencing(first.fencing),
             };
-            self.tell(first.token, Message::Granted(grant));
+            self.tell(first.token.inbox(), Message::Granted(grant));
             return Some(owner);
         }
     }
@@ -287,6 +329,13 @@ impl Locks {
         }
     }
 
+    /// Keeps in mind that a process wants to hear when the lock is free.
+    fn hint(&mut self, name: &LockName, inbox: u128, until: Timestamp) {
+        let lock = self.locks.entry(name.clone()).or_default();
+        lock.forget_hint(inbox);
+        lock.hints.push(Hint { inbox, until });
+    }
+
     /// The next `count` fencing tokens.
     fn fencing(&mut self, count: u32) -> Option<FencingBlock> {
         let block = FencingBlock {
@@ -297,8 +346,8 @@ impl Locks {
         (count > 0).then_some(block)
     }
 
-    fn tell(&self, token: OwnerToken, message: Message) {
-        if let Some(inbox) = self.inboxes.get(&token.inbox()) {
+    fn tell(&self, inbox: u128, message: Message) {
+        if let Some(inbox) = self.inboxes.get(&inbox) {
             // An inbox that has just been closed: its owner asks again.
             let _ = inbox.send(message);
         }
@@ -310,7 +359,8 @@ impl Locks {
         if self.locks.len() >= self.sweep_at {
             self.locks.retain(|_, lock| {
                 lock.queue.retain(|place| place.until > now);
-                lock.owner(now).is_some() || !lock.queue.is_empty()
+                lock.hints.retain(|hint| hint.until > now);
+                lock.owner(now).is_some() || !lock.has_no_waiters()
             });
             self.sweep_at = (2 * self.locks.len()).max(64);
             self.locks.shrink_to(self.sweep_at);
@@ -345,6 +395,18 @@ impl LockStorage for MemoryStorage {
         while let Some(message) = messages.recv().await {
             inbox.deliver(message);
         }
+    }
+
+    async fn raise(&self, request: &RaiseRequest) -> Result<RaiseReply, StorageError> {
+        let now = self.clock.now();
+        let mut locks = self.locks();
+        let lock = locks.locks.get(&request.name);
+        let owner = lock.and_then(|lock| lock.owner(now));
+        if owner.is_none_or(|owner| owner.token != request.token) {
+            return Ok(RaiseReply::NotOurs);
+        }
+        locks.fencing = locks.fencing.max(request.above);
+        Ok(RaiseReply::Raised)
     }
 }
 

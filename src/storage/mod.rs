@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`MemoryStorage`] | one process: trying it out, tests, a single replica |
 //! | `RedisStorage` (feature `redis`) | many processes: one Redis server, Sentinel, or Cluster |
+//! | [`Redlock`] | many processes, and locks that outlive the loss of a server: a majority of several |
 //! | your own | whatever can compare and set with an expiry |
 //!
 //! A storage does three things, each in one step that nothing can come between: set a name to a
@@ -14,15 +15,19 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+pub mod quorum;
 #[cfg(feature = "redis")]
 pub mod redis;
 
 use std::{fmt, future::Future, ops::Deref, pin::Pin, sync::Arc, time::Duration};
 
-pub use self::memory::MemoryStorage;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStorage;
-use crate::error::StorageError;
+pub use self::{
+    memory::MemoryStorage,
+    quorum::{Redlock, RedlockBuilder},
+};
+use crate::error::{StorageError, StorageErrorKind};
 pub use crate::key::LockName;
 
 /// A place where locks are kept.
@@ -50,10 +55,15 @@ pub use crate::key::LockName;
 /// 8. A storage that [listens](LockStorage::listen) keeps a queue for each lock. A denied acquire
 ///    that asks for it stands at its end, once, however often it is repeated; the holder is told
 ///    that its lock is wanted. A release gives the lock to the first in the queue that can be
-///    told, in the same step. A release with the token of somebody in the queue takes it out.
+///    told, in the same step. A release with the token of somebody in the queue takes it out. Who
+///    [asks for a word](AcquireRequest::hint) instead of a place is told [`Message::Free`] at the
+///    next release that is not [quiet](ReleaseRequest::quiet).
 /// 9. A storage that can fence gives each grant the [`FencingBlock`] that was asked for: numbers
 ///    below 2^53, greater than all that a grant of this lock came with before, also if the storage
-///    has lost its memory since. One that cannot never gives any.
+///    has lost its memory since. One that cannot never gives any. What it gives is also above
+///    whatever it was [raised](LockStorage::raise) to.
+/// 10. A storage that [is divided](LockStorage::is_divided) may be left with parts of a lock by an
+///     acquire that was not granted, until the token is released.
 ///
 /// # Cancel safety
 ///
@@ -99,6 +109,35 @@ pub trait LockStorage: Send + Sync + 'static {
         drop(inbox);
         std::future::ready(())
     }
+
+    /// Makes sure that all fencing tokens from now on are above `request.above`, if the lock
+    /// belongs to `request.token`. It may be done for other locks as well.
+    ///
+    /// With it several storages agree on a token: [`Redlock`] needs it of its nodes. The default
+    /// says that it cannot, by an error of the kind
+    /// [`Rejected`](crate::error::StorageErrorKind::Rejected); locks over such nodes have no fencing
+    /// tokens.
+    fn raise(
+        &self,
+        request: &RaiseRequest,
+    ) -> impl Future<Output = Result<RaiseReply, StorageError>> + Send {
+        let _ = request;
+        let text = "this storage cannot raise its fencing tokens";
+        let error = StorageError::with_source(StorageErrorKind::Rejected, text);
+        std::future::ready(Err(error))
+    }
+
+    /// Whether a lock is kept in parts that are taken one by one, as [`Redlock`] does on several
+    /// servers. Default `false`.
+    ///
+    /// An attempt that was not granted, or whose reply was lost, may have taken some of them. So a
+    /// factory releases its token and takes a new one for the next attempt, where a token of
+    /// another storage would be used again; it asks for [words](AcquireRequest::hint), not for
+    /// places in a queue, and then waits a random time, so that those who are told at the same
+    /// time do not meet again.
+    fn is_divided(&self) -> bool {
+        false
+    }
 }
 
 /// What [`LockStorage::acquire`] is asked.
@@ -120,6 +159,11 @@ pub struct AcquireRequest {
     /// storage that does not [listen](LockStorage::listen) this is never asked. For how long the
     /// place is kept at least without being asked for again.
     pub queue: Option<Duration>,
+    /// Whether the token's process should be told by a [`Message::Free`] when the lock is released,
+    /// if the lock is held by somebody else; and for how long that is kept in mind at least. Once
+    /// for all attempts of a process. Asked of a storage instead of [`queue`](Self::queue), and
+    /// only of one that [listens](LockStorage::listen).
+    pub hint: Option<Duration>,
     /// How many fencing tokens the grant should come with, now or from the queue. 0: none.
     pub fencing: u32,
 }
@@ -144,6 +188,9 @@ pub enum AcquireReply {
         /// When the storage saw the token standing in the lock's queue, if it does.
         queued: Option<Stamp>,
     },
+    /// Nobody is known to hold the lock, but it could not be had: several attempts at the same time
+    /// got some of its parts each. Only of a storage that [is divided](LockStorage::is_divided).
+    Undecided,
 }
 
 /// Fencing tokens that came with a grant: consecutive numbers, to be used in their order.
@@ -161,6 +208,13 @@ pub struct FencingBlock {
 impl FencingBlock {
     /// Tokens are below this: a number that JSON, Lua and signed SQL columns hold exactly.
     pub const LIMIT: u64 = 1 << 53;
+
+    /// The highest of them.
+    pub(crate) fn last(&self) -> u64 {
+        self.first
+            .saturating_add(u64::from(self.count))
+            .saturating_sub(1)
+    }
 
     /// Takes the lowest token out of the block.
     pub(crate) fn take(&mut self) -> Option<u64> {
@@ -199,6 +253,9 @@ pub enum Message {
     Granted(PushedGrant),
     /// Somebody began to wait for a lock that we hold.
     Wanted(LockName),
+    /// A lock, or a part of it, was released, and we had [asked](AcquireRequest::hint) to be told.
+    /// It is free for whoever asks first.
+    Free(LockName),
 }
 
 /// A lock that was given to a token in its queue. Made by [`PushedGrant::new`].
@@ -366,6 +423,10 @@ pub struct ReleaseRequest {
     /// Who wants a place at the end of the queue, once the lock has been given to its first. If the
     /// queue is empty, it gets none.
     pub requeue: Option<Requeue>,
+    /// Whether those who asked to be [told](AcquireRequest::hint) are left to wait: what is released
+    /// is but a part of the lock, of an attempt that did not get the whole. The token's own process
+    /// waits on, too; a release that is not quiet ends its wait.
+    pub quiet: bool,
 }
 
 /// Who wants a place in the queue of a lock that is released.
@@ -396,6 +457,29 @@ pub enum ReleaseReply {
         stamp: Stamp,
     },
     /// The lock was free or held by somebody else. Nothing was changed.
+    NotOurs,
+}
+
+/// What [`LockStorage::raise`] is asked.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RaiseRequest {
+    /// The lock.
+    pub name: LockName,
+    /// Who holds it.
+    pub token: OwnerToken,
+    /// What all fencing tokens from now on are to be greater than. Below
+    /// [`FencingBlock::LIMIT`].
+    pub above: u64,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RaiseReply {
+    /// The lock is held by the request's token, and all fencing tokens from now on are greater.
+    Raised,
+    /// The lock is free or held by somebody else. Nothing was changed.
     NotOurs,
 }
 
@@ -492,6 +576,8 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
     fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>>;
     fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>>;
     fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()>;
+    fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>>;
+    fn is_divided(&self) -> bool;
 }
 
 impl<S: LockStorage> DynStorage for S {
@@ -509,6 +595,14 @@ impl<S: LockStorage> DynStorage for S {
 
     fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()> {
         Box::pin(async move { LockStorage::listen(&*self, inbox).await })
+    }
+
+    fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>> {
+        Box::pin(async move { LockStorage::raise(&*self, &request).await })
+    }
+
+    fn is_divided(&self) -> bool {
+        LockStorage::is_divided(self)
     }
 }
 

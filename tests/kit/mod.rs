@@ -8,6 +8,7 @@
 // Each test binary uses its own part of the kit.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+mod certificates;
 mod cluster;
 mod fake_server;
 mod history;
@@ -22,11 +23,12 @@ use std::{
 };
 
 pub use self::{
+    certificates::{Authority, Certificate},
     cluster::Cluster,
     fake_server::FakeServer,
     history::{History, Stay},
     proxy::Proxy,
-    redis_server::{RedisServer, ServerOptions},
+    redis_server::{RedisServer, ServerOptions, Tls},
     sentinel::Sentinel,
 };
 

@@ -12,7 +12,7 @@ use std::{
 
 use redis::{AsyncConnectionConfig, FromRedisValue, RedisError};
 
-use super::{LIMIT, signal};
+use super::{Certificate, LIMIT, signal};
 
 /// How a server is started. The default: no password, nothing is kept on disk.
 #[derive(Clone, Debug, Default)]
@@ -25,12 +25,24 @@ pub struct ServerOptions {
     pub settings: Vec<String>,
     /// The server is a Sentinel, with this configuration.
     pub sentinel: Option<String>,
+    /// It speaks TLS too, on a second port.
+    pub tls: Option<Tls>,
+}
+
+/// The certificates of a server.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Its own.
+    pub certificate: Certificate,
+    /// Whose certificates it asks its clients for, in PEM. `None`: they need none.
+    pub clients: Option<String>,
 }
 
 /// A redis-server on a free port of the loopback interface, with a directory of its own. Both end
 /// with this value.
 pub struct RedisServer {
     port: u16,
+    tls_port: u16,
     folder: PathBuf,
     options: ServerOptions,
     /// `None` while the server is down.
@@ -57,11 +69,17 @@ impl RedisServer {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             // Different for test binaries that run at the same time.
             let first = (process::id() % 400) as u16 * 50;
-            let port = PORTS.start + (first + number) % (PORTS.end - PORTS.start);
+            let nth = |number| PORTS.start + (first + number) % (PORTS.end - PORTS.start);
+            let port = nth(number);
+            let tls_port = match options.tls {
+                Some(_) => nth(STARTED.fetch_add(1, Ordering::Relaxed)),
+                None => 0,
+            };
             let folder = env::temp_dir().join(format!("redis-kit-{}-{number}", process::id()));
             fs::create_dir(&folder).expect("a directory for the server can be made");
             let mut server = Self {
                 port,
+                tls_port,
                 folder,
                 options: options.clone(),
                 process: None,
@@ -75,6 +93,16 @@ impl RedisServer {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port of a server that speaks TLS too.
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
+    /// The path of its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
     }
 
     /// The URL with the right password, if there is one.
@@ -128,13 +156,25 @@ impl RedisServer {
 
     /// Runs one command, words separated by spaces, on a connection of its own.
     pub async fn run<T: FromRedisValue>(&self, command: &str) -> T {
-        match self.try_run(command).await {
+        let words: Vec<_> = command.split(' ').collect();
+        self.run_words(&words).await
+    }
+
+    /// The same for words that may contain spaces.
+    pub async fn run_words<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        match self.try_run_words(words).await {
             Ok(value) => value,
-            Err(error) => panic!("`{command}` failed: {error}"),
+            Err(error) => panic!("`{words:?}` failed: {error}"),
         }
     }
 
+    /// The same, with the error that the server answers.
     pub async fn try_run<T: FromRedisValue>(&self, command: &str) -> Result<T, RedisError> {
+        let words: Vec<_> = command.split(' ').collect();
+        self.try_run_words(&words).await
+    }
+
+    async fn try_run_words<T: FromRedisValue>(&self, words: &[&str]) -> Result<T, RedisError> {
         let client = redis::Client::open(self.url())?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(LIMIT))
@@ -142,11 +182,8 @@ impl RedisServer {
         let mut connection = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        let mut words = command.split(' ');
-        let mut command = redis::cmd(words.next().unwrap_or_default());
-        for word in words {
-            command.arg(word);
-        }
+        let mut command = redis::Cmd::new();
+        command.arg(words);
         command.query_async(&mut connection).await
     }
 
@@ -220,6 +257,24 @@ impl RedisServer {
             command.args(["--requirepass", password]);
         }
         command.args(&self.options.settings);
+        // Relative to its folder: the whole path may be longer than a socket's may be.
+        command.args(["--unixsocket", "socket"]);
+        if let Some(tls) = &self.options.tls {
+            let write = |name: &str, pem: &str| {
+                fs::write(self.folder.join(name), pem).expect("the server's folder is ours");
+            };
+            write("certificate", &tls.certificate.pem);
+            write("key", &tls.certificate.key);
+            write(
+                "clients",
+                tls.clients.as_ref().unwrap_or(&tls.certificate.pem),
+            );
+            let asks = if tls.clients.is_some() { "yes" } else { "no" };
+            command
+                .args(["--tls-port", &self.tls_port.to_string()])
+                .args(["--tls-cert-file", "certificate", "--tls-key-file", "key"])
+                .args(["--tls-ca-cert-file", "clients", "--tls-auth-clients", asks]);
+        }
         let process = match command.spawn() {
             Ok(process) => process,
             Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(

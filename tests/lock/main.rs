@@ -11,6 +11,7 @@
 )]
 
 mod away;
+mod delay;
 mod faulty;
 mod leaving;
 mod loss;

@@ -4,6 +4,7 @@ pub(crate) mod by_hand;
 pub(crate) mod ours;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
+pub(crate) mod redis_lock;
 pub(crate) mod rslock;
 
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub(crate) enum Peer {
     OursUnfenced,
     /// This library; the guard is dropped, as the layer does it.
     OursDispatched,
+    /// This library without fencing tokens, and each lock counts when a replica has it.
+    OursReplicated,
     /// `SET NX PX` and compare-and-delete.
     ByHand,
     /// rslock as it comes.
@@ -50,18 +53,28 @@ pub(crate) enum Peer {
     Ping,
     /// `SET NX PX` and a published message that wakes who waits.
     Pubsub,
+    /// This library over several servers, with fencing tokens.
+    OursRedlock,
+    /// The same without.
+    OursRedlockUnfenced,
+    /// redis-lock, over any number of servers.
+    RedisLock,
 }
 
 impl Peer {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 12] = [
         Self::Ours,
         Self::OursUnfenced,
         Self::OursDispatched,
+        Self::OursReplicated,
         Self::ByHand,
         Self::RslockDefault,
         Self::RslockTuned,
         Self::Ping,
         Self::Pubsub,
+        Self::OursRedlock,
+        Self::OursRedlockUnfenced,
+        Self::RedisLock,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -69,11 +82,15 @@ impl Peer {
             Self::Ours => "ours",
             Self::OursUnfenced => "ours_unfenced",
             Self::OursDispatched => "ours_dispatched",
+            Self::OursReplicated => "ours_replicated",
             Self::ByHand => "by_hand",
             Self::RslockDefault => "rslock_default",
             Self::RslockTuned => "rslock_tuned",
             Self::Ping => "ping",
             Self::Pubsub => "pubsub",
+            Self::OursRedlock => "ours_redlock",
+            Self::OursRedlockUnfenced => "ours_redlock_unfenced",
+            Self::RedisLock => "redis_lock",
         }
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tower_distributed_lock::{
-    LockFactory, LockGuard, LockOptions, Unlocked, storage::RedisStorage,
+    LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
+    storage::{LockStorage, RedisStorage},
 };
 
 use super::{Locks, TTL};
@@ -18,20 +19,29 @@ pub(crate) struct Ours {
 impl Ours {
     /// The defaults but for the wait: nobody gives up within a run.
     pub(crate) async fn connect(url: &str) -> Result<Self, Error> {
-        Self::with_fencing(url, true).await
+        Self::over(RedisStorage::connect(url).await?, true)
     }
 
     pub(crate) async fn unfenced(url: &str) -> Result<Self, Error> {
-        Self::with_fencing(url, false).await
+        Self::over(RedisStorage::connect(url).await?, false)
     }
 
-    async fn with_fencing(url: &str, fencing: bool) -> Result<Self, Error> {
+    pub(crate) async fn replicated(url: &str) -> Result<Self, Error> {
+        let storage = RedisStorage::builder(url).replicas(1, Duration::from_millis(500));
+        Self::over(storage.connect().await?, false)
+    }
+
+    /// Over the servers at these URLs, with commas in between.
+    pub(crate) async fn redlock(urls: &str, fencing: bool) -> Result<Self, Error> {
+        Self::over(Redlock::connect(urls.split(',')).await?, fencing)
+    }
+
+    fn over(storage: impl LockStorage, fencing: bool) -> Result<Self, Error> {
         let options = LockOptions::builder()
             .ttl(TTL)
             .interval(Duration::from_millis(100))
             .retries(600)
             .build()?;
-        let storage = RedisStorage::connect(url).await?;
         Ok(Self {
             factory: LockFactory::builder(storage).fencing(fencing).build()?,
             options,

@@ -19,7 +19,7 @@ impl Rslock {
     /// Three attempts up to 200 ms apart, and all over again until one succeeds.
     pub(crate) fn as_it_comes(url: &str) -> Self {
         Self {
-            manager: LockManager::new(vec![url]),
+            manager: LockManager::new(url.split(',').collect()),
         }
     }
 

@@ -43,8 +43,8 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
 fn round(bench: &mut Bench, peer: Peer) -> Result<f64, Error> {
     let run = new_run();
     let errand = || Errand::Handoff(peer, load::key(&run, 0));
-    bench.server.reset()?;
-    let mut team = Worker::team(&bench.server.url(), [errand(), errand()])?;
+    bench.servers[0].reset()?;
+    let mut team = Worker::team(&bench.url(), [errand(), errand()])?;
     let [holder, waiter] = &mut team[..] else {
         return Err("a handoff is between two".into());
     };

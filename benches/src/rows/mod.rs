@@ -4,6 +4,8 @@ mod handoff;
 mod hot_local;
 mod hot_remote;
 mod latency;
+mod redlock;
+mod replica;
 mod uncontended;
 mod wait;
 
@@ -15,7 +17,7 @@ pub(crate) struct Group {
     pub(crate) measure: fn(&mut Bench) -> Result<(), Error>,
 }
 
-pub(crate) const GROUPS: [Group; 6] = [
+pub(crate) const GROUPS: [Group; 8] = [
     Group {
         rows: uncontended::ROWS,
         measure: uncontended::measure,
@@ -39,5 +41,13 @@ pub(crate) const GROUPS: [Group; 6] = [
     Group {
         rows: &["handoff"],
         measure: handoff::measure,
+    },
+    Group {
+        rows: replica::ROWS,
+        measure: replica::measure,
+    },
+    Group {
+        rows: redlock::ROWS,
+        measure: redlock::measure,
     },
 ];

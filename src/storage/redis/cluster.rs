@@ -35,7 +35,8 @@ use tokio::{
 
 use super::{
     connection::{Connection, Connector, Server},
-    error::unexpected,
+    durability::Replicas,
+    error::{connect_error, unexpected},
     sentinel::at,
     slot::{Counters, SLOTS, slot},
 };
@@ -105,11 +106,19 @@ impl Map {
 /// What became of a look at the cluster, when it has come to its end.
 type Looked = Option<Result<(), StorageError>>;
 
+/// What the user wants of the connections to the nodes.
+#[derive(Clone, Copy)]
+pub(super) struct Setup {
+    pub(super) connect_timeout: Duration,
+    pub(super) probe: bool,
+    pub(super) replicas: Option<Replicas>,
+}
+
 /// A cluster.
 pub(super) struct Cluster {
     /// How to connect to a node, up to its address.
     template: ConnectionInfo,
-    connect_timeout: Duration,
+    setup: Setup,
     /// The nodes that the user named.
     seeds: Vec<Address>,
     nodes: RwLock<HashMap<Address, Arc<Connection>>>,
@@ -126,7 +135,7 @@ impl Cluster {
     pub(super) fn new(
         seeds: &[ConnectionInfo],
         template: ConnectionInfo,
-        connect_timeout: Duration,
+        setup: Setup,
     ) -> Result<Self, StorageError> {
         let seeds = seeds.iter().map(|seed| match seed.addr() {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -140,7 +149,7 @@ impl Cluster {
         let map = Map::new(&[None; SLOTS], 0);
         Ok(Self {
             template,
-            connect_timeout,
+            setup,
             seeds: seeds.collect::<Result<_, _>>()?,
             nodes: RwLock::default(),
             counters: Arc::default(),
@@ -168,13 +177,19 @@ impl Cluster {
         drop(nodes);
         let Address(host, port) = address.clone();
         let address_of_node = at(self.template.addr(), host, port);
-        let server = Server::new(&self.template.clone().set_addr(address_of_node))
-            .map_err(|error| StorageError::with_source(StorageErrorKind::Rejected, error))?;
-        let connector = Connector::to_node(server, self.connect_timeout, &self.counters);
+        let server =
+            Server::new(&self.template.clone().set_addr(address_of_node)).map_err(connect_error)?;
+        let Setup {
+            connect_timeout,
+            probe,
+            replicas,
+        } = self.setup;
+        let connector =
+            Connector::to_node(server, connect_timeout, &self.counters).with_probe(probe);
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let node = nodes
             .entry(address.clone())
-            .or_insert_with(|| Arc::new(Connection::new(connector)));
+            .or_insert_with(|| Arc::new(Connection::new(connector, replicas)));
         Ok(Arc::clone(node))
     }
 
@@ -222,7 +237,7 @@ impl Cluster {
         let nodes = nodes.filter(|address| asked.insert(*address));
         let mut answering: FuturesUnordered<_> = nodes
             .map(|address| async move {
-                let answer = timeout(self.connect_timeout, self.ask(address)).await;
+                let answer = timeout(self.setup.connect_timeout, self.ask(address)).await;
                 answer.unwrap_or_else(|_| Err(StorageError::new(StorageErrorKind::Unavailable)))
             })
             .collect();

@@ -25,7 +25,10 @@ use super::{
     fencing::Seen,
     inbox,
 };
-use crate::storage::{Inbox, Message, OwnerToken};
+use crate::{
+    key::LockName,
+    storage::{Inbox, Message, OwnerToken},
+};
 
 /// How often it is looked whether the masters are still the same, should no command find out.
 const LOOK: Duration = Duration::from_secs(5);
@@ -85,7 +88,7 @@ async fn session(
     mut ended: watch::Receiver<()>,
 ) {
     tokio::select! {
-        () = inbox::listen(&node, inbox, &seen) => {}
+        () = inbox::listen(&node, inbox, &seen, true) => {}
         // The sender was dropped.
         _ = ended.changed() => {}
     }
@@ -113,6 +116,15 @@ impl State {
 
     fn hears_none(&self) -> bool {
         !self.masters.values().any(|heard| *heard)
+    }
+
+    /// Whether a message about the lock counts: what comes from the master that has it, if we hear
+    /// that one.
+    fn counts(&self, name: &LockName, from: &Address) -> bool {
+        let owner = self.map.as_ref().and_then(|map| map.owner_of(name));
+        let other = owner.filter(|owner| *owner != from);
+        let heard = other.and_then(|owner| self.masters.get(owner));
+        heard != Some(&true)
     }
 }
 
@@ -148,12 +160,8 @@ impl Ears {
                     is_new.then_some(Message::Granted(grant))
                 }
                 // Told once: by the master that has the lock, if we hear it.
-                Message::Wanted(name) => {
-                    let owner = state.map.as_ref().and_then(|map| map.owner_of(&name));
-                    let other = owner.filter(|owner| *owner != from);
-                    let heard = other.and_then(|owner| state.masters.get(owner));
-                    (heard != Some(&true)).then_some(Message::Wanted(name))
-                }
+                Message::Wanted(name) => state.counts(&name, from).then_some(Message::Wanted(name)),
+                Message::Free(name) => state.counts(&name, from).then_some(Message::Free(name)),
             }
         };
         if let Some(message) = message {
@@ -287,10 +295,12 @@ mod tests {
             ears.receive(&address(port), Message::Listening);
         }
         told.lock().unwrap().clear();
-        for port in ports {
-            ears.receive(&address(port), Message::Wanted(name()));
+        for message in [Message::Wanted, Message::Free] {
+            for port in ports {
+                ears.receive(&address(port), message(name()));
+            }
+            assert_eq!(told.lock().unwrap().drain(..).count(), 1);
         }
-        assert_eq!(told.lock().unwrap().drain(..).count(), 1);
         let grant = |micros| {
             let at = Duration::from_micros(micros);
             let stamp = Stamp { run: None, at };

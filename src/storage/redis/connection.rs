@@ -18,24 +18,31 @@ use std::{
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool, RunError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    ProtocolVersion, PushInfo, PushKind, RedisError, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo,
+    PushKind, RedisError, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, futures::Notified, watch},
     time::timeout,
 };
 
 use super::{
+    address::{is_encrypted, refused},
     batch::{self, Batches},
+    durability::{Durability, Replicas},
     error::{Failure, connect_error, value},
     health::Health,
+    own_pool::OwnPool,
+    probe::Probe,
     sentinel::{self, Master, Sentinels},
     slot::Counters,
 };
-use crate::error::{StorageError, StorageErrorKind};
+use crate::{
+    error::{StorageError, StorageErrorKind},
+    storage::AcquireRequest,
+};
 
 /// For how long a fencing counter that was right stays so, if it is not used. In less time no server
 /// is demoted, falls behind another and is promoted again, without its connections being closed.
@@ -82,6 +89,7 @@ pub(super) enum Fact {
     /// The fencing counter is above all tokens that were ever given. To be learned with each use of
     /// it: forgotten if it is not used for a while.
     CounterIsRight = 16,
+    HasRaiseScript = 32,
 }
 
 impl Wire {
@@ -92,14 +100,11 @@ impl Wire {
         counters: Option<Arc<Counters>>,
     ) -> Arc<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let server_run = match &counters {
-            None => run_of(&mut connection).await,
-            // A message may have come from another node.
-            Some(_) => None,
-        };
+        let server_run = run_of(&mut connection).await;
         let origin = Origin {
             wire: NUMBER.fetch_add(1, Relaxed),
-            clock: server_run.filter(|_| master.is_none()),
+            // A message may have come from another node.
+            clock: server_run.filter(|_| master.is_none() && counters.is_none()),
         };
         Arc::new(Self {
             batches: Batches::new(connection, Arc::clone(&health)),
@@ -159,6 +164,16 @@ impl Wire {
         self.origin
     }
 
+    /// Which run of the server it leads to, if it tells.
+    pub(super) fn server_run(&self) -> Option<u128> {
+        self.server_run
+    }
+
+    /// Nobody is to use it any more.
+    pub(super) fn leave(&self) {
+        self.health.kill();
+    }
+
     pub(super) fn knows(&self, fact: Fact) -> bool {
         // A slot may go to another node, lose some of its counter in a failover there, and come back.
         let in_cluster = self.counters.is_some();
@@ -166,7 +181,8 @@ impl Wire {
             && (!matches!(fact, Fact::CounterIsRight) || (!in_cluster && self.counter_is_fresh()))
     }
 
-    fn learn(&self, fact: Fact) {
+    /// Remembers what was found out.
+    pub(super) fn learn(&self, fact: Fact) {
         if matches!(fact, Fact::CounterIsRight) {
             self.counter_right.store(self.age(), Relaxed);
         }
@@ -222,7 +238,7 @@ async fn run_of(connection: &mut MultiplexedConnection) -> Option<u128> {
 /// A server, as a client of it: with RESP3 first, as it tells of a closed connection while nobody
 /// uses it, and with RESP2 for servers before Redis 6.
 #[derive(Clone)]
-pub(super) struct Server([Client; 2]);
+pub(super) struct Server(Arc<[Client; 2]>);
 
 impl Server {
     pub(super) fn new(info: &ConnectionInfo) -> Result<Self, RedisError> {
@@ -237,17 +253,17 @@ impl Server {
             let settings = info.redis_settings().clone().set_protocol(protocol);
             Client::open(info.clone().set_redis_settings(settings))
         };
-        Ok(Self([
+        Ok(Self(Arc::new([
             client(ProtocolVersion::RESP3)?,
             client(ProtocolVersion::RESP2)?,
-        ]))
+        ])))
     }
 
     pub(super) async fn connect_resp3(
         &self,
         config: &AsyncConnectionConfig,
     ) -> Result<MultiplexedConnection, RedisError> {
-        let [resp3, _] = &self.0;
+        let [resp3, _] = &*self.0;
         resp3
             .get_multiplexed_async_connection_with_config(config)
             .await
@@ -261,7 +277,7 @@ impl Server {
     ) -> Result<MultiplexedConnection, RedisError> {
         match self.connect_resp3(config).await {
             Err(error) if knows_no_resp3(&error) => {
-                let [_, resp2] = &self.0;
+                let [_, resp2] = &*self.0;
                 resp2
                     .get_multiplexed_async_connection_with_config(old)
                     .await
@@ -269,14 +285,20 @@ impl Server {
             other => other,
         }
     }
+
+    fn is_encrypted(&self) -> bool {
+        is_encrypted(self.0[0].get_connection_info())
+    }
 }
 
 /// Which server connections lead to.
 #[derive(Clone)]
 enum Target {
-    Server(Box<Server>),
+    Server(Server),
     /// The one that is the master now.
     Master(Arc<Sentinels>),
+    /// That of a pool of the user's.
+    OwnPool(OwnPool),
 }
 
 /// Makes connections for bb8.
@@ -285,6 +307,8 @@ pub(super) struct Connector {
     target: Target,
     timeout: Duration,
     counters: Option<Arc<Counters>>,
+    /// `None`: the user does not want it.
+    probe: Option<Arc<Probe>>,
 }
 
 impl Connector {
@@ -294,12 +318,13 @@ impl Connector {
             target,
             timeout,
             counters: None,
+            probe: None,
         }
     }
 
     /// Connections to one server.
     pub(super) fn to_server(server: Server, timeout: Duration) -> Self {
-        Self::new(Target::Server(Box::new(server)), timeout)
+        Self::new(Target::Server(server), timeout)
     }
 
     /// Connections to the server that is the master when they are made.
@@ -315,6 +340,21 @@ impl Connector {
         }
     }
 
+    /// Connections to the server of a pool of the user's.
+    pub(super) fn to_own_pool(pool: OwnPool) -> Self {
+        Self::new(Target::OwnPool(pool), OwnPool::TIMEOUT)
+    }
+
+    pub(super) fn with_probe(mut self, probe: bool) -> Self {
+        self.probe = probe.then(Arc::default);
+        self
+    }
+
+    /// Whether messages can be received.
+    pub(super) fn hears(&self) -> bool {
+        !matches!(self.target, Target::OwnPool(_))
+    }
+
     /// Whether another server may take the place of this one while this one is alive. It gives locks
     /// away until it hears of that: what it says by itself has to be confirmed.
     pub(super) fn is_replaceable(&self) -> bool {
@@ -324,13 +364,13 @@ impl Connector {
     /// What asking where the master is, RESP3 and then RESP2 may take.
     fn limit(&self) -> Duration {
         match self.target {
-            Target::Server(_) => self.timeout * 2,
+            Target::Server(_) | Target::OwnPool(_) => self.timeout * 2,
             Target::Master(_) => self.timeout * 3,
         }
     }
 
     /// Longer than that.
-    fn longest(&self) -> Duration {
+    pub(super) fn longest(&self) -> Duration {
         self.limit() + self.timeout / 2
     }
 
@@ -352,10 +392,11 @@ impl Connector {
                 }
                 Ok((connection, Some(master)))
             }
+            Target::OwnPool(pool) => Ok((pool.connect().await?, None)),
         }
     }
 
-    async fn open(&self) -> Result<Arc<Wire>, RedisError> {
+    async fn open(&self) -> Result<Arc<Wire>, StorageError> {
         let health = Arc::new(Health::default());
         let told = Arc::clone(&health);
         let config = self.config().set_push_sender(move |push: PushInfo| {
@@ -369,7 +410,12 @@ impl Connector {
             let (connection, master) = self.reach(connect).await?;
             Ok(Wire::new(connection, health, master, self.counters.clone()).await)
         };
-        within(self.limit(), opening).await
+        let opened = within(self.limit(), opening).await;
+        let wire = opened.map_err(|error| self.connect_error(error))?;
+        if let Some(probe) = &self.probe {
+            probe.look(&wire);
+        }
+        Ok(wire)
     }
 
     /// A connection whose pushes go to `pushes`.
@@ -377,6 +423,9 @@ impl Connector {
         &self,
         pushes: impl AsyncPushSender,
     ) -> Result<(MultiplexedConnection, Option<u128>), StorageError> {
+        if !self.hears() {
+            return Err(refused("no messages come through this pool"));
+        }
         let config = self.config().set_push_sender(pushes);
         let opening = async {
             let connect = async |server: &Server| server.connect_resp3(&config).await;
@@ -387,7 +436,8 @@ impl Connector {
             };
             Ok((connection, run))
         };
-        within(self.limit(), opening).await.map_err(connect_error)
+        let opened = within(self.limit(), opening).await;
+        opened.map_err(|error| self.connect_error(error))
     }
 
     fn config(&self) -> AsyncConnectionConfig {
@@ -396,6 +446,20 @@ impl Connector {
             // Whoever sends a command has its own limit; a second one here would cost a timer per
             // command.
             .set_response_timeout(None)
+    }
+
+    fn connect_error(&self, error: RedisError) -> StorageError {
+        let is_encrypted = match &self.target {
+            Target::Server(server) => server.is_encrypted(),
+            Target::Master(sentinels) => sentinels.is_encrypted(),
+            Target::OwnPool(_) => false,
+        };
+        // Redis takes the first bytes of TLS for the beginning of a command, and waits for the rest.
+        if is_encrypted && error.is_timeout() {
+            let text = "no connection in time; perhaps the port does not speak TLS";
+            return StorageError::with_source(StorageErrorKind::Unavailable, text);
+        }
+        connect_error(error)
     }
 }
 
@@ -426,9 +490,7 @@ impl ManageConnection for Connector {
     type Error = ConnectError;
 
     async fn connect(&self) -> Result<Arc<Wire>, ConnectError> {
-        self.open()
-            .await
-            .map_err(|error| ConnectError::Failed(connect_error(error)))
+        self.open().await.map_err(ConnectError::Failed)
     }
 
     async fn is_valid(&self, wire: &mut Arc<Wire>) -> Result<(), ConnectError> {
@@ -447,7 +509,7 @@ impl ManageConnection for Connector {
 /// Where bb8 says why it could not connect. Whoever waits for a connection is told at once, instead
 /// of after bb8's whole time-out.
 #[derive(Clone, Debug, Default)]
-struct Failures(Arc<FailuresInner>);
+pub(super) struct Failures(Arc<FailuresInner>);
 
 #[derive(Debug, Default)]
 struct FailuresInner {
@@ -467,7 +529,12 @@ impl Failures {
         *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn last(&self) -> StorageError {
+    /// Resolves at the next failure from its first poll on, or from when it is enabled.
+    pub(super) fn happened(&self) -> Notified<'_> {
+        self.0.happened.notified()
+    }
+
+    pub(super) fn last(&self) -> StorageError {
         let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.clone()
             .unwrap_or_else(|| StorageError::new(StorageErrorKind::Unavailable))
@@ -498,14 +565,17 @@ pub(super) struct Connection {
     /// How often a server was left for the one that had taken its place.
     replacements: AtomicU64,
     failures: Failures,
+    /// `None`: a grant counts when the server has it.
+    durability: Option<Durability>,
 }
 
 impl Connection {
     /// Does not connect yet.
-    pub(super) fn new(connector: Connector) -> Self {
+    pub(super) fn new(connector: Connector, replicas: Option<Replicas>) -> Self {
         let failures = Failures::default();
         Self {
-            pool: RwLock::new(Arc::new(pool(&connector, &failures))),
+            durability: replicas.map(|replicas| Durability::new(replicas, &connector)),
+            pool: RwLock::new(Arc::new(pool(&connector, &failures, 1))),
             connector,
             present: RwLock::new(None),
             run: watch::Sender::new(None),
@@ -516,6 +586,21 @@ impl Connection {
 
     pub(super) fn connector(&self) -> &Connector {
         &self.connector
+    }
+
+    /// Whether a grant counts only when replicas have it.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.durability.is_some()
+    }
+
+    /// Returns when as many replicas have the lock, which the request's token has, as is wanted.
+    pub(super) async fn confirm(&self, request: &AcquireRequest) -> Result<(), StorageError> {
+        let Some(durability) = &self.durability else {
+            return Ok(());
+        };
+        let run = *self.run.borrow();
+        // In a box, or every acquire's future would be as large as this.
+        Box::pin(durability.confirm(request, run)).await
     }
 
     /// Connects, if there is no connection that works.
@@ -622,14 +707,14 @@ impl Connection {
     fn replace(&self, broken: &Arc<Pool<Connector>>) {
         let mut present = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&present, broken) {
-            *present = Arc::new(pool(&self.connector, &self.failures));
+            *present = Arc::new(pool(&self.connector, &self.failures, 1));
         }
     }
 
     async fn pooled_wire(&self) -> Result<Arc<Wire>, StorageError> {
         loop {
             let pool = Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner));
-            let failed = self.failures.0.happened.notified();
+            let failed = self.failures.happened();
             tokio::pin!(failed);
             // Before the pool is asked, so that a failure on this account is not missed.
             failed.as_mut().enable();
@@ -664,10 +749,10 @@ impl Connection {
     }
 }
 
-/// A pool of one connection, none of it made yet.
-fn pool(connector: &Connector, failures: &Failures) -> Pool<Connector> {
+/// A pool of so many connections, none of them made yet.
+pub(super) fn pool(connector: &Connector, failures: &Failures, size: u32) -> Pool<Connector> {
     Pool::builder()
-        .max_size(1)
+        .max_size(size)
         // No reaper: it would be bound to the runtime that happens to make the pool.
         .max_lifetime(None)
         .idle_timeout(None)
@@ -688,18 +773,4 @@ impl fmt::Debug for Connection {
             .field("connected", &connected)
             .finish_non_exhaustive()
     }
-}
-
-/// Reads a URL.
-pub(super) fn parse_url(url: &str) -> Result<ConnectionInfo, StorageError> {
-    url.into_connection_info().map_err(|_| {
-        // redis-rs's own error is dropped: the text of a URL that cannot be read may hold a
-        // password.
-        let text = if url.starts_with("rediss:") || url.starts_with("valkeys:") {
-            "TLS is not supported: the Redis URL should begin with redis://"
-        } else {
-            "the Redis URL cannot be read; it should look like redis://host:6379"
-        };
-        StorageError::with_source(StorageErrorKind::Rejected, text)
-    })
 }

@@ -51,6 +51,10 @@ pub(super) fn storage_error(error: RedisError) -> StorageError {
 
 /// The same for an error in making a connection, where a time-out leaves nothing open.
 pub(super) fn connect_error(error: RedisError) -> StorageError {
+    #[cfg(feature = "tls")]
+    if let Some(error) = super::tls::tls_error(&error) {
+        return error;
+    }
     match kind(&error) {
         StorageErrorKind::Timeout => {
             StorageError::with_source(StorageErrorKind::Unavailable, error)
@@ -79,20 +83,27 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StorageErrorKind::Unauthorized,
             Some("WRONGTYPE") => StorageErrorKind::WrongType,
             // How Redis before 7 reports it from inside a script.
+            Some("ERR") if says(error, "WRONGTYPE") => StorageErrorKind::WrongType,
+            // How all of them report what the user may not do inside a script.
             Some("ERR")
-                if error
-                    .detail()
-                    .is_some_and(|text| text.contains("WRONGTYPE")) =>
+                if says(error, "user executing the script can't")
+                    || says(error, "ACL failure in script") =>
             {
-                StorageErrorKind::WrongType
+                StorageErrorKind::Unauthorized
             }
-            // A busy script, a full memory, a failed snapshot, missing replicas: all of them may
-            // heal.
-            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS") => StorageErrorKind::Unavailable,
+            // A busy script, a full memory, a failed snapshot, missing replicas, a server that
+            // became one: all of them may heal.
+            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED") => {
+                StorageErrorKind::Unavailable
+            }
             _ if error.is_unrecoverable_error() => StorageErrorKind::Unavailable,
             _ => StorageErrorKind::Rejected,
         },
     }
+}
+
+fn says(error: &RedisError, text: &str) -> bool {
+    error.detail().is_some_and(|detail| detail.contains(text))
 }
 
 /// Whether the connection that brought this error should carry no further commands: it is broken,

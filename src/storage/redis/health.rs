@@ -43,7 +43,8 @@ impl Health {
         let ends = match reply {
             Ok(Value::Array(values)) => values.iter().any(is_last),
             Ok(value) => is_last(value),
-            Err(error) => ends_connection(error),
+            // Only a connection that was made elsewhere has a time limit of its own.
+            Err(error) => ends_connection(error) || error.is_timeout(),
         };
         if ends {
             self.kill();

@@ -33,13 +33,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_WHEN_REFUSED: Duration = Duration::from_secs(30);
 
-/// Listens, and connects again whenever the connection is lost.
-pub(super) async fn listen(connection: &Connection, inbox: Inbox, seen: &Arc<Seen>) {
+/// Listens, and connects again whenever the connection is lost. If `confirm`, no grant is good
+/// without another attempt.
+pub(super) async fn listen(connection: &Connection, inbox: Inbox, seen: &Arc<Seen>, confirm: bool) {
     let mut pause = FIRST_PAUSE;
     let mut warned = false;
     loop {
         let mut listened = false;
-        let result = session(connection, &inbox, seen, &mut listened).await;
+        let result = session(connection, &inbox, seen, confirm, &mut listened).await;
         inbox.deliver(Message::Deaf);
         if listened {
             (pause, warned) = (FIRST_PAUSE, false);
@@ -62,6 +63,7 @@ async fn session(
     commands: &Connection,
     inbox: &Inbox,
     seen: &Arc<Seen>,
+    confirm: bool,
     listened: &mut bool,
 ) -> Result<(), StorageError> {
     let lost = Arc::new(Notify::new());
@@ -89,8 +91,9 @@ async fn session(
         })
     };
     let (mut connection, server_run) = opened.await?;
-    // Before the first message can come.
-    let _ = run.set(server_run);
+    // Before the first message can come. Of a run that is not known, nobody can tell when a grant
+    // was made.
+    let _ = run.set(server_run.filter(|_| !confirm));
     // As the scripts have it.
     let channel = format!("{}:inbox:{:032x}", inbox.prefix(), inbox.id());
     let subscribed = timeout(PROBE, connection.subscribe(&channel)).await;
@@ -146,6 +149,7 @@ fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
     let mut words = text.split(' ');
     match words.next()? {
         "w" => Some(Message::Wanted(inbox.name(words.next()?)?)),
+        "f" => Some(Message::Free(inbox.name(words.next()?)?)),
         "g" => {
             let name = inbox.name(words.next()?)?;
             let token = OwnerToken::from_text(words.next()?)?;

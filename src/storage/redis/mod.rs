@@ -31,17 +31,52 @@
 //! the clocks of the servers do not differ by more than the time that the failover takes, and all
 //! locks with the prefix together have had fewer than one million holders a second, on average.
 //!
+//! # Where the server is
+//!
+//! | URL | |
+//! |---|---|
+//! | `redis://[user[:password]@]host[:port][/db]`, `valkey://..` | over TCP; port 6379 and database 0 unless it says otherwise |
+//! | `rediss://..`, `valkeys://..` | the same over TLS, with the feature `tls` |
+//! | `unix:///path[?db=..&user=..&pass=..]`, `redis+unix:///..`, `valkey+unix:///..` | through a socket of this machine |
+//!
+//! In a URL, `#`, `?`, `/`, `@` and `%` of a password are written `%23`, `%3F`, `%2F`, `%40` and
+//! `%25`; [`RedisStorageBuilder::password`] takes it as it is. What a URL cannot mean here is
+//! refused, not passed over.
+//!
+//! With TLS, the server's certificate has to be valid, for the host that the URL names, and issued
+//! by somebody whom the system trusts, or by the one that you name (`RedisStorageBuilder::root_certificate`). There is no way to switch
+//! that off, and a server that does not speak TLS is not spoken to. The cryptography is what the
+//! process has chosen for rustls (`CryptoProvider::install_default`); if it has not, when the first
+//! storage with TLS is made, that is *ring*, from then on for all of the process.
+//!
+//! | what is wrong | [kind](crate::error::StorageErrorKind) |
+//! |---|---|
+//! | certificate expired, of another host, or of an issuer that is not trusted; the server wants one of ours; it answers, but not in TLS | `Rejected` |
+//! | user or password wrong or missing; not permitted | `Unauthorized` |
+//! | a URL or a certificate that cannot be read | `Rejected`, when the storage is made |
+//! | nobody there, no answer in time | `Unavailable` |
+//!
+//! Callers hear of the first three at once, and wait out the last. No text of an error holds a
+//! password or a URL.
+//!
 //! # What the server has to be
 //!
 //! Redis 6 or later, or Valkey. Redis from 2.6.12 to 5 works too: waiters poll, and
-//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. The user needs
+//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off.
 //!
-//! - `SET`, `GET`, `MGET`, `APPEND`, `PTTL`, `PEXPIRE`, `DEL`, `INCRBY`, `TIME`, `EVAL`, `EVALSHA` on
-//!   the keys `prefix:*` and `{prefix:*`,
-//! - `PUBLISH`, `SUBSCRIBE` and `PING` on the channels `prefix:inbox:*`; without these, waiters
-//!   poll,
-//! - `INFO`, to tell one run of the server from another; without it, a lock that is given by a
-//!   message is confirmed by a round trip before it is used.
+//! A user of its own is enough, that may do this and nothing else (before Redis 6.2 without the
+//! words `resetchannels` and `&..`; with another `key_prefix`, that in all three places):
+//!
+//! ```text
+#![doc = include_str!("acl.txt")]
+//! ```
+//!
+//! Without `publish` or `subscribe`, or on other channels, waiters poll. Without `ping`, the
+//! connection for messages is made anew every few seconds, and without `info`, a lock that is given
+//! by a message is confirmed by a round trip before it is used. Without `incrby`,
+//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. Everything else is needed.
+//! A database other than 0 takes `+select`, and [replicas](RedisStorageBuilder::replicas) take
+//! `+wait`.
 //!
 //! Whoever else may write these keys, or publish to these channels, can take and give locks as it
 //! likes: keep others from them by an ACL.
@@ -52,6 +87,10 @@
 //! (`maxmemory-policy` other than `noeviction`), `FLUSHALL`, and a failover to a replica that had
 //! not heard of it yet, all let a second holder in while the first goes on. The first is told at
 //! its next renewal, within a third of its ttl.
+//!
+//! A moment after it has connected, the storage looks whether the server may evict keys or keeps
+//! nothing on disk, and if so says it once for each run of the server, by `tracing::warn!`
+//! ([`RedisStorageBuilder::probe`]). Against failovers there is [`RedisStorageBuilder::replicas`].
 //!
 //! # Sentinel
 //!
@@ -112,40 +151,72 @@
 //!   from the others stops granting after `cluster-node-timeout`.
 //!
 //! The user needs `CLUSTER SLOTS` and `ASKING` too.
+//!
+//! # A pool of your own
+//!
+//! [`RedisStorage::from_pool`] takes a `bb8::Pool<RedisConnectionManager>` of `bb8-redis`, which is
+//! re-exported here as [`bb8_redis`]. Its manager makes one connection for the locks, beside those
+//! of the pool: a connection that is lent to others too would carry their `SELECT`, `MULTI` and
+//! `BLPOP`. So the pool may be as small as you like, and nothing of it is used up.
+//!
+//! The stock manager makes connections that cannot receive messages and do not tell of their end.
+//! So, other than over a URL,
+//!
+//! - there are no wake-ups and no queue: waiters of other processes ask every `interval`, or when
+//!   the holder's ttl is over, and who of them is first is left to luck;
+//! - a connection that the server has closed while nobody used it costs the next caller an error,
+//!   if it does not wait; one that waits asks again;
+//! - an answer that takes longer than redis-rs's 500 ms is given up, whatever the
+//!   [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout).
+//!
+//! One warning says so, when the storage is made. One holder at a time, fencing tokens, renewal,
+//! and that nothing is left behind: all that is as over a URL.
 
+mod address;
 mod batch;
 mod cluster;
 mod cluster_inbox;
 mod connection;
+mod durability;
 mod error;
 mod fencing;
 mod health;
 mod inbox;
 mod names;
+mod own_pool;
+mod probe;
 mod script;
 mod sentinel;
 mod slot;
+#[cfg(feature = "tls")]
+mod tls;
 mod topology;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use bb8_redis;
+use bb8_redis::{RedisConnectionManager, bb8::Pool};
 use futures_util::future::join_all;
 use redis::{Cmd, ConnectionInfo, Value};
 
 use self::{
-    cluster::Cluster,
-    connection::{Connection, Connector, Fact, Server, Wire, parse_url},
-    error::{unexpected, value},
+    address::{Address, refused},
+    cluster::{Cluster, Setup},
+    connection::{Connection, Connector, Fact, Server, Wire},
+    durability::Replicas,
+    error::{connect_error, unexpected, value},
     fencing::Seen,
-    script::{ACQUIRE, FREE, RELEASE, RENEW},
+    own_pool::OwnPool,
+    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
     sentinel::Sentinels,
     topology::{Line, Servers},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
+    options::LockOptions,
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, RaiseReply, RaiseRequest,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Stamp,
     },
 };
 
@@ -166,7 +237,8 @@ pub struct RedisStorage {
 }
 
 impl RedisStorage {
-    /// Connects to the server at `url`: `redis://[user[:password]@]host[:port][/db]`.
+    /// Connects to the server at `url`: `redis://[user[:password]@]host[:port][/db]`, or another
+    /// of the [forms](self#where-the-server-is) that a URL can have.
     ///
     /// # Errors
     ///
@@ -174,6 +246,11 @@ impl RedisStorage {
     /// does not accept us. To start without a server, see [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(url: impl Into<String>) -> Result<Self, StorageError> {
         Self::builder(url).connect().await
+    }
+
+    /// Waits until it is connected, or cannot be.
+    pub(crate) async fn connected(&self) -> Result<(), StorageError> {
+        self.servers.connect().await
     }
 
     /// A storage with settings of your own.
@@ -187,7 +264,8 @@ impl RedisStorage {
     ///
     /// `urls` are those of the Sentinels, `redis://host:26379`, one for each; not all of them have
     /// to be reachable. The user, the password and the database of the first URL are those of the
-    /// servers too; see [`RedisStorageBuilder::server_credentials`].
+    /// servers too, unless [`RedisStorageBuilder::username`] and
+    /// [`RedisStorageBuilder::password`] say otherwise.
     ///
     /// ```no_run
     /// use tower_distributed_lock::storage::RedisStorage;
@@ -226,26 +304,82 @@ impl RedisStorage {
     pub fn cluster(urls: impl IntoIterator<Item = impl Into<String>>) -> RedisStorageBuilder {
         RedisStorageBuilder::to(Target::Cluster(urls.into_iter().map(Into::into).collect()))
     }
+
+    /// The server that a pool of your own connects to. What this cannot do that a URL can, is said
+    /// in the [module documentation](self#a-pool-of-your-own); it is logged once, here.
+    ///
+    /// Connects when the first lock is wanted, and takes nothing from the pool.
+    ///
+    /// ```no_run
+    /// use tower_distributed_lock::storage::{RedisStorage, redis::bb8_redis};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let manager = bb8_redis::RedisConnectionManager::new("redis://127.0.0.1:6379")?;
+    /// let pool = bb8_redis::bb8::Pool::builder().build(manager).await?;
+    ///
+    /// let storage = RedisStorage::from_pool(pool.clone());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_pool(pool: Pool<RedisConnectionManager>) -> Self {
+        Self::over(
+            Connector::to_own_pool(OwnPool::new(pool)).with_probe(true),
+            None,
+        )
+    }
+
+    fn over(connector: Connector, replicas: Option<Replicas>) -> Self {
+        Self::on(Servers::One(Box::new(Connection::new(connector, replicas))))
+    }
+
+    fn on(servers: Servers) -> Self {
+        Self {
+            servers,
+            fencing: Arc::default(),
+        }
+    }
 }
 
 impl fmt::Debug for RedisStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStorage")
             .field("servers", &self.servers)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 /// Sets up a [`RedisStorage`]; made by [`RedisStorage::builder`], [`RedisStorage::sentinel`] and
 /// [`RedisStorage::cluster`].
+///
+/// ```no_run
+/// # #[cfg(feature = "tls")]
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use tower_distributed_lock::storage::RedisStorage;
+///
+/// let storage = RedisStorage::builder("rediss://redis.internal:6380")
+///     .username("locks")
+///     .password(std::env::var("REDIS_PASSWORD")?)
+///     .root_certificate(std::fs::read("/etc/redis/ca.pem")?)
+///     .replicas(1, Duration::from_millis(200))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
 #[must_use]
 pub struct RedisStorageBuilder {
     target: Target,
+    /// Without the URL.
+    address: Address,
     connect_timeout: Duration,
-    server_credentials: Option<(String, String)>,
+    replicas: Option<(u32, Duration)>,
+    probe: bool,
 }
 
 /// Where the locks are.
+#[derive(Clone)]
 enum Target {
     Server(String),
     Sentinel { service: String, urls: Vec<String> },
@@ -256,21 +390,11 @@ impl RedisStorageBuilder {
     fn to(target: Target) -> Self {
         Self {
             target,
+            address: Address::default(),
             connect_timeout: Duration::from_secs(1),
-            server_credentials: None,
+            replicas: None,
+            probe: true,
         }
-    }
-
-    /// The user and the password of the Redis servers, where they are not those of the URL: with
-    /// Sentinel, the URLs lead to the Sentinels, which have users and passwords of their own. Where
-    /// there is a password only, the user is `default`.
-    pub fn server_credentials(
-        mut self,
-        username: impl Into<String>,
-        password: impl Into<String>,
-    ) -> Self {
-        self.server_credentials = Some((username.into(), password.into()));
-        self
     }
 
     /// How long making a connection may take, handshake included. Default 1 s. With Sentinel,
@@ -280,14 +404,86 @@ impl RedisStorageBuilder {
         self
     }
 
+    /// The user to log in as, instead of the URL's. Default: the server's own default user.
+    ///
+    /// With Sentinel, this and the password are the Redis servers': the Sentinels have those that
+    /// are in their URLs. What is not given here is for the servers as in the first URL.
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.address.username = Some(username.into());
+        self
+    }
+
+    /// The password to log in with, instead of the URL's. Nothing in it is encoded.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.address.password = Some(password.into());
+        self
+    }
+
+    /// Whose certificates are trusted, in PEM: one issuer or several. From then on nobody else's
+    /// are. Default: those that the system trusts. For URLs that begin with `rediss://`.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.address.certificates.roots = pem.into();
+        self
+    }
+
+    /// The certificate to show to a server that asks for one (`tls-auth-clients`), with those of
+    /// its issuers, and its private key, both in PEM. Default: none. For URLs that begin with
+    /// `rediss://`.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.address.certificates.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// A lock counts as obtained only when so many replicas have it in their memory too (`WAIT`).
+    /// Default 0: when the server has it. `timeout` is from 1 ms to 24 h, and of use only if shorter
+    /// than [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout).
+    ///
+    /// So a failover to one of these replicas forgets no lock. To be sure that it is one of them,
+    /// `replicas` has to be all there are; each of them that is away then keeps everybody from
+    /// getting a lock: callers that wait ask again until their time is over, others get an error
+    /// ([`Unavailable`](StorageErrorKind::Unavailable)), and what was not confirmed is given back.
+    /// Locks that are held are not affected.
+    ///
+    /// What it costs: a lock that comes from the storage takes one more round trip, and that to the
+    /// replicas, over connections of their own (up to 16, as many as locks are confirmed at the same
+    /// time); so does one that is given by a message, which else takes none. A lock that goes from
+    /// waiter to waiter inside this process costs nothing more. `docs/benchmarks.md` has a figure.
+    ///
+    /// Renewals and releases are not confirmed. So there is one gap left: a server that fails right
+    /// after a renewal, before the replica has heard of it, and a holder that does not reach the
+    /// new server for two thirds of its ttl, although others do. For the last third that holder
+    /// counts on a renewal that was lost. Nor do replicas write to their disks before they answer.
+    /// Where that matters, [fence](crate::LockGuard::fencing_token).
+    pub fn replicas(mut self, replicas: u32, timeout: Duration) -> Self {
+        self.replicas = (replicas > 0).then_some((replicas, timeout));
+        self
+    }
+
+    /// Whether to look how the server is set up, a moment after the first connection to each run of
+    /// it, and to warn (`tracing::warn!`) if it may evict locks or forgets them in a restart.
+    /// Default `true`. It asks for `INFO`, and for `CONFIG GET save` if there is no append-only
+    /// file; a user that may not do that is not warned, but shows in the server's `ACL LOG`.
+    pub fn probe(mut self, probe: bool) -> Self {
+        self.probe = probe;
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors
     ///
-    /// As [`RedisStorage::connect`].
+    /// As [`RedisStorage::connect`], and as [`RedisStorageBuilder::connect_lazily`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
-        storage.servers.connect().await?;
+        storage.connected().await?;
         Ok(storage)
     }
 
@@ -295,73 +491,92 @@ impl RedisStorageBuilder {
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the URL cannot be read.
+    /// [`StorageError`] if the URL or a certificate cannot be read, or a setting is out of its
+    /// range.
     pub fn connect_lazily(self) -> Result<RedisStorage, StorageError> {
-        Ok(RedisStorage {
-            servers: self.servers()?,
-            fencing: Arc::default(),
-        })
-    }
-}
-
-impl RedisStorageBuilder {
-    fn servers(&self) -> Result<Servers, StorageError> {
-        let refused = |error| StorageError::with_source(StorageErrorKind::Rejected, error);
-        let timeout = self.connect_timeout;
+        let replicas = self.wanted_replicas()?;
+        let (timeout, probe) = (self.connect_timeout, self.probe);
         match &self.target {
             Target::Server(url) => {
-                let info = self.as_server(parse_url(url)?);
-                let server = Server::new(&info).map_err(refused)?;
-                let connector = Connector::to_server(server, timeout);
-                Ok(Servers::One(Box::new(Connection::new(connector))))
+                let server = Server::new(&self.at(url).read()?).map_err(connect_error)?;
+                let connector = Connector::to_server(server, timeout).with_probe(probe);
+                Ok(RedisStorage::over(connector, replicas))
             }
             Target::Sentinel { service, urls } => {
-                let (urls, template) = self.parse_urls(urls)?;
-                let sentinels = Sentinels::new(service.clone(), urls, template).map_err(refused)?;
-                let connector = Connector::to_master(sentinels, timeout);
-                Ok(Servers::One(Box::new(Connection::new(connector))))
+                let (urls, template) = self.read_urls(urls, Self::at_sentinel)?;
+                let sentinels =
+                    Sentinels::new(service.clone(), urls, template).map_err(connect_error)?;
+                let connector = Connector::to_master(sentinels, timeout).with_probe(probe);
+                Ok(RedisStorage::over(connector, replicas))
             }
             Target::Cluster(urls) => {
-                let (urls, template) = self.parse_urls(urls)?;
-                let cluster = Cluster::new(&urls, template, timeout)?;
-                Ok(Servers::Cluster(Arc::new(cluster)))
+                let (urls, template) = self.read_urls(urls, Self::at)?;
+                let setup = Setup {
+                    connect_timeout: timeout,
+                    probe,
+                    replicas,
+                };
+                let cluster = Cluster::new(&urls, template, setup)?;
+                Ok(RedisStorage::on(Servers::Cluster(Arc::new(cluster))))
             }
+        }
+    }
+
+    fn wanted_replicas(&self) -> Result<Option<Replicas>, StorageError> {
+        let Some((count, timeout)) = self.replicas else {
+            return Ok(None);
+        };
+        if millis(timeout) == 0 || timeout > LockOptions::MAX_DURATION {
+            return Err(refused(
+                "the time-out for replicas is not from 1 ms to 24 h",
+            ));
+        }
+        Ok(Some(Replicas { count, timeout }))
+    }
+
+    /// The servers' address, where it is at `url`.
+    fn at(&self, url: &str) -> Address {
+        Address {
+            url: url.to_owned(),
+            ..self.address.clone()
+        }
+    }
+
+    /// That of a Sentinel, which has a user and a password of its own.
+    fn at_sentinel(&self, url: &str) -> Address {
+        Address {
+            username: None,
+            password: None,
+            ..self.at(url)
         }
     }
 
     /// The URLs, and the first of them as a server's.
-    fn parse_urls(
+    fn read_urls(
         &self,
         urls: &[String],
+        at: impl Fn(&Self, &str) -> Address,
     ) -> Result<(Vec<ConnectionInfo>, ConnectionInfo), StorageError> {
-        let urls = urls.iter().map(|url| parse_url(url));
-        let urls: Vec<_> = urls.collect::<Result<_, _>>()?;
-        let first = urls.first().cloned().ok_or_else(|| {
-            StorageError::with_source(StorageErrorKind::Rejected, "no URL is given")
-        })?;
-        Ok((urls, self.as_server(first)))
-    }
-
-    fn as_server(&self, info: ConnectionInfo) -> ConnectionInfo {
-        match &self.server_credentials {
-            None => info,
-            Some((username, password)) => {
-                let settings = info.redis_settings().clone();
-                let settings = settings.set_username(username).set_password(password);
-                info.set_redis_settings(settings)
-            }
-        }
+        let first = urls.first().ok_or_else(|| refused("no URL is given"))?;
+        let template = self.at(first).read()?;
+        let urls = urls.iter().map(|url| at(self, url).read());
+        Ok((urls.collect::<Result<_, _>>()?, template))
     }
 }
 
 impl fmt::Debug for RedisStorageBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold a password.
+        // The address may hold a password.
         f.debug_struct("RedisStorageBuilder")
             .field("connect_timeout", &self.connect_timeout)
+            .field("replicas", &self.replicas)
+            .field("probe", &self.probe)
             .finish_non_exhaustive()
     }
 }
+
+/// What the release script takes for a release that tells nobody.
+const QUIET: &str = "quiet";
 
 fn millis(duration: Duration) -> u64 {
     // Options are bounded to 24 h.
@@ -506,10 +721,9 @@ impl RedisStorage {
             )),
         }
     }
-}
 
-impl RedisStorage {
-    async fn acquire_over(
+    /// Takes the lock if it is free, and asks for it otherwise.
+    async fn take(
         &self,
         line: &Line<'_>,
         request: &AcquireRequest,
@@ -538,8 +752,14 @@ impl RedisStorage {
                 .arg(millis(request.ttl))
                 .arg(request.fencing)
                 .arg(seen);
-            if let Some(place) = request.queue {
-                command.arg(millis(place));
+            match (request.queue, request.hint) {
+                (Some(place), _) => {
+                    command.arg(millis(place));
+                }
+                (None, Some(hint)) => {
+                    command.arg(millis(hint)).arg("hint");
+                }
+                (None, None) => {}
             }
         };
         let acquired = ACQUIRE.run(line, &request.name, arguments);
@@ -578,6 +798,25 @@ impl RedisStorage {
         }
     }
 
+    async fn acquire_over(
+        &self,
+        line: &Line<'_>,
+        request: &AcquireRequest,
+        token: &[u8],
+    ) -> Result<AcquireReply, StorageError> {
+        let reply = self.take(line, request, token).await?;
+        if matches!(reply, AcquireReply::Granted { .. })
+            && let Err(error) = line.confirm(request).await
+        {
+            if !error.kind().is_transient() {
+                // Nobody will ask for it again.
+                self.give_back(line, request, token).await?;
+            }
+            return Err(error);
+        }
+        Ok(reply)
+    }
+
     async fn renew_over(
         &self,
         line: &Line<'_>,
@@ -604,7 +843,7 @@ impl RedisStorage {
         request: &ReleaseRequest,
         token: &[u8],
     ) -> Result<ReleaseReply, StorageError> {
-        if request.unwanted {
+        if request.unwanted && !request.quiet {
             let arguments = |command: &mut Cmd, _: &Wire| {
                 command.arg(token);
             };
@@ -625,7 +864,9 @@ impl RedisStorage {
         let requeue = request.requeue.map(|requeue| requeue.token.text());
         let arguments = |command: &mut Cmd, _: &Wire| {
             command.arg(token);
-            if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
+            if request.quiet {
+                command.arg(QUIET);
+            } else if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
                 command
                     .arg(&**token)
                     .arg(millis(requeue.ttl))
@@ -645,6 +886,30 @@ impl RedisStorage {
                 }),
                 _ => Err(unexpected()),
             },
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn raise_over(
+        &self,
+        line: &Line<'_>,
+        request: &RaiseRequest,
+        token: &[u8],
+    ) -> Result<RaiseReply, StorageError> {
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(token).arg(request.above);
+        };
+        let raised = RAISE.run(line, &request.name, arguments).await?;
+        match raised.0 {
+            Value::Int(0) => Ok(RaiseReply::NotOurs),
+            Value::Int(1) => {
+                // A counter that falls back below this was lost.
+                self.fencing.update(FencingBlock {
+                    first: request.above,
+                    count: 1,
+                });
+                Ok(RaiseReply::Raised)
+            }
             _ => Err(unexpected()),
         }
     }
@@ -707,5 +972,20 @@ impl LockStorage for RedisStorage {
 
     async fn listen(&self, inbox: Inbox) {
         self.servers.listen(inbox, &self.fencing).await;
+    }
+
+    async fn raise(&self, request: &RaiseRequest) -> Result<RaiseReply, StorageError> {
+        let token = request.token.text();
+        let mut way = self.servers.way(&request.name);
+        loop {
+            let line = way.line().await?;
+            let result = self.raise_over(&line, request, &token).await;
+            if matches!(result, Ok(RaiseReply::Raised)) && way.has_changed(&line) {
+                continue;
+            }
+            if let Some(result) = way.after(result).await {
+                return result;
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use redis::{Cmd, Value};
 
 use super::{
     connection::{Fact, Origin, Wire},
-    error::Failure,
+    error::{Failure, unexpected, value},
     fencing, names,
     topology::Line,
 };
@@ -37,6 +37,7 @@ script!(ACQUIRE, HasAcquireScript, 3, "queue.lua", "acquire.lua");
 script!(RENEW, HasRenewScript, 1, "renew.lua");
 script!(FREE, HasFreeScript, 1, "free.lua");
 script!(RELEASE, HasReleaseScript, 3, "queue.lua", "release.lua");
+script!(RAISE, HasRaiseScript, 3, "raise.lua");
 
 impl Script {
     /// Runs it on a lock.
@@ -70,6 +71,37 @@ impl Script {
         let value = reply.await?;
         line.learn(origin, self.cached);
         Ok((value, origin))
+    }
+
+    /// Runs it over one connection, and then another command there: what both brought.
+    pub(super) async fn run_and(
+        &self,
+        wire: &Wire,
+        name: &LockName,
+        arguments: impl Fn(&mut Cmd),
+        next: Cmd,
+    ) -> Result<(Value, Value), StorageError> {
+        let command = |verb, script| {
+            let mut command = self.command(verb, script, name, wire);
+            arguments(&mut command);
+            command
+        };
+        if wire.knows(self.cached) {
+            let by_name = command("EVALSHA", &self.sha);
+            let Value::Array(replies) = wire.run([by_name, next.clone()]).await? else {
+                return Err(unexpected());
+            };
+            let Ok([reply, after]) = <[_; 2]>::try_from(replies) else {
+                return Err(unexpected());
+            };
+            match value(reply) {
+                Err(Failure::NoScript) => {}
+                reply => return Ok((reply?, value(after)?)),
+            }
+        }
+        let reply = wire.run([command("EVAL", self.text)]).await?;
+        wire.learn(self.cached);
+        Ok((reply, wire.run([next]).await?))
     }
 
     fn command(&self, verb: &str, script: &str, name: &LockName, wire: &Wire) -> Cmd {

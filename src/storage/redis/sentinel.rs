@@ -22,7 +22,7 @@ use redis::{
 };
 use tokio::{sync::Notify, time::sleep};
 
-use super::connection::Server;
+use super::{address::is_encrypted, connection::Server};
 
 /// How long the last Sentinels are waited for when more than half of them have answered.
 const GRACE: Duration = Duration::from_millis(100);
@@ -136,6 +136,11 @@ impl Sentinels {
     pub(super) fn server(&self, master: &Master) -> Result<Server, RedisError> {
         let address = at(self.template.addr(), master.host.clone(), master.port);
         Server::new(&self.template.clone().set_addr(address))
+    }
+
+    /// Whether what goes to the servers is encrypted.
+    pub(super) fn is_encrypted(&self) -> bool {
+        is_encrypted(&self.template)
     }
 
     /// Listens to all Sentinels, and tells `switched` whenever there may be another master.

@@ -9,7 +9,11 @@ use super::{
     fencing::Seen,
     inbox,
 };
-use crate::{error::StorageError, key::LockName, storage::Inbox};
+use crate::{
+    error::StorageError,
+    key::LockName,
+    storage::{AcquireRequest, Inbox},
+};
 
 /// Where the locks are.
 #[derive(Debug)]
@@ -45,9 +49,13 @@ impl Servers {
 
     pub(super) async fn listen(&self, inbox: Inbox, seen: &Arc<Seen>) {
         match self {
-            Self::One(connection) => {
-                tokio::join!(inbox::listen(connection, inbox, seen), connection.follow());
+            Self::One(connection) if connection.connector().hears() => {
+                // A grant that was made by another process has to be confirmed, too.
+                let confirm = connection.is_confirmed();
+                let listening = inbox::listen(connection, inbox, seen, confirm);
+                tokio::join!(listening, connection.follow());
             }
+            Self::One(_) => {}
             Self::Cluster(cluster) => cluster_inbox::listen(cluster, &inbox, seen).await,
         }
     }
@@ -105,6 +113,11 @@ impl<'a> Line<'a> {
 
     pub(super) fn learn(&self, origin: Origin, fact: Fact) {
         self.connection().learn(origin, fact);
+    }
+
+    /// See [`Connection::confirm`].
+    pub(super) async fn confirm(&self, request: &AcquireRequest) -> Result<(), StorageError> {
+        self.connection().confirm(request).await
     }
 
     /// Whether another server has taken the place of this one meanwhile, or may have.

@@ -4,7 +4,7 @@
 -- Answers {token, 1 if others stand in the queue else 0, the first fencing token} if it was taken,
 -- else {milliseconds that the holder has left (-1: it never expires)}. With ARGV[5], the token then
 -- stands in the queue, which is kept for that many milliseconds, and the answer goes on with the
--- server's time.
+-- server's time. With ARGV[6] too, only the token's process stands there, to be told.
 if tonumber(ARGV[4]) >= 0 then raise(tonumber(ARGV[4])) end
 local owner, queue = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 if queue and not owner then
@@ -16,11 +16,17 @@ if owner and not is_of(owner, ARGV[1]) then
   local left = redis.call('PTTL', KEYS[1])
   local answer = { left }
   if ARGV[5] then
-    stand(queue, ARGV[1], ARGV[2], ARGV[3], ARGV[5])
+    if ARGV[6] then
+      stand(queue, string.sub(ARGV[1], 1, 32), 0, 0, ARGV[5])
+    else
+      stand(queue, ARGV[1], ARGV[2], ARGV[3], ARGV[5])
+    end
     -- Clients of other kinds know no marks: their locks stay as they are.
     if string.find(owner, '^%x+:%d+$') and string.sub(owner, 33, 33) == ':' then
       redis.call('APPEND', KEYS[1], '!')
     end
+  end
+  if ARGV[5] and not ARGV[6] then
     local time = redis.call('TIME')
     answer = { left, time[1], time[2] }
   end

@@ -1,7 +1,8 @@
 -- What the scripts about a lock KEYS[1] and its queue KEYS[2] share.
 --
 -- A queue is a string of lines "token ttl count", the first in it first: one command reads it, and
--- one writes it. A lock that others wait for has a mark behind its token, so that who releases it
+-- one writes it. Who only wants to hear that the lock is free has a line with its process's number
+-- in the place of a token. A lock that others wait for has a mark behind its token, so that who releases it
 -- while nobody waits need not look for a queue.
 
 -- Whether a lock with the value `owner` is the token's.
@@ -50,8 +51,9 @@ end
 
 -- Gives the free lock to the first in `queue` whose inbox has a subscriber, and answers its ttl and
 -- the server's time. Whoever has no subscriber is gone and is taken out, as is a line that makes no
--- sense. If `asking` comes first, nobody is given the lock.
-local function pass_on(queue, asking)
+-- sense. If `asking` comes first, nobody is given the lock. A process that only wants to hear of it is
+-- told that the lock is free if `releasing` gives it up, unless that is its own.
+local function pass_on(queue, asking, releasing)
   while true do
     local line, rest = string.match(queue, '^([^\n]*)\n(.*)$')
     if not line then
@@ -59,12 +61,17 @@ local function pass_on(queue, asking)
       return nil
     end
     local token, ttl, count = string.match(line, '^(%S+) (%d+) (%d+)$')
-    if token and token == asking then
+    local process = token and #token == 32
+    if token and token == asking or process and not releasing then
       keep(queue)
       return nil
     end
     queue = rest
-    if token then
+    if process then
+      if token ~= string.sub(releasing, 1, 32) then
+        redis.pcall('PUBLISH', inbox(token), 'f ' .. KEYS[1])
+      end
+    elseif token then
       local tokens = fence(tonumber(count))
       -- Whoever is given the lock without its tokens asks for them, and hears of the error.
       if type(tokens) ~= 'number' then tokens = 0 end
@@ -108,12 +115,14 @@ local function stand(queue, token, ttl, count, place)
   return queue
 end
 
--- Takes `token` out of `queue`, and answers whether others are left in it.
+-- Takes `token` and its process out of `queue`, and answers whether others are left in it.
 local function leave(queue, token)
-  local first, last = place_of(queue, token)
-  if first then
-    queue = string.sub(queue, 1, first - 1) .. string.sub(queue, last + 1)
-    keep(queue)
+  for _, who in ipairs({ token, string.sub(token, 1, 32) }) do
+    local first, last = place_of(queue, who)
+    if first then
+      queue = string.sub(queue, 1, first - 1) .. string.sub(queue, last + 1)
+      keep(queue)
+    end
   end
   return queue ~= ''
 end

@@ -1,0 +1,302 @@
+//! Calls that go on after their caller has what it needs, and releases that nodes owe an answer to.
+//!
+//! A grant that comes late must not stay behind, and a release has to reach every node, also one
+//! that does not answer now. Both are followed here, each by a short task on the runtime of whoever
+//! made the call; without a runtime they are dropped, and the ttl frees what they left.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{Node, Shared};
+use crate::{
+    error::StorageError,
+    storage::{
+        AcquireReply, AcquireRequest, BoxFuture, OwnerToken, ReleaseReply, ReleaseRequest,
+        RenewRequest,
+    },
+};
+
+/// How long a call is followed. A storage that learns that its calls are given up can find out that
+/// its connection is dead.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Between one try of a release and the next: doubling, up to this.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A node with so many calls in the background is not asked for new locks, so that a node that hangs
+/// cannot fill the memory; and with so many, releases that it does not answer are left to the ttl.
+const FAR_BEHIND: usize = 1_024;
+const TOO_FAR_BEHIND: usize = 4 * FAR_BEHIND;
+
+type Call<T> = BoxFuture<Result<T, StorageError>>;
+
+impl Node {
+    pub(super) fn is_far_behind(&self) -> bool {
+        self.behind.load(Relaxed) >= FAR_BEHIND
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Stragglers(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    /// By token and node.
+    calls: HashMap<(OwnerToken, usize), Pending>,
+    /// Tokens whose renewal is on its way, and whether they were released meanwhile.
+    renewing: HashMap<OwnerToken, bool>,
+}
+
+/// What is on its way to one node for one token.
+#[derive(Default)]
+struct Pending {
+    calls: usize,
+    /// The token was released meanwhile: this is sent once nothing is on its way any more.
+    owed: Option<ReleaseRequest>,
+}
+
+impl Stragglers {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many calls are on their way.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.open().calls.len()
+    }
+
+    /// A token is released: what is still on its way for it has to be released once more.
+    pub(super) fn released(&self, request: &ReleaseRequest, nodes: usize) {
+        let mut open = self.open();
+        if let Some(released) = open.renewing.get_mut(&request.token) {
+            *released = true;
+        }
+        if open.calls.is_empty() {
+            return;
+        }
+        for node in 0..nodes {
+            if let Some(pending) = open.calls.get_mut(&(request.token, node)) {
+                pending.owed = Some(request.clone());
+            }
+        }
+    }
+}
+
+/// A call in the background.
+struct Straggler {
+    shared: Arc<Shared>,
+    node: usize,
+    token: OwnerToken,
+    /// It has been taken out of the list.
+    is_out: bool,
+}
+
+impl Straggler {
+    /// `None` if the node is too far behind.
+    fn new(shared: &Arc<Shared>, node: usize, token: OwnerToken) -> Option<Self> {
+        Self::register(shared, &mut shared.stragglers.open(), node, token)
+    }
+
+    fn register(
+        shared: &Arc<Shared>,
+        open: &mut Open,
+        node: usize,
+        token: OwnerToken,
+    ) -> Option<Self> {
+        let behind = &shared.nodes[node].behind;
+        if behind.load(Relaxed) >= TOO_FAR_BEHIND {
+            return None;
+        }
+        behind.fetch_add(1, Relaxed);
+        open.calls.entry((token, node)).or_default().calls += 1;
+        Some(Self {
+            shared: Arc::clone(shared),
+            node,
+            token,
+            is_out: false,
+        })
+    }
+
+    /// The call has come to its end: what has to be sent now. `None` takes it out of the list.
+    fn next(&mut self) -> Option<ReleaseRequest> {
+        let mut open = self.shared.stragglers.open();
+        let pending = open.calls.get_mut(&(self.token, self.node))?;
+        // What is owed is sent by the last of them.
+        if pending.calls == 1
+            && let Some(owed) = pending.owed.take()
+        {
+            return Some(owed);
+        }
+        self.take_out(&mut open);
+        self.is_out = true;
+        None
+    }
+
+    fn take_out(&self, open: &mut Open) {
+        if let Some(pending) = open.calls.get_mut(&(self.token, self.node)) {
+            pending.calls -= 1;
+            if pending.calls == 0 {
+                open.calls.remove(&(self.token, self.node));
+                if open.calls.is_empty() && open.calls.capacity() > FAR_BEHIND {
+                    open.calls.shrink_to_fit();
+                }
+            }
+        }
+    }
+
+    /// Sends what is owed until nothing is.
+    async fn settle(mut self) {
+        while let Some(request) = self.next() {
+            self.insist(None, &request).await;
+        }
+    }
+
+    /// Sends a release until the node has answered, or the ttl is over.
+    async fn insist(&self, mut sent: Option<Call<ReleaseReply>>, request: &ReleaseRequest) {
+        let until = Instant::now() + request.ttl;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let call = sent
+                .take()
+                .unwrap_or_else(|| self.shared.storage(self.node).release(request.clone()));
+            let answer = timeout(PATIENCE.min(request.ttl), call).await;
+            let is_final = |error: &StorageError| !error.kind().is_transient();
+            if answer.is_ok_and(|answer| answer.as_ref().err().is_none_or(is_final)) {
+                self.shared.nodes[self.node].is_late.store(false, Relaxed);
+                return;
+            }
+            if Instant::now() >= until {
+                return;
+            }
+            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+impl Drop for Straggler {
+    fn drop(&mut self) {
+        self.shared.nodes[self.node].behind.fetch_sub(1, Relaxed);
+        if !self.is_out {
+            // With the runtime that it ran on.
+            self.take_out(&mut self.shared.stragglers.open());
+        }
+    }
+}
+
+impl Shared {
+    /// Follows an acquire to its end. If its token is released before, it is released once more after
+    /// it.
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        node: usize,
+        call: Call<AcquireReply>,
+        request: &AcquireRequest,
+    ) {
+        if let Ok(runtime) = Handle::try_current()
+            && let Some(straggler) = Straggler::new(self, node, request.token)
+        {
+            spawn_acquire(&runtime, straggler, call, request.ttl);
+        }
+    }
+
+    /// Follows a release that was not answered in time, or failed, and sends it again until it is
+    /// answered.
+    pub(super) fn insist(
+        self: &Arc<Self>,
+        node: usize,
+        call: Option<Call<ReleaseReply>>,
+        request: &ReleaseRequest,
+    ) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        if call.is_none() {
+            let mut open = self.stragglers.open();
+            if let Some(pending) = open.calls.get_mut(&(request.token, node)) {
+                // Whoever is on its way will do it.
+                pending.owed = Some(request.clone());
+                return;
+            }
+        }
+        let Some(straggler) = Straggler::new(self, node, request.token) else {
+            return;
+        };
+        let request = request.clone();
+        runtime.spawn(async move {
+            straggler.insist(call, &request).await;
+            straggler.settle().await;
+        });
+    }
+}
+
+fn spawn_acquire(runtime: &Handle, straggler: Straggler, call: Call<AcquireReply>, ttl: Duration) {
+    runtime.spawn(async move {
+        if let Ok(Ok(_)) = timeout(PATIENCE.min(ttl), call).await {
+            let node = &straggler.shared.nodes[straggler.node];
+            node.is_late.store(false, Relaxed);
+        }
+        straggler.settle().await;
+    });
+}
+
+/// Renewals on their way. While they are, it is noticed which of their tokens are released: what was
+/// given up must not be given back to a node that has lost it.
+pub(super) struct Renewing<'a> {
+    shared: &'a Arc<Shared>,
+    requests: &'a [RenewRequest],
+}
+
+impl<'a> Renewing<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, requests: &'a [RenewRequest]) -> Self {
+        let mut open = shared.stragglers.open();
+        for request in requests {
+            open.renewing.insert(request.token, false);
+        }
+        drop(open);
+        Self { shared, requests }
+    }
+
+    /// Sets a lock that is ours on a node that does not have it, if it is free there.
+    pub(super) fn heal(&self, node: usize, request: &RenewRequest) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut open = self.shared.stragglers.open();
+        if open.renewing.get(&request.token) != Some(&false) {
+            return;
+        }
+        let straggler = Straggler::register(self.shared, &mut open, node, request.token);
+        drop(open);
+        let Some(straggler) = straggler else { return };
+        let call = self.shared.storage(node).acquire(AcquireRequest {
+            name: request.name.clone(),
+            token: request.token,
+            ttl: request.ttl,
+            again: true,
+            queue: None,
+            hint: None,
+            fencing: 0,
+        });
+        spawn_acquire(&runtime, straggler, call, request.ttl);
+    }
+}
+
+impl Drop for Renewing<'_> {
+    fn drop(&mut self) {
+        let mut open = self.shared.stragglers.open();
+        for request in self.requests {
+            open.renewing.remove(&request.token);
+        }
+    }
+}

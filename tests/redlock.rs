@@ -1,0 +1,546 @@
+//! The promises of a lock that a majority of several Redis servers holds, while some of them fail.
+//!
+//! Each factory stands for a process: factories share nothing but the servers.
+
+// A test says what it expects by panicking, and has no users who read its documentation.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod kit;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use tokio::task::JoinSet;
+use tower_distributed_lock::{
+    LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
+    error::{InvalidSettings, LockError, LossReason, StorageError, StorageErrorKind},
+    storage::{RedisStorage, conformance},
+};
+
+use self::kit::{LIMIT, Proxy, RedisServer, eventually, ms, within};
+
+/// A ttl that does not end during a test: what disappears was removed.
+const LONG: Duration = Duration::from_secs(300);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Servers that know nothing of each other, and a way to each of them that can fail.
+struct World {
+    servers: Vec<RedisServer>,
+    proxies: Vec<Proxy>,
+}
+
+impl World {
+    async fn of(nodes: usize) -> Self {
+        let servers = join_all((0..nodes).map(|_| RedisServer::start())).await;
+        let proxies = servers.iter().map(Proxy::to).collect();
+        Self { servers, proxies }
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = RedisStorage> {
+        self.proxies.iter().map(|proxy| {
+            let builder = RedisStorage::builder(proxy.url());
+            builder.connect_timeout(LIMIT).connect_lazily().unwrap()
+        })
+    }
+
+    /// A busy machine is not a server that hangs, unless a test says so.
+    async fn storage(&self, node_timeout: Duration) -> Redlock {
+        let builder = Redlock::builder().node_timeout(node_timeout);
+        { self.nodes() }
+            .fold(builder, |all, node| all.node(node))
+            .build()
+            .unwrap()
+    }
+
+    async fn factory(&self) -> LockFactory {
+        self.factory_with(ms(2_000)).await
+    }
+
+    async fn factory_with(&self, node_timeout: Duration) -> LockFactory {
+        let builder = LockFactory::builder(self.storage(node_timeout).await);
+        let factory = builder.storage_timeout(LIMIT).build().unwrap();
+        // All nodes are connected, and know the scripts.
+        let options = options(LONG, LIMIT, ms(50));
+        let first = factory.create_lock("first").unwrap().lock(options).await;
+        assert_eq!(first.unwrap().unlock().await.unwrap(), Unlocked::Held);
+        self.is_left_clean().await;
+        factory
+    }
+
+    async fn is_left_clean(&self) {
+        for server in &self.servers {
+            no_key_is_left(server).await;
+        }
+    }
+
+    /// Whose token the lock `k` has on this node.
+    async fn owner(&self, node: usize) -> Option<String> {
+        let owner: Option<String> = self.servers[node].run("GET distributed-locks:k").await;
+        // With a mark if others wait.
+        owner.map(|owner| owner.trim_end_matches('!').to_owned())
+    }
+}
+
+/// How many processes wait for the lock `k`, as this server knows.
+async fn waiters(server: &RedisServer) -> usize {
+    let queue: Option<String> = server.run("GET {distributed-locks:k}:queue").await;
+    queue.unwrap_or_default().lines().count()
+}
+
+async fn no_key_is_left(server: &RedisServer) {
+    eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
+}
+
+fn options(ttl: Duration, wait: Duration, interval: Duration) -> LockOptions {
+    LockOptions::builder()
+        .ttl(ttl)
+        .interval(interval)
+        .retries(
+            (wait.as_millis() / interval.as_millis())
+                .try_into()
+                .unwrap(),
+        )
+        .build()
+        .unwrap()
+}
+
+/// Asks again every 25 to 50 ms.
+fn patient() -> LockOptions {
+    options(LONG, LIMIT, ms(50))
+}
+
+/// Whoever waits with these and gets the lock within the time of a test was woken.
+fn woken() -> LockOptions {
+    options(LONG, 10 * MINUTE, MINUTE)
+}
+
+async fn take(factory: &LockFactory, options: LockOptions) -> Result<LockGuard, LockError> {
+    let lock = factory.create_lock("k").unwrap();
+    within(2 * LIMIT, "an answer", lock.lock(options)).await
+}
+
+async fn holds(factory: &LockFactory) -> LockGuard {
+    take(factory, patient()).await.unwrap()
+}
+
+fn storage_error(result: Result<LockGuard, LockError>) -> StorageError {
+    match result {
+        Err(LockError::Storage(error)) => error,
+        other => panic!("expected a storage error, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn redlock_keeps_the_contract_of_a_storage() {
+    join_all([1, 2, 3, 4].map(async |nodes| {
+        let world = World::of(nodes).await;
+        conformance::check(world.storage(LIMIT).await).await;
+        world.is_left_clean().await;
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn connects_to_a_majority_and_says_why_not() {
+    let mut world = World::of(3).await;
+    let urls = |world: &World| -> Vec<_> { world.servers.iter().map(RedisServer::url).collect() };
+    world.servers[0].kill();
+    let redlock = Redlock::connect(urls(&world)).await.unwrap();
+    assert_eq!((redlock.nodes(), redlock.quorum()), (3, 2));
+    world.servers[2].kill();
+    let error = Redlock::connect(urls(&world)).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable);
+
+    let twice = vec![world.servers[1].url(); 2];
+    let error = Redlock::connect(twice).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Rejected);
+    assert!(
+        error
+            .to_string()
+            .contains(&InvalidSettings::SameNode.to_string()),
+        "{error}"
+    );
+    let error = Redlock::connect(Vec::<String>::new()).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&InvalidSettings::NoNodes.to_string()),
+        "{error}"
+    );
+}
+
+/// So many of the servers can be lost, and not one more.
+async fn a_minority_may_be_down(nodes: usize, minority: usize) {
+    let mut world = World::of(nodes).await;
+    let (ours, theirs) = (world.factory().await, world.factory().await);
+    let held = holds(&ours).await;
+    for server in &mut world.servers[..minority] {
+        server.kill();
+    }
+    let once = options(LONG, ms(0), ms(50));
+    let denied = take(&theirs, once).await;
+    assert!(
+        matches!(denied, Err(LockError::NotObtained(_))),
+        "{denied:?}"
+    );
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    let held = holds(&theirs).await;
+    assert!(held.fencing_token().is_some());
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+
+    world.servers[minority].kill();
+    let error = storage_error(take(&ours, once).await);
+    assert!(error.kind().is_transient(), "{error}");
+    let answers = *error.quorum().unwrap();
+    let left = nodes - minority - 1;
+    assert_eq!((answers.nodes, answers.needed), (nodes, nodes / 2 + 1));
+    assert_eq!((answers.ours, answers.not_ours), (left, 0), "{error}");
+    assert_eq!(answers.late + answers.failed, minority + 1, "{error}");
+    // The parts that it got are given back.
+    for server in &world.servers[minority + 1..] {
+        no_key_is_left(server).await;
+    }
+    // And all is well when enough of them are back.
+    world.servers[minority].restart().await;
+    let held = holds(&ours).await;
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+}
+
+#[tokio::test]
+async fn one_server_is_all_there_is() {
+    a_minority_may_be_down(1, 0).await;
+}
+
+#[tokio::test]
+async fn both_of_two_servers_are_needed() {
+    a_minority_may_be_down(2, 0).await;
+}
+
+#[tokio::test]
+async fn one_of_three_servers_may_be_down() {
+    a_minority_may_be_down(3, 1).await;
+}
+
+#[tokio::test]
+async fn one_of_four_servers_may_be_down() {
+    a_minority_may_be_down(4, 1).await;
+}
+
+#[tokio::test]
+async fn two_of_five_servers_may_be_down() {
+    a_minority_may_be_down(5, 2).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_keeps_nobody_waiting_and_nothing_stays_on_it() {
+    let world = World::of(3).await;
+    let factory = world.factory_with(LIMIT).await;
+    world.servers[1].pause();
+    let started = Instant::now();
+    let mut token = None;
+    for _ in 0..20 {
+        let held = holds(&factory).await;
+        assert!(held.fencing_token() > token);
+        token = held.fencing_token();
+        // Who does not wait for the answer is not kept waiting by it.
+        drop(held);
+    }
+    assert!(started.elapsed() < LIMIT / 2, "{:?}", started.elapsed());
+    world.servers[1].resume();
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn a_majority_that_hangs_is_told_and_nothing_stays_on_it() {
+    let world = World::of(3).await;
+    let factory = world.factory_with(ms(300)).await;
+    world.servers[0].pause();
+    world.servers[1].pause();
+    let error = storage_error(take(&factory, options(LONG, ms(0), ms(50))).await);
+    assert_eq!(error.kind(), StorageErrorKind::Timeout);
+    let answers = *error.quorum().unwrap();
+    assert_eq!((answers.ours, answers.late), (1, 2), "{error}");
+    world.servers[0].resume();
+    world.servers[1].resume();
+    world.is_left_clean().await;
+    eventually("nothing is left here", LIMIT, async || factory.keys() == 0).await;
+}
+
+#[tokio::test]
+async fn a_lock_survives_lost_replies_and_nothing_stays_behind() {
+    let world = World::of(3).await;
+    let factory = world.factory_with(ms(300)).await;
+    // First of one server, then of all: what was asked for is carried out, and nobody hears of it.
+    for lost in [1, 3] {
+        for proxy in &world.proxies[..lost] {
+            proxy.lose_replies();
+        }
+        let held = holds(&factory).await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        world.is_left_clean().await;
+    }
+    eventually("nothing is left here", LIMIT, async || factory.keys() == 0).await;
+}
+
+#[tokio::test]
+async fn a_partition_costs_a_holder_without_a_majority_its_lock() {
+    let world = World::of(3).await;
+    let (ours, theirs) = (world.factory_with(ms(300)).await, world.factory().await);
+    let ttl = ms(3_000);
+    let held = take(&ours, options(ttl, LIMIT, ms(50))).await.unwrap();
+    // Their own connections were made through the same proxies, so they go over new ones.
+    for proxy in &world.proxies[..2] {
+        proxy.black_hole();
+        proxy.swallow_next(usize::MAX);
+    }
+    let reason = within(LIMIT, "the loss", held.lost()).await;
+    assert_eq!(reason, LossReason::Expired);
+    assert!(!held.is_held());
+    for proxy in &world.proxies[..2] {
+        proxy.swallow_next(0);
+    }
+    drop(held);
+    let held = holds(&theirs).await;
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn a_server_that_lost_its_memory_is_given_the_lock_again() {
+    let mut world = World::of(3).await;
+    let (ours, theirs) = (world.factory().await, world.factory().await);
+    let ttl = ms(3_000);
+    let held = take(&ours, options(ttl, LIMIT, ms(50))).await.unwrap();
+    // One after the other: never is more than one without it.
+    for node in 0..3 {
+        let owner = world.owner((node + 1) % 3).await;
+        assert!(owner.is_some());
+        world.servers[node].restart().await;
+        assert_eq!(world.owner(node).await, None);
+        eventually("it is ours on all servers again", LIMIT, async || {
+            world.owner(node).await == owner
+        })
+        .await;
+        assert!(held.is_held());
+        let denied = take(&theirs, options(ttl, ms(0), ms(50))).await;
+        assert!(denied.is_err(), "{denied:?}");
+    }
+    let token = held.fencing_token();
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    world.is_left_clean().await;
+    // None of the counters that gave its token is left.
+    let held = holds(&theirs).await;
+    assert!(held.fencing_token() > token);
+    drop(held);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn a_lock_that_a_majority_has_lost_is_lost() {
+    let world = World::of(3).await;
+    let factory = world.factory().await;
+    let held = take(&factory, options(ms(3_000), LIMIT, ms(50)))
+        .await
+        .unwrap();
+    for server in &world.servers[..2] {
+        let () = server.run("FLUSHALL").await;
+    }
+    let reason = within(LIMIT, "the loss", held.lost()).await;
+    assert_eq!(reason, LossReason::NotOurs);
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Lost);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn a_release_wakes_those_who_wait() {
+    let world = World::of(3).await;
+    let mut factories = Vec::new();
+    for _ in 0..4 {
+        factories.push(world.factory().await);
+    }
+    let held = holds(&factories[3]).await;
+    let mut waiting = JoinSet::new();
+    for factory in &factories[..3] {
+        waiting.spawn(factory.create_lock("k").unwrap().lock(woken()));
+    }
+    for server in &world.servers {
+        eventually("all wait", LIMIT, async || waiters(server).await == 3).await;
+    }
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    for _ in 0..3 {
+        let held = within(LIMIT, "a waiter has it", waiting.join_next()).await;
+        let held = held.unwrap().unwrap().unwrap();
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    }
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn a_waiter_that_left_leaves_nothing_behind() {
+    let world = World::of(3).await;
+    let (holder, other) = (world.factory().await, world.factory().await);
+    let held = holds(&holder).await;
+    let waiting = tokio::spawn(other.create_lock("k").unwrap().lock(woken()));
+    for server in &world.servers {
+        eventually("it waits", LIMIT, async || waiters(server).await == 1).await;
+    }
+    waiting.abort();
+    for server in &world.servers {
+        eventually("it has left", LIMIT, async || waiters(server).await == 0).await;
+    }
+    drop(held);
+    world.is_left_clean().await;
+    eventually("nothing is left here", LIMIT, async || other.keys() == 0).await;
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_dropped_at_any_point_leaves_nothing_behind() {
+    let world = World::of(3).await;
+    let factory = world.factory().await;
+    for polls in 0..60 {
+        let lock = factory.create_lock("k").unwrap();
+        let mut attempt = Box::pin(lock.lock(patient()));
+        for _ in 0..polls / 3 {
+            if futures_util::poll!(&mut attempt).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(attempt);
+        if polls % 10 == 0 {
+            drop(holds(&factory).await);
+        }
+    }
+    world.is_left_clean().await;
+    eventually("nothing is left here", LIMIT, async || factory.keys() == 0).await;
+}
+
+/// Who was in when.
+#[derive(Default)]
+struct History {
+    inside: AtomicBool,
+    /// Who, and with which token, in the order in which they came in.
+    stays: Mutex<Vec<(usize, u64)>>,
+}
+
+impl History {
+    async fn stay(&self, who: usize, guard: &LockGuard) {
+        assert!(
+            !self.inside.swap(true, SeqCst),
+            "two holders at the same time"
+        );
+        let token = guard.fencing_token().unwrap();
+        self.stays.lock().unwrap().push((who, token));
+        tokio::time::sleep(ms(1)).await;
+        assert!(guard.is_held());
+        self.inside.store(false, SeqCst);
+    }
+}
+
+/// Processes, each with some tasks, that want one lock all the time, until each has had it so often.
+/// Meanwhile `disturb` does what it likes.
+async fn contend(
+    world: &World,
+    processes: usize,
+    tasks: usize,
+    stays: usize,
+    disturb: impl AsyncFnOnce(),
+) {
+    let history = Arc::new(History::default());
+    let mut threads = Vec::new();
+    for who in 0..processes {
+        let nodes: Vec<_> = world.nodes().collect();
+        let history = Arc::clone(&history);
+        threads.push(thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let builder = { nodes.into_iter() }
+                    .fold(Redlock::builder(), |all, node| all.node(node))
+                    .node_timeout(ms(500));
+                let factory = LockFactory::new(builder.build().unwrap());
+                let mut working = JoinSet::new();
+                for _ in 0..tasks {
+                    let (history, lock) = (Arc::clone(&history), factory.create_lock("k").unwrap());
+                    working.spawn(async move {
+                        for _ in 0..stays {
+                            // Half an interval is longer than the test may take: wake-ups alone
+                            // bring it the lock in time, but for split votes.
+                            let guard = lock.lock(options(LONG, 10 * MINUTE, 2 * MINUTE)).await;
+                            let guard = guard.unwrap();
+                            history.stay(who, &guard).await;
+                            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+                        }
+                    });
+                }
+                working.join_all().await;
+                assert_eq!(factory.drain(LIMIT).await, 0);
+            });
+        }));
+    }
+    disturb().await;
+    within(3 * LIMIT, "all have had their turns", async {
+        for thread in threads {
+            tokio::task::spawn_blocking(|| thread.join())
+                .await
+                .unwrap()
+                .unwrap();
+        }
+    })
+    .await;
+    let stays_seen = history.stays.lock().unwrap().clone();
+    assert_eq!(stays_seen.len(), processes * tasks * stays);
+    let growing = stays_seen.windows(2).all(|pair| pair[0].1 < pair[1].1);
+    assert!(
+        growing,
+        "fencing tokens grow from holder to holder: {stays_seen:?}"
+    );
+    world.is_left_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_processes_that_contend_make_steady_progress() {
+    let world = World::of(3).await;
+    contend(&world, 4, 1, 50, async || {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_processes_give_way_to_each_other() {
+    let world = World::of(3).await;
+    contend(&world, 4, 8, 25, async || {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_even_number_of_servers_serves_too() {
+    let world = World::of(4).await;
+    contend(&world, 4, 2, 20, async || {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contenders_go_on_while_a_server_hangs_and_comes_back() {
+    let world = World::of(3).await;
+    contend(&world, 4, 2, 60, async || {
+        for node in 0..3 {
+            tokio::time::sleep(ms(300)).await;
+            world.servers[node].pause();
+            tokio::time::sleep(ms(300)).await;
+            world.servers[node].resume();
+        }
+    })
+    .await;
+}
