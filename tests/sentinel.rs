@@ -86,6 +86,12 @@ async fn no_key_is_left(server: &RedisServer) {
     eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
 }
 
+/// A client of one server, whose connection carries nothing but what locks take.
+async fn direct(server: &RedisServer) -> LockFactory {
+    let storage = RedisStorage::builder(server.url()).probe(false).connect();
+    LockFactory::new(storage.await.unwrap())
+}
+
 /// The connections over which locks are asked for, by the server's own numbers.
 async fn connections(server: &RedisServer) -> Vec<String> {
     let list = server.try_run("CLIENT LIST TYPE normal").await;
@@ -331,8 +337,7 @@ async fn a_master_that_is_replaced_while_it_is_alive_is_left() {
 async fn sentinel_closes_the_connections_of_a_master_that_it_demotes() {
     let redis = Sentinel::start().await;
     // A client that does not hear of failovers.
-    let direct = RedisStorage::connect(redis.servers[0].url()).await.unwrap();
-    let direct = LockFactory::new(direct);
+    let direct = direct(&redis.servers[0]).await;
     token(&direct, "k").await;
     let before = connections(&redis.servers[0]).await;
     assert!(!before.is_empty());
@@ -351,10 +356,7 @@ async fn sentinel_closes_the_connections_of_a_master_that_it_demotes() {
 #[tokio::test]
 async fn tokens_grow_though_a_server_was_demoted_and_promoted_behind_an_idle_connection() {
     let [old, new] = pair().await;
-    let connect = async |server: &RedisServer| {
-        LockFactory::new(RedisStorage::connect(server.url()).await.unwrap())
-    };
-    let idle = connect(&old).await;
+    let idle = direct(&old).await;
     let mut last = token(&idle, "k").await;
     let before = connections(&old).await;
 
@@ -365,7 +367,7 @@ async fn tokens_grow_though_a_server_was_demoted_and_promoted_behind_an_idle_con
         .run(&format!("REPLICAOF 127.0.0.1 {}", new.port()))
         .await;
     let demoted = Instant::now();
-    let other = connect(&new).await;
+    let other = direct(&new).await;
     for _ in 0..20 {
         let next = token(&other, "k").await;
         assert!(next > last);

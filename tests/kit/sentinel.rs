@@ -1,6 +1,8 @@
 //! Redis Sentinel: a master, its replicas, and three Sentinels that watch them.
 
-use super::{LIMIT, RedisServer, ServerOptions, eventually};
+use std::collections::HashMap;
+
+use super::{LIMIT, RedisServer, ServerOptions, eventually, ms};
 
 /// All of them are processes, which end with this value.
 pub struct Sentinel {
@@ -85,6 +87,7 @@ impl Sentinel {
             })
             .await;
         }
+        this.are_known_to_be_well().await;
         this
     }
 
@@ -116,6 +119,32 @@ impl Sentinel {
             links == self.servers.len() - 1
         })
         .await;
+        self.are_known_to_be_well().await;
+    }
+
+    /// All Sentinels have seen that all servers are up and follow the master. Before that, one may
+    /// pass over the server whose turn it is.
+    async fn are_known_to_be_well(&self) {
+        let name = Self::SERVICE;
+        let (master, replicas) = (
+            format!("SENTINEL MASTER {name}"),
+            format!("SENTINEL REPLICAS {name}"),
+        );
+        type Fields = HashMap<String, String>;
+        for sentinel in &self.sentinels {
+            let is_well = |server: &Fields, flags| server["flags"] == flags;
+            eventually("the Sentinels know that all are well", LIMIT, async || {
+                let master: Fields = sentinel.run(&master).await;
+                let replicas: Vec<Fields> = sentinel.run(&replicas).await;
+                let well = replicas.iter().filter(|replica| {
+                    is_well(replica, "slave")
+                        && replica["master-link-status"] == "ok"
+                        && replica["master-port"] == master["port"]
+                });
+                is_well(&master, "master") && well.count() == self.servers.len() - 1
+            })
+            .await;
+        }
     }
 
     /// The server with this number is a master, and all Sentinels say so.
@@ -124,10 +153,18 @@ impl Sentinel {
         let ask = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {}", Self::SERVICE);
         for sentinel in &self.sentinels {
             // Each time that they do not agree, they wait for six seconds.
-            eventually("the Sentinels know the new master", 3 * LIMIT, async || {
-                sentinel.run::<(String, String)>(&ask).await.1 == port
-            })
-            .await;
+            let mut said = String::new();
+            let knows = async {
+                while said != port {
+                    said = sentinel.run::<(String, String)>(&ask).await.1;
+                    tokio::time::sleep(ms(5)).await;
+                }
+            };
+            let known = tokio::time::timeout(3 * LIMIT, knows).await;
+            assert!(
+                known.is_ok(),
+                "the master is {said}, not {port}, says Sentinel"
+            );
         }
         eventually("it is the master", LIMIT, async || {
             self.servers[number].info("role").await.as_deref() == Some("master")
