@@ -117,6 +117,31 @@ async fn a_cluster_keeps_the_contract_of_a_storage() {
 }
 
 #[tokio::test]
+async fn a_lock_counts_when_enough_replicas_of_its_node_have_it() {
+    let redis = Cluster::start().await;
+    let factory = |replicas, timeout| {
+        let storage = RedisStorage::cluster(redis.urls()).replicas(replicas, timeout);
+        let factory = LockFactory::builder(storage.connect_lazily().unwrap());
+        factory.storage_timeout(2 * LIMIT).build().unwrap()
+    };
+    // Each master has one.
+    let (confirmed, never) = (factory(1, LIMIT), factory(2, ms(50)));
+    for node in 0..3 {
+        let key = redis.key_at(node).await;
+        let guard = lock(&confirmed, &key, LONG).await;
+        assert!(redis.of(&key).await.calls("wait").await > 0);
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        let refused = never.create_lock(key.as_str()).unwrap();
+        let refused = refused.try_lock(options(LONG, LIMIT)).await;
+        let Err(LockError::Storage(error)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable);
+    }
+    no_key_is_left(&redis).await;
+}
+
+#[tokio::test]
 async fn processes_are_served_in_order_by_wake_ups_at_each_master() {
     let redis = Cluster::start().await;
     let factories = [(); 4].map(|()| factory(&redis));

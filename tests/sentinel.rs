@@ -384,6 +384,30 @@ async fn tokens_grow_though_a_server_was_demoted_and_promoted_behind_an_idle_con
 // --- failover -------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
+async fn a_lock_that_a_replica_has_confirmed_outlives_the_master_without_a_moment_between() {
+    let mut redis = Sentinel::start().await;
+    let storage = RedisStorage::sentinel(Sentinel::SERVICE, redis.urls()).replicas(1, LIMIT);
+    let factory = LockFactory::builder(storage.connect_lazily().unwrap());
+    let factory = factory.storage_timeout(2 * LIMIT).build().unwrap();
+    let guard = lock(&factory, "k", LONG).await;
+    redis.servers[0].kill();
+    redis.is_master(1).await;
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&redis.servers[1]).await;
+
+    // There are no replicas any more.
+    let storage = RedisStorage::sentinel(Sentinel::SERVICE, redis.urls()).replicas(1, ms(50));
+    let alone = LockFactory::new(storage.connect().await.unwrap());
+    let once = LockOptions::builder().ttl(LONG).build().unwrap();
+    let refused = alone.create_lock("k").unwrap().try_lock(once).await;
+    assert!(
+        matches!(&refused, Err(LockError::Storage(error)) if error.kind() == StorageErrorKind::Unavailable),
+        "{refused:?}"
+    );
+    no_key_is_left(&redis.servers[1]).await;
+}
+
+#[tokio::test]
 async fn a_lock_that_the_replica_knows_outlives_the_master_and_its_waiters_are_served() {
     let mut redis = Sentinel::start().await;
     let (first, second) = (factory(&redis), factory(&redis));

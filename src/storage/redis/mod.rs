@@ -152,6 +152,18 @@
 //!
 //! The user needs `CLUSTER SLOTS` and `ASKING` too.
 //!
+//! # Credentials, certificates and replicas of several servers
+//!
+//! With Sentinel, [`username`](RedisStorageBuilder::username) and
+//! [`password`](RedisStorageBuilder::password) are the servers'; each Sentinel has those of its own
+//! URL. With Cluster they are those of all nodes. What they leave open is as in the first URL, and so
+//! is TLS: if that begins with `rediss://`, so does the way to every server, and certificates have to
+//! be valid for the hosts that Sentinel or the cluster names (Redis: `sentinel announce-hostnames`,
+//! `tls-replication`, `tls-cluster`).
+//!
+//! [`replicas`](RedisStorageBuilder::replicas) are those of the master, and in a Cluster those of the
+//! node that has the lock.
+//!
 //! # A pool of your own
 //!
 //! [`RedisStorage::from_pool`] takes a `bb8::Pool<RedisConnectionManager>` of `bb8-redis`, which is
