@@ -118,12 +118,7 @@ async fn a_fencing_token_costs_two_plain_commands_more() {
 
 async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected: &[(&str, u64)]) {
     let lock = factory.create_lock("cheap").unwrap();
-    // The first release teaches the server the script.
-    drop(lock.lock(patient()).await.unwrap());
-    no_key_is_left(server).await;
-
-    let () = server.run("CONFIG RESETSTAT").await;
-    for turns in 1..=5 {
+    let turn = async || {
         let guard = lock.lock(patient()).await.unwrap();
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
         // The test's own connections say hello and ask for this.
@@ -132,10 +127,23 @@ async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected:
             !["hello", "client", "config", "info", "subscribe", "ping"]
                 .contains(&name.split('|').next().unwrap())
         });
-        let expected = expected
+        calls
+    };
+    let costs = |turns| {
+        let costs = expected
             .iter()
             .map(|(name, calls)| ((*name).to_owned(), calls * turns));
-        assert_eq!(calls, expected.collect::<Vec<_>>());
+        costs.collect::<Vec<_>>()
+    };
+    // The first lock and the first release teach the server their scripts, and a lease from before
+    // messages arrive is taken to be wanted.
+    eventually("it is as cheap as it gets", LIMIT, async || {
+        let () = server.run("CONFIG RESETSTAT").await;
+        turn().await == costs(1)
+    })
+    .await;
+    for turns in 2..=5 {
+        assert_eq!(turn().await, costs(turns));
     }
 }
 

@@ -5,9 +5,10 @@
 //! pipelines of up to [`LARGEST`] calls: one message, one write, and one wake-up when the replies
 //! are there. Where few calls are open, each goes by itself, and waits for nobody.
 //!
-//! Calls go into redis-rs's channel in the order in which they were made: all of it happens under
-//! the lock of the queue. Replies are handed out by short tasks on the runtime on which the
-//! connection was made, where redis-rs's own task runs too. When that runtime ends, calls fail.
+//! Calls go into redis-rs's channel in the order in which they were made: whoever takes them from
+//! the queue holds the connection before it lets the queue go. Replies are handed out by short tasks
+//! on the runtime on which the connection was made, where redis-rs's own task runs too. When that
+//! runtime ends, or the connection is given up, calls fail.
 
 use std::{
     pin::Pin,
