@@ -96,10 +96,6 @@ impl Wire {
     pub(super) fn learn(&self, fact: Fact) {
         self.known.fetch_or(fact as u8, Relaxed);
     }
-
-    pub(super) fn unlearn(&self, fact: Fact) {
-        self.known.fetch_and(!(fact as u8), Relaxed);
-    }
 }
 
 /// The id of the server's run: it changes with every start, and every server has its own. Not every
@@ -376,8 +372,7 @@ impl Connection {
 
     /// Has something sent over the connection, which is made if there is none that works.
     ///
-    /// Whoever waits for a reply holds no part of the connection: counting all who do so would be
-    /// the one thing about which every task on every core has to agree.
+    /// Whoever waits for a reply does not hold the connection.
     pub(super) async fn on_wire<R>(
         &self,
         send: impl FnOnce(&Wire) -> R,
@@ -402,6 +397,14 @@ impl Connection {
             && wire.origin.wire == origin.wire
         {
             wire.known.fetch_or(fact as u8, Relaxed);
+        }
+    }
+
+    /// It may not be so any more.
+    pub(super) fn unlearn(&self, fact: Fact) {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wire) = &*present {
+            wire.known.fetch_and(!(fact as u8), Relaxed);
         }
     }
 

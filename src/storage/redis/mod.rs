@@ -17,9 +17,10 @@
 //! process in one round trip, in order, and wakes exactly one.
 //!
 //! A denied acquire also tells the holder that it is wanted, and puts a mark, `!`, behind its token:
-//! a release that meets no mark deletes the lock and need not look for a queue. Clients of other
-//! kinds know no marks, and their locks get none: who waits for such a lock asks for it when its ttl
-//! has run out, and every `interval` before.
+//! a release that meets no mark deletes the lock and need not look for a queue. Whoever compares
+//! values by hand has to expect it. Clients of other kinds know no marks, and their locks get none,
+//! as long as their tokens do not look like ours (32 hex digits, a colon, a number): who waits for
+//! such a lock asks for it when its ttl has run out, and every `interval` before.
 //!
 //! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
 //! asks.
@@ -131,7 +132,14 @@ mod script;
 #[cfg(feature = "tls")]
 mod tls;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 pub use bb8_redis;
 use bb8_redis::{RedisConnectionManager, bb8::Pool};
@@ -504,8 +512,7 @@ impl RedisStorage {
             }
             _ => {
                 // The counter went back, or somebody else has the lock already.
-                let forget = |wire: &Wire| wire.unlearn(Fact::CounterIsRight);
-                self.connection.on_wire(forget).await?;
+                self.connection.unlearn(Fact::CounterIsRight);
                 Ok(None)
             }
         }
@@ -546,8 +553,10 @@ impl RedisStorage {
             return Ok(reply);
         }
 
+        let has_raised = AtomicBool::new(false);
         let arguments = |command: &mut Cmd, wire: &Wire| {
             let raise = fenced && !wire.knows(Fact::CounterIsRight);
+            has_raised.store(raise, Relaxed);
             let seen = if raise { self.fencing.get() as i64 } else { -1 };
             command
                 .arg(&*token)
@@ -576,7 +585,7 @@ impl RedisStorage {
                 return Err(error);
             }
         };
-        if fenced {
+        if has_raised.load(Relaxed) {
             self.connection.learn(origin, Fact::CounterIsRight);
         }
         if let [
