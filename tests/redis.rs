@@ -118,12 +118,7 @@ async fn a_fencing_token_costs_two_plain_commands_more() {
 
 async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected: &[(&str, u64)]) {
     let lock = factory.create_lock("cheap").unwrap();
-    // The first release teaches the server the script.
-    drop(lock.lock(patient()).await.unwrap());
-    no_key_is_left(server).await;
-
-    let () = server.run("CONFIG RESETSTAT").await;
-    for turns in 1..=5 {
+    let turn = async || {
         let guard = lock.lock(patient()).await.unwrap();
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
         // The test's own connections say hello and ask for this.
@@ -132,10 +127,23 @@ async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected:
             !["hello", "client", "config", "info", "subscribe", "ping"]
                 .contains(&name.split('|').next().unwrap())
         });
-        let expected = expected
+        calls
+    };
+    let costs = |turns| {
+        let costs = expected
             .iter()
             .map(|(name, calls)| ((*name).to_owned(), calls * turns));
-        assert_eq!(calls, expected.collect::<Vec<_>>());
+        costs.collect::<Vec<_>>()
+    };
+    // The first lock and the first release teach the server their scripts, and a lease from before
+    // messages arrive is taken to be wanted.
+    eventually("it is as cheap as it gets", LIMIT, async || {
+        let () = server.run("CONFIG RESETSTAT").await;
+        turn().await == costs(1)
+    })
+    .await;
+    for turns in 2..=5 {
+        assert_eq!(turn().await, costs(turns));
     }
 }
 
@@ -976,26 +984,82 @@ async fn a_thousand_tasks_exclude_each_other_and_leave_no_key() {
     .await;
 }
 
+/// In any number: few go by themselves, many together.
+#[test]
+fn a_storage_goes_on_when_the_runtime_that_connected_it_ends_with_calls_under_way() {
+    let outer = runtime();
+    for calls in [2, 10, 40] {
+        let server = outer.block_on(RedisServer::start());
+        let first = runtime();
+        let storage = first.block_on(RedisStorage::connect(server.url())).unwrap();
+        let factory = LockFactory::new(storage);
+        first.block_on(async { drop(factory.create_lock("k").unwrap().lock(patient()).await) });
+        let () = outer.block_on(server.run("CLIENT PAUSE 600 ALL"));
+        first.block_on(async {
+            let mut callers = tokio::task::JoinSet::new();
+            for caller in 0..calls {
+                let lock = factory.create_lock(format!("of-{caller}")).unwrap();
+                callers.spawn(lock.lock(patient()));
+            }
+            // They have asked, and the runtime ends with them.
+            eventually("all wait", LIMIT, async || factory.waiters() == calls).await;
+            callers.detach_all();
+        });
+        drop(first);
+        runtime().block_on(async {
+            let lock = factory.create_lock("other").unwrap().lock(patient());
+            drop(within(LIMIT, "the lock", lock).await.unwrap());
+        });
+    }
+}
+
+/// As when a `main` connects in a runtime of its own and goes on with another.
+#[test]
+fn a_connection_of_a_runtime_that_nobody_drives_is_replaced() {
+    let outer = runtime();
+    let server = outer.block_on(RedisServer::start());
+    let idle = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let storage = idle.block_on(RedisStorage::connect(server.url())).unwrap();
+    let builder = LockFactory::builder(storage).storage_timeout(ms(300));
+    let factory = builder.build().unwrap();
+    for callers in [1, 40] {
+        outer.block_on(async {
+            let locks = (0..callers).map(|caller| {
+                let lock = factory.create_lock(format!("of-{caller}")).unwrap();
+                lock.lock(patient())
+            });
+            let locks = futures_util::future::join_all(locks);
+            for lock in within(LIMIT, "the locks", locks).await {
+                drop(lock.unwrap());
+            }
+        });
+    }
+    drop(idle);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 /// A process that shuts down with requests under way: the runtime drops holders, waiters and the
 /// keeper in any order.
 #[test]
 fn a_runtime_that_ends_while_locks_are_held_and_wanted_ends() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     let server = runtime.block_on(RedisServer::start());
     // The server stays here, so that it ends with the test even if the thread does not.
     let url = server.url();
     let (ended, has_ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for round in 0..20 {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = self::runtime();
             runtime.block_on(async {
                 let storage = RedisStorage::builder(&url).connect_timeout(LIMIT);
                 let factory = LockFactory::new(storage.connect().await.unwrap());

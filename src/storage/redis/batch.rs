@@ -5,9 +5,10 @@
 //! pipelines of up to [`LARGEST`] calls: one message, one write, and one wake-up when the replies
 //! are there. Where few calls are open, each goes by itself, and waits for nobody.
 //!
-//! Calls go into redis-rs's channel in the order in which they were made: all of it happens under
-//! the lock of the queue. Replies are handed out by short tasks on the runtime on which the
-//! connection was made, where redis-rs's own task runs too. When that runtime ends, calls fail.
+//! Calls go into redis-rs's channel in the order in which they were made: whoever takes them from
+//! the queue holds the connection before it lets the queue go. Replies are handed out by short tasks
+//! on the runtime on which the connection was made, where redis-rs's own task runs too. When that
+//! runtime ends, or the connection is given up, calls fail.
 
 use std::{
     pin::Pin,
@@ -24,7 +25,7 @@ use tokio::{
 
 use super::{
     error::{Failure, value},
-    health::Health,
+    health::{Health, Unanswered},
 };
 
 /// The most calls in one pipeline. All tasks together would be one large pipeline, and they and the
@@ -93,16 +94,18 @@ impl Batches {
     /// an array of the replies to each.
     pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
         let queue = &self.0;
+        let unanswered = Unanswered::new(&queue.health);
         let mut unsent = lock(&queue.unsent);
         unsent.open += 1;
         if unsent.open <= FEW && unsent.calls.callers.is_empty() {
+            let open = Open(Arc::clone(queue));
             let connection = lock(&queue.connection);
             drop(unsent);
-            let sent = begin(send_one(connection.clone(), commands));
-            return Reply(Way::Alone(Alone {
-                sent: Some(sent),
-                queue: Arc::clone(queue),
-            }));
+            let way = Way::Alone {
+                sent: begin(send_one(connection.clone(), commands)),
+                _open: open,
+            };
+            return Reply { way, unanswered };
         }
         let (reply, replied) = oneshot::channel();
         unsent.calls.callers.push((N, reply));
@@ -124,7 +127,10 @@ impl Batches {
             }
             _ => {}
         }
-        Reply(Way::Together(replied))
+        Reply {
+            way: Way::Together(replied),
+            unanswered,
+        }
     }
 }
 
@@ -205,10 +211,14 @@ async fn hand_out_later(batch: oneshot::Receiver<Batch>) {
 }
 
 impl Batch {
-    async fn hand_out(self) {
-        let is_given_up = || self.callers.iter().any(|(_, reply)| reply.is_closed());
-        let reply = self.health.follow(self.sent, self.in_use, is_given_up);
-        let Some(result) = reply.await else { return };
+    async fn hand_out(mut self) {
+        let result = tokio::select! {
+            biased;
+            result = self.sent => result,
+            // Nobody uses the connection any more, and it may be one on which nothing comes back.
+            _ = self.in_use.changed() => return,
+        };
+        self.health.replied();
         if let Some(queue) = self.queue.upgrade() {
             queue.answered(self.callers.len());
         }
@@ -258,60 +268,46 @@ async fn send_one<const N: usize>(
 }
 
 /// The reply to a call. Dropped, the call may be carried out or not.
-pub(super) struct Reply(Way);
+pub(super) struct Reply {
+    way: Way,
+    unanswered: Unanswered,
+}
 
 enum Way {
-    Alone(Alone),
+    Alone { sent: Sent<Value>, _open: Open },
     Together(oneshot::Receiver<Answer<Value>>),
 }
 
-struct Alone {
-    /// Until it is answered.
-    sent: Option<Sent<Value>>,
-    queue: Arc<Queue>,
+/// Counts a call that goes by itself among those that are open.
+struct Open(Arc<Queue>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.answered(1);
+    }
 }
 
 impl Future for Reply {
     type Output = Result<Value, Failure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = match &mut self.0 {
-            Way::Alone(call) => ready!(call.poll(cx)),
-            Way::Together(replied) => {
-                ready!(Pin::new(replied).poll(cx)).unwrap_or_else(|_| Err(gone()))
+        let this = &mut *self;
+        let health = &this.unanswered.health;
+        let answer = match &mut this.way {
+            Way::Alone { sent, .. } => {
+                let answer = ready!(sent.as_mut().poll(cx));
+                health.replied();
+                health.judge(&answer);
+                answer
             }
+            Way::Together(replied) => ready!(Pin::new(replied).poll(cx)).unwrap_or_else(|_| {
+                // Whoever hands out the replies has ended, and there will be no others.
+                health.kill();
+                Err(gone())
+            }),
         };
+        this.unanswered.answered();
         Poll::Ready(answer.map_err(Failure::from).and_then(value))
-    }
-}
-
-impl Alone {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer<Value>> {
-        let Some(sent) = &mut self.sent else {
-            return Poll::Pending;
-        };
-        let answer = ready!(sent.as_mut().poll(cx));
-        self.sent = None;
-        self.queue.answered(1);
-        self.queue.health.replied();
-        self.queue.health.judge(&answer);
-        Poll::Ready(answer)
-    }
-}
-
-impl Drop for Alone {
-    fn drop(&mut self) {
-        // Whether an answer still comes tells how the connection is.
-        if let Some(sent) = self.sent.take() {
-            self.queue.answered(1);
-            let (health, in_use) = (
-                Arc::clone(&self.queue.health),
-                self.queue.in_use.subscribe(),
-            );
-            self.queue.runtime.spawn(async move {
-                health.follow(sent, in_use, || true).await;
-            });
-        }
     }
 }
 

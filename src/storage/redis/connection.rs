@@ -197,10 +197,6 @@ impl Wire {
     fn age(&self) -> u64 {
         self.made.elapsed().as_millis() as u64
     }
-
-    pub(super) fn unlearn(&self, fact: Fact) {
-        self.known.fetch_and(!(fact as u8), Relaxed);
-    }
 }
 
 /// The reply to what was sent over a [`Wire`]. Dropped, it may be carried out or not.
@@ -610,8 +606,7 @@ impl Connection {
 
     /// Has something sent over the connection, which is made if there is none that works.
     ///
-    /// Whoever waits for a reply holds no part of the connection: counting all who do so would be
-    /// the one thing about which every task on every core has to agree.
+    /// Whoever waits for a reply does not hold the connection.
     pub(super) async fn on_wire<R>(
         &self,
         send: impl FnOnce(&Wire) -> R,
@@ -699,6 +694,14 @@ impl Connection {
             && wire.origin.wire == origin.wire
         {
             wire.learn(fact);
+        }
+    }
+
+    /// It may not be so any more.
+    pub(super) fn unlearn(&self, fact: Fact) {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wire) = &*present {
+            wire.known.fetch_and(!(fact as u8), Relaxed);
         }
     }
 

@@ -2,19 +2,22 @@
 //!
 //! - A reply says so: the connection broke, or its server is no longer one that can be written to.
 //! - The server or the kernel closed it, also while it was idle (told by a RESP3 push of redis-rs).
-//! - A call was given up, and for a while nothing at all came back: a half-open socket.
+//! - Calls were given up, and for a while nothing at all came back: a half-open socket, or a runtime
+//!   that nobody drives any more. Those who give up find that out, wherever they run.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use redis::{RedisError, Value};
-use tokio::{sync::watch, time::sleep};
 
 use super::error::ends_connection;
 
-/// When a call was given up and nothing at all has come back for this long, the connection is given
+/// When calls are given up and nothing at all has come back for this long, their connection is given
 /// up too.
 const STALLED: Duration = Duration::from_millis(250);
 
@@ -22,6 +25,9 @@ const STALLED: Duration = Duration::from_millis(250);
 pub(super) struct Health {
     dead: AtomicBool,
     replies: AtomicU64,
+    /// When the first of those calls was sent that were given up since the last reply, and how many
+    /// replies there had been.
+    silent_since: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Health {
@@ -51,35 +57,57 @@ impl Health {
         }
     }
 
-    /// Waits for the reply to something that was sent just now. `None` if the connection is out of
-    /// use before: it may be one on which nothing comes back.
-    pub(super) async fn follow<T>(
-        &self,
-        reply: impl Future<Output = T>,
-        mut in_use: watch::Receiver<()>,
-        is_given_up: impl Fn() -> bool,
-    ) -> Option<T> {
-        tokio::pin!(reply);
-        let mut replies = self.replies.load(Relaxed);
-        loop {
-            tokio::select! {
-                biased;
-                reply = reply.as_mut() => {
-                    self.replied();
-                    return Some(reply);
-                }
-                _ = in_use.changed() => return None,
-                () = sleep(STALLED) => {
-                    let before = std::mem::replace(&mut replies, self.replies.load(Relaxed));
-                    if before == replies && is_given_up() {
-                        self.kill();
-                    }
-                }
-            }
+    /// A call that was sent at `sent`, after so many replies, was given up.
+    fn given_up(&self, sent: Instant, replies: u64) {
+        if self.replies.load(Relaxed) != replies {
+            return;
+        }
+        let mut silent_since = self
+            .silent_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let since = match *silent_since {
+            Some((since, at)) if at == replies => since,
+            _ => sent,
+        };
+        *silent_since = Some((since, replies));
+        if since.elapsed() >= STALLED {
+            self.kill();
         }
     }
 }
 
 fn is_last(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if ends_connection(&error.clone().into()))
+}
+
+/// A call on its way. Dropped without its reply, it looks whether the connection still gives any.
+pub(super) struct Unanswered {
+    pub(super) health: Arc<Health>,
+    replies: u64,
+    sent: Instant,
+    answered: bool,
+}
+
+impl Unanswered {
+    pub(super) fn new(health: &Arc<Health>) -> Self {
+        Self {
+            health: Arc::clone(health),
+            replies: health.replies.load(Relaxed),
+            sent: Instant::now(),
+            answered: false,
+        }
+    }
+
+    pub(super) fn answered(&mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.health.given_up(self.sent, self.replies);
+        }
+    }
 }

@@ -14,8 +14,13 @@
 //! process, `{prefix:key}:queue`. A release gives the lock to the first in it and publishes that to
 //! the process's own channel, `prefix:inbox:<id>`. `PUBLISH` answers how many have heard it; nobody
 //! means that the process is gone, and the next one gets the lock. So a lock goes from process to
-//! process in one round trip, in order, and wakes exactly one. A denied acquire also tells the
-//! holder that it is wanted.
+//! process in one round trip, in order, and wakes exactly one.
+//!
+//! A denied acquire also tells the holder that it is wanted, and puts a mark, `!`, behind its token:
+//! a release that meets no mark deletes the lock and need not look for a queue. Whoever compares
+//! values by hand has to expect it. Clients of other kinds know no marks, and their locks get none,
+//! as long as their tokens do not look like ours (32 hex digits, a colon, a number): who waits for
+//! such a lock asks for it when its ttl has run out, and every `interval` before.
 //!
 //! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
 //! asks.
@@ -204,7 +209,14 @@ mod slot;
 mod tls;
 mod topology;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 pub use bb8_redis;
 use bb8_redis::{RedisConnectionManager, bb8::Pool};
@@ -705,8 +717,7 @@ impl RedisStorage {
             }
             _ => {
                 // The counter went back, or somebody else has the lock already.
-                let forget = |wire: &Wire| wire.unlearn(Fact::CounterIsRight);
-                line.on_wire(forget).await?;
+                line.unlearn(Fact::CounterIsRight);
                 Ok(None)
             }
         }
@@ -756,8 +767,10 @@ impl RedisStorage {
             return Ok(reply);
         }
 
+        let has_raised = AtomicBool::new(false);
         let arguments = |command: &mut Cmd, wire: &Wire| {
             let raise = fenced && !wire.knows(Fact::CounterIsRight);
+            has_raised.store(raise, Relaxed);
             let seen = if raise { self.fencing.get() as i64 } else { -1 };
             command
                 .arg(token)
@@ -786,7 +799,7 @@ impl RedisStorage {
                 return Err(error);
             }
         };
-        if fenced {
+        if has_raised.load(Relaxed) {
             line.learn(origin, Fact::CounterIsRight);
         }
         if let [

@@ -115,6 +115,11 @@ impl<'a> Line<'a> {
         self.connection().learn(origin, fact);
     }
 
+    /// It may not be so any more.
+    pub(super) fn unlearn(&self, fact: Fact) {
+        self.connection().unlearn(fact);
+    }
+
     /// See [`Connection::confirm`].
     pub(super) async fn confirm(&self, request: &AcquireRequest) -> Result<(), StorageError> {
         self.connection().confirm(request).await
