@@ -359,6 +359,7 @@ struct World {
     kind: Kind,
     /// What the storage's clock showed at the beginning, and by how much it was set since.
     clock: Duration,
+    was_set_back: bool,
     run: u128,
     owner: Option<(OwnerToken, Timestamp)>,
     queue: VecDeque<Standing>,
@@ -416,6 +417,7 @@ impl World {
             now: Timestamp::ORIGIN,
             kind,
             clock: ms(1_000_000),
+            was_set_back: false,
             run: 1,
             queue: VecDeque::new(),
             order: HashMap::new(),
@@ -1060,7 +1062,10 @@ impl World {
             Event::Notice(process) => self.notice(process),
             Event::Restart(by) => self.restart(ms(by.into())),
             Event::SetForward(by) => self.set_clock(|at| at + ms(by.into())),
-            Event::SetBack(by) => self.set_clock(|at| at - ms(by.into())),
+            Event::SetBack(by) => {
+                self.was_set_back = true;
+                self.set_clock(|at| at - ms(by.into()));
+            }
             Event::Pass(time) => self.now = self.now + ms(time.into()),
             Event::PassTowardsTheEnd {
                 process,
@@ -1088,6 +1093,13 @@ impl World {
 
     // --- what must hold ----------------------------------------------------------------------
 
+    /// A clock that is set forward while somebody waits makes a pushed grant's deadline too late, until
+    /// its first renewal. One that is set back may do the same with a message that arrives after its
+    /// lock has run out and its place was asked for anew.
+    fn was_clock_set(&self) -> bool {
+        self.kind.may_set_forward || self.was_set_back
+    }
+
     /// A turn begins: its fencing token came with its own lease, and is greater than those of all
     /// turns that began before.
     fn check_fencing(&mut self, index: usize, granted: &Granted) {
@@ -1100,13 +1112,14 @@ impl World {
             *to == owner && (block.first..block.first + u64::from(block.count)).contains(&fencing)
         });
         assert!(is_its_own, "{fencing} did not come with the lease");
+        let was_clock_set = self.was_clock_set();
         let (highest, of_owners) = &mut self.highest;
         let of_owner = of_owners.entry(owner).or_default();
         assert!(fencing > *of_owner, "{fencing} after {of_owner}");
         // One that does not know that others were here after it: that is what its token is for.
         let process = &self.processes[index];
         let may_be_late = self.forgotten.contains(&owner)
-            || self.kind.may_set_forward && process.unconfirmed.contains(&owner);
+            || was_clock_set && process.unconfirmed.contains(&owner);
         assert!(
             fencing > *highest || may_be_late,
             "{fencing} after {highest}"
@@ -1120,7 +1133,7 @@ impl World {
             let is_sure = |holder: &&Holder| {
                 let token = &holder.claim.token;
                 // Told wrong, but for one round trip only.
-                let may_err = self.kind.may_set_forward && process.unconfirmed.contains(token);
+                let may_err = self.was_clock_set() && process.unconfirmed.contains(token);
                 holder.is_sure(self.now) && !may_err
             };
             process.holders.iter().filter(is_sure)
