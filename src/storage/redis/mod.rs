@@ -695,7 +695,7 @@ impl RedisStorage {
             (Ok(_), Ok(_)) => return Err(unexpected()),
             (Err(error), _) | (_, Err(error)) => {
                 // A lock without its tokens is not what was asked for.
-                self.give_back(line, request, token).await?;
+                Box::pin(self.give_back(line, request, token)).await?;
                 return Err(error.into());
             }
         };
@@ -788,13 +788,13 @@ impl RedisStorage {
             }
         };
         let acquired = ACQUIRE.run(line, &request.name, arguments);
-        let (values, origin) = match acquired.await {
+        let (values, origin) = match Box::pin(acquired).await {
             Ok((Value::Array(values), origin)) => (values, origin),
             Ok(_) => return Err(unexpected()),
             Err(error) => {
                 // By the commands before, the lock may be ours.
                 if fenced && !request.again && !error.kind().is_transient() {
-                    self.give_back(line, request, token).await?;
+                    Box::pin(self.give_back(line, request, token)).await?;
                 }
                 return Err(error);
             }
@@ -831,11 +831,13 @@ impl RedisStorage {
     ) -> Result<AcquireReply, StorageError> {
         let reply = self.take(line, request, token).await?;
         if matches!(reply, AcquireReply::Granted { .. })
-            && let Err(error) = line.confirm(request).await
+            && line.is_confirmed()
+            // In a box, as is all that is seldom needed: or every call's future would be as large.
+            && let Err(error) = Box::pin(line.confirm(request)).await
         {
             if !error.kind().is_transient() {
                 // Nobody will ask for it again.
-                self.give_back(line, request, token).await?;
+                Box::pin(self.give_back(line, request, token)).await?;
             }
             return Err(error);
         }

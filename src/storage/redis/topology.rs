@@ -120,6 +120,11 @@ impl<'a> Line<'a> {
         self.connection().unlearn(fact);
     }
 
+    /// See [`Connection::is_confirmed`].
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.connection().is_confirmed()
+    }
+
     /// See [`Connection::confirm`].
     pub(super) async fn confirm(&self, request: &AcquireRequest) -> Result<(), StorageError> {
         self.connection().confirm(request).await
