@@ -667,6 +667,9 @@ mod redis_server {
             held = got(waiting).await;
             let token = held.fencing_token();
             assert!(token > last, "{token:?} after {last:?}");
+            // What is left of the queue does not stay for good; -2: nothing is left.
+            let kept: i64 = server.run(&format!("PTTL {QUEUE}")).await;
+            assert_ne!(kept, -1);
         }
         // The message brings the token: one `SET` for each lock, one for each counter, and one for
         // the queue if that was not the last.

@@ -401,7 +401,7 @@ pub struct RenewRequest {
 pub enum RenewReply {
     /// The lock is held by the request's token for the whole ttl.
     Renewed,
-    /// The same, and others stand in the lock's queue.
+    /// The same, and others stand in the lock's queue, or have stood there since it was taken.
     RenewedAndWanted,
     /// The lock is free or held by somebody else. Nothing was changed.
     NotOurs,

@@ -6,7 +6,8 @@
 //! are there. Where few calls are open, each goes by itself, and waits for nobody.
 //!
 //! Calls go into redis-rs's channel in the order in which they were made: whoever takes them from
-//! the queue holds the connection before it lets the queue go. Replies are handed out by short tasks
+//! the queue holds the connection before it lets the queue go. (A full channel may be entered in
+//! another order.) Replies are handed out by short tasks
 //! on the runtime on which the connection was made, where redis-rs's own task runs too. When that
 //! runtime ends, or the connection is given up, calls fail.
 
