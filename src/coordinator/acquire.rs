@@ -219,7 +219,7 @@ impl Waiter {
         self.attempts += 1;
         let waits = !self.options.max_wait().is_zero();
         let verdict = match &reply {
-            Ok(AcquireReply::Granted { .. }) => Ok(()),
+            Ok(AcquireReply::Granted { .. } | AcquireReply::Unknown) => Ok(()),
             Ok(AcquireReply::Held { .. } | AcquireReply::Undecided) if waits => {
                 self.denied_at = Some(now);
                 Ok(())

@@ -58,6 +58,7 @@ impl Flight {
                 holder_ttl: ttl,
                 queued,
             },
+            Ok(AcquireReply::Unknown) => Outcome::NotQueued,
             Ok(AcquireReply::Undecided) => Outcome::Undecided,
             Err(error) => Outcome::Failed(error),
         };

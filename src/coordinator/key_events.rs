@@ -64,6 +64,8 @@ pub(crate) struct Attempt {
     pub(crate) claim: Claim,
     /// Not the first try of this wait.
     pub(crate) again: bool,
+    /// With the token of an attempt before.
+    pub(crate) repeated: bool,
     /// How many fencing tokens it should bring.
     pub(crate) fencing: u32,
 }
@@ -94,7 +96,8 @@ pub(crate) enum Outcome {
     },
     /// Some parts of the lock were got, if any, and nobody is known to have the whole.
     Undecided,
-    /// A release that was to give us a new place in the queue met an empty queue.
+    /// The claim has neither the lock nor a place in the queue: a release that was to give it a new
+    /// one met an empty queue, or it has used up what an attempt before had brought.
     NotQueued,
     Failed(StorageError),
 }

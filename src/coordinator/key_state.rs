@@ -106,7 +106,7 @@ enum Phase {
 
 /// A claim that the storage may know of: an attempt with it got no answer and may have been carried
 /// out, or it stands in the storage's queue. The next attempt uses its token again, if the lock is
-/// not in parts.
+/// not in parts, to find out; the storage never gives a lock twice to one token.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     claim: Claim,
@@ -366,6 +366,7 @@ impl<W> KeyState<W> {
                 ttl,
             },
             again: open.is_some() || self.failures > 0,
+            repeated: open.is_some(),
             fencing: fencing_wanted(self.queue.len(), self.fencing_used),
         };
         // What was known of an earlier lease.
@@ -450,6 +451,7 @@ impl<W> KeyState<W> {
                 }
                 return self.hold(lease, now);
             }
+            // The next attempt is a new one.
             Outcome::NotQueued => return self.wake_first(),
             outcome if self.in_parts => {
                 return self.got_parts(claim, outcome, ask_again, now, until);

@@ -542,7 +542,7 @@ fn an_unanswered_attempt_is_repeated_with_its_own_token() {
     key.pass(PAUSE);
     let sent = key.now;
     let second = key.ask(a);
-    assert!(second.again);
+    assert!(second.again && second.repeated);
     assert_eq!(second.claim, first.claim);
     key.granted(second.claim);
     assert!(key.state.last_error().is_none());
@@ -551,6 +551,45 @@ fn an_unanswered_attempt_is_repeated_with_its_own_token() {
 
 /// The first attempt may yet be carried out, after the second was granted, and would then set its
 /// own ttl under the second's token.
+#[test]
+fn a_token_whose_place_is_used_up_is_not_used_again() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.doze(a);
+    // The message that grants it lies somewhere, and its time runs out.
+    let granted = key.grant_from(place.claim, place.stamp, 11);
+    key.pass(PAUSE);
+    let repeated = key.ask(a);
+    assert_eq!((repeated.claim, repeated.repeated), (place.claim, true));
+    assert_eq!(
+        key.replied(repeated.claim, Outcome::NotQueued),
+        Told::nothing()
+    );
+    let next = key.ask(a);
+    assert_eq!((next.again, next.repeated), (true, false));
+    assert_ne!(next.claim.token, place.claim.token);
+
+    // Were it a lease now, a renewal could find the next lock of the same token.
+    assert_eq!(key.pushed(&granted), Told::release(place.claim));
+    assert_eq!(key.granted_from(next, 14), Told::nothing());
+    assert_eq!(key.take(a).fencing, Some(14));
+
+    // What was used up while a message about it waited is not there any more, either.
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.pass(PAUSE);
+    let repeated = key.ask(a);
+    key.sleep(a);
+    key.push(place.claim, place.stamp);
+    assert_eq!(
+        key.replied(repeated.claim, Outcome::NotQueued),
+        Told::wake(a)
+    );
+    assert_ne!(key.ask(a).claim.token, place.claim.token);
+}
+
 #[test]
 fn an_unanswered_attempt_is_released_and_not_repeated_by_a_waiter_with_another_ttl() {
     let mut key = Key::new();

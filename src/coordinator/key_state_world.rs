@@ -320,6 +320,8 @@ enum Answer {
         holder_ttl: Option<Duration>,
         queued: Option<Stamp>,
     },
+    /// A token that had asked before has nothing.
+    Unknown,
 }
 
 /// Who stands in the storage's queue, until when by its clock.
@@ -343,8 +345,10 @@ struct Message {
     call: Call,
     claim: Claim,
     sent: Timestamp,
-    /// Whether it is sent for the first time, and for how long it wants a place in the queue.
+    /// Whether it is sent for the first time, with a new token, and for how long it wants a place in
+    /// the queue.
     again: bool,
+    repeated: bool,
     place: Option<Duration>,
     fencing: u32,
     /// What the storage did when it got it.
@@ -359,7 +363,6 @@ struct World {
     kind: Kind,
     /// What the storage's clock showed at the beginning, and by how much it was set since.
     clock: Duration,
-    was_set_back: bool,
     run: u128,
     owner: Option<(OwnerToken, Timestamp)>,
     queue: VecDeque<Standing>,
@@ -417,7 +420,6 @@ impl World {
             now: Timestamp::ORIGIN,
             kind,
             clock: ms(1_000_000),
-            was_set_back: false,
             run: 1,
             queue: VecDeque::new(),
             order: HashMap::new(),
@@ -534,11 +536,18 @@ impl World {
             call,
             claim,
             again,
+            repeated,
             place,
             fencing,
             ..
         } = self.messages[message];
         let now = self.storage_now();
+        let is_owner = self.owner().is_some_and(|(token, _)| token == claim.token);
+        let mut queue = self.queue.iter();
+        if repeated && !is_owner && !queue.any(|standing| standing.claim.token == claim.token) {
+            self.messages[message].answer = Some(Answer::Unknown);
+            return;
+        }
         let passes = self.kind.first_may_pass && !again;
         if matches!(call, Call::Acquire(_)) && self.owner().is_none() && !passes {
             self.pass_on(Some(claim.token));
@@ -689,24 +698,39 @@ impl World {
     // --- the driver --------------------------------------------------------------------------
 
     fn send(&mut self, process: usize, call: Call, claim: Claim) {
-        self.send_attempt(process, call, claim, false, None, 0);
+        self.send_attempt(
+            process,
+            call,
+            Attempt {
+                claim,
+                again: false,
+                repeated: false,
+                fencing: 0,
+            },
+            None,
+        );
     }
 
     fn send_attempt(
         &mut self,
         process: usize,
         call: Call,
-        claim: Claim,
-        again: bool,
+        attempt: Attempt,
         place: Option<Duration>,
-        fencing: u32,
     ) {
+        let Attempt {
+            claim,
+            again,
+            repeated,
+            fencing,
+        } = attempt;
         self.messages.push(Message {
             process,
             call,
             claim,
             sent: self.now,
             again,
+            repeated,
             place,
             fencing,
             answer: None,
@@ -795,11 +819,8 @@ impl World {
                     .map_or(granted.due, |at| at.min(granted.due));
                 process.look_by = Some(look_by);
             }
-            Step::Ask(Attempt {
-                claim,
-                again,
-                fencing,
-            }) => {
+            Step::Ask(attempt) => {
+                let Attempt { claim, fencing, .. } = attempt;
                 assert!(fencing > 0, "its turns would have no token");
                 let is_new = !process.owed.contains(&claim.token);
                 assert!(
@@ -813,7 +834,7 @@ impl World {
                 process.owed.insert(claim.token);
                 let place = process.listens.then_some(2 * (claim.ttl + PAUSE));
                 let call = Call::Acquire(Some(id));
-                self.send_attempt(index, call, claim, again, place, fencing);
+                self.send_attempt(index, call, attempt, place);
             }
             Step::AskAt(_) | Step::Wait => {}
         }
@@ -932,6 +953,7 @@ impl World {
                         Outcome::Denied { holder_ttl, queued }
                     }
                     Some(Answer::Yes { wanted, fencing }) => Outcome::Granted { wanted, fencing },
+                    Some(Answer::Unknown) => Outcome::NotQueued,
                     Some(Answer::Requeued { .. }) => unreachable!("by an acquire"),
                     None => Outcome::Failed(StorageError::new(error)),
                 };
@@ -1062,10 +1084,7 @@ impl World {
             Event::Notice(process) => self.notice(process),
             Event::Restart(by) => self.restart(ms(by.into())),
             Event::SetForward(by) => self.set_clock(|at| at + ms(by.into())),
-            Event::SetBack(by) => {
-                self.was_set_back = true;
-                self.set_clock(|at| at - ms(by.into()));
-            }
+            Event::SetBack(by) => self.set_clock(|at| at - ms(by.into())),
             Event::Pass(time) => self.now = self.now + ms(time.into()),
             Event::PassTowardsTheEnd {
                 process,
@@ -1093,13 +1112,6 @@ impl World {
 
     // --- what must hold ----------------------------------------------------------------------
 
-    /// A clock that is set forward while somebody waits makes a pushed grant's deadline too late, until
-    /// its first renewal. One that is set back may do the same with a message that arrives after its
-    /// lock has run out and its place was asked for anew.
-    fn was_clock_set(&self) -> bool {
-        self.kind.may_set_forward || self.was_set_back
-    }
-
     /// A turn begins: its fencing token came with its own lease, and is greater than those of all
     /// turns that began before.
     fn check_fencing(&mut self, index: usize, granted: &Granted) {
@@ -1112,14 +1124,13 @@ impl World {
             *to == owner && (block.first..block.first + u64::from(block.count)).contains(&fencing)
         });
         assert!(is_its_own, "{fencing} did not come with the lease");
-        let was_clock_set = self.was_clock_set();
         let (highest, of_owners) = &mut self.highest;
         let of_owner = of_owners.entry(owner).or_default();
         assert!(fencing > *of_owner, "{fencing} after {of_owner}");
         // One that does not know that others were here after it: that is what its token is for.
         let process = &self.processes[index];
         let may_be_late = self.forgotten.contains(&owner)
-            || was_clock_set && process.unconfirmed.contains(&owner);
+            || self.kind.may_set_forward && process.unconfirmed.contains(&owner);
         assert!(
             fencing > *highest || may_be_late,
             "{fencing} after {highest}"
@@ -1133,7 +1144,7 @@ impl World {
             let is_sure = |holder: &&Holder| {
                 let token = &holder.claim.token;
                 // Told wrong, but for one round trip only.
-                let may_err = self.was_clock_set() && process.unconfirmed.contains(token);
+                let may_err = self.kind.may_set_forward && process.unconfirmed.contains(token);
                 holder.is_sure(self.now) && !may_err
             };
             process.holders.iter().filter(is_sure)
@@ -1273,6 +1284,7 @@ impl Process {
             | Outcome::Undecided
             | Outcome::NotQueued
             | Outcome::Failed(_) => {
+                self.queued.remove(&token);
                 self.open.remove(&token);
                 self.owed.remove(&token);
                 self.given_back.insert(token);

@@ -269,6 +269,7 @@ impl Coordinator {
             token: attempt.claim.token,
             ttl: self.storage_ttl(attempt.claim.ttl),
             again: attempt.again,
+            repeated: attempt.repeated,
             queue: place.filter(|_| !in_parts),
             hint: place.filter(|_| in_parts),
             fencing: self.fencing(attempt.fencing),

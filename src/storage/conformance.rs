@@ -112,6 +112,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(token),
             ttl,
             again,
+            repeated: false,
             queue: None,
             hint: None,
             fencing: 0,
@@ -204,7 +205,9 @@ impl<S: LockStorage> Subject<S> {
                     );
                 }
                 AcquireReply::Held { ttl: None, .. } => {}
-                AcquireReply::Undecided => panic!("nobody else asks for it"),
+                AcquireReply::Undecided | AcquireReply::Unknown => {
+                    panic!("nobody else asks for it, and nothing is repeated")
+                }
             }
             assert_eq!(
                 self.release(key, 1).await,
@@ -382,7 +385,7 @@ impl<S: LockStorage> Subject<S> {
         let started = Instant::now();
         loop {
             match answer("acquire", self.storage.acquire(&request)).await {
-                AcquireReply::Held { .. } | AcquireReply::Undecided => {
+                AcquireReply::Held { .. } | AcquireReply::Undecided | AcquireReply::Unknown => {
                     if self.storage.is_divided() {
                         self.quiet_release(key, 6).await;
                     }
@@ -454,6 +457,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(token),
             ttl,
             again,
+            repeated: false,
             queue: None,
             hint: None,
             fencing,
@@ -518,6 +522,8 @@ impl<S: LockStorage> Subject<S> {
                 }
             } else {
                 self.the_queue_is_served_in_order(&mut messages).await;
+                self.a_token_is_given_the_lock_only_once(&mut messages)
+                    .await;
                 self.a_grant_from_the_queue_brings_higher_tokens(&mut messages)
                     .await;
             }
@@ -592,6 +598,42 @@ impl<S: LockStorage> Subject<S> {
             "an empty queue leaves the lock free"
         );
         self.release("queue", 6).await;
+    }
+
+    async fn a_token_is_given_the_lock_only_once(&self, messages: &mut UnboundedReceiver<Message>) {
+        let key = "once";
+        let repeat = async |token| self.asks_for_a_place(key, token, 0, true).await;
+        // Nothing is known of it, whether the lock is free or not.
+        assert_eq!(repeat(1).await, AcquireReply::Unknown);
+        assert!(
+            self.takes(key, 1, LONG).await,
+            "what was not done leaves the lock free"
+        );
+        assert_eq!(repeat(2).await, AcquireReply::Unknown);
+        // It keeps its place, and who has the lock is granted it.
+        self.stands(key, 3, 0).await;
+        self.stands(key, 4, 0).await;
+        assert!(matches!(
+            repeat(3).await,
+            AcquireReply::Held {
+                queued: Some(_),
+                ..
+            }
+        ));
+        assert_eq!(self.release(key, 1).await, ReleaseReply::Released);
+        assert_eq!(granted(messages).await.token, self.token(3));
+        assert_eq!(repeat(3).await, AcquireReply::granted_and_wanted());
+        // Whatever it had is used up.
+        assert_eq!(self.release(key, 3).await, ReleaseReply::Released);
+        assert_eq!(granted(messages).await.token, self.token(4));
+        assert_eq!(repeat(3).await, AcquireReply::Unknown);
+        assert_eq!(self.release(key, 4).await, ReleaseReply::Released);
+        assert_eq!(repeat(4).await, AcquireReply::Unknown);
+        assert!(
+            self.takes(key, 5, LONG).await,
+            "who was not given a place does not stand there"
+        );
+        assert_eq!(self.release(key, 5).await, ReleaseReply::Released);
     }
 
     async fn a_grant_from_the_queue_brings_higher_tokens(
@@ -699,6 +741,7 @@ impl<S: LockStorage> Subject<S> {
             token,
             ttl: LONG,
             again: hint.is_some(),
+            repeated: false,
             queue: None,
             hint,
             fencing: 0,
@@ -720,22 +763,33 @@ impl<S: LockStorage> Subject<S> {
 
     /// Asks for a place in the queue of a held lock, and says when it was had.
     async fn stands(&self, key: &str, token: u64, fencing: u32) -> Stamp {
-        let request = AcquireRequest {
-            name: self.name(key),
-            token: self.token(token),
-            ttl: LONG,
-            again: false,
-            queue: Some(LONG),
-            hint: None,
-            fencing,
-        };
-        match answer("acquire", self.storage.acquire(&request)).await {
+        match self.asks_for_a_place(key, token, fencing, false).await {
             AcquireReply::Held {
                 queued: Some(stamp),
                 ..
             } => stamp,
             other => panic!("a storage that listens gives a place in the queue, not {other:?}"),
         }
+    }
+
+    async fn asks_for_a_place(
+        &self,
+        key: &str,
+        token: u64,
+        fencing: u32,
+        repeated: bool,
+    ) -> AcquireReply {
+        let request = AcquireRequest {
+            name: self.name(key),
+            token: self.token(token),
+            ttl: LONG,
+            again: repeated,
+            repeated,
+            queue: Some(LONG),
+            hint: None,
+            fencing,
+        };
+        answer("acquire", self.storage.acquire(&request)).await
     }
 }
 

@@ -127,6 +127,9 @@ impl MemoryStorage {
     fn acquire_now(&self, request: &AcquireRequest) -> AcquireReply {
         let now = self.clock.now();
         let mut locks = self.locks();
+        if request.repeated && !locks.knows(&request.name, request.token, now) {
+            return AcquireReply::Unknown;
+        }
         let owner = match locks
             .locks
             .get(&request.name)
@@ -318,6 +321,14 @@ impl Locks {
             self.tell(first.token.inbox(), Message::Granted(grant));
             return Some(owner);
         }
+    }
+
+    /// Whether a token has a lock or stands in its queue.
+    fn knows(&self, name: &LockName, token: OwnerToken, now: Timestamp) -> bool {
+        self.locks.get(name).is_some_and(|lock| {
+            lock.owner(now).is_some_and(|owner| owner.token == token)
+                || lock.queue.iter().any(|place| place.token == token)
+        })
     }
 
     /// Gives a token a place at the end of the queue, if it has none yet.

@@ -154,6 +154,14 @@ pub struct AcquireRequest {
     /// that has a cheap form for the lock that is probably free, and another that tells more about
     /// the holder, takes the second then.
     pub again: bool,
+    /// Whether an attempt before had this very token: its reply was lost, or it got a place in the
+    /// queue. This one is only to find out what became of that, and to keep the place. A storage
+    /// that [listens](LockStorage::listen) grants the lock to the token if it has it already, or if
+    /// it is free and the token stands in its queue; if the token has neither the lock nor a place,
+    /// nothing is done, and the reply is [`AcquireReply::Unknown`]. So no token is given the lock
+    /// twice, and a message about the first time cannot be taken for one about the second. Other
+    /// storages may treat it like any attempt. `again` is set then, too.
+    pub repeated: bool,
     /// Whether the token should stand in the lock's queue if the lock is held by somebody else, so
     /// that it is given the lock when its turn comes, and a [`Message::Granted`] is sent. Of a
     /// storage that does not [listen](LockStorage::listen) this is never asked. For how long the
@@ -188,6 +196,9 @@ pub enum AcquireReply {
         /// When the storage saw the token standing in the lock's queue, if it does.
         queued: Option<Stamp>,
     },
+    /// The token of a [repeated](AcquireRequest::repeated) attempt has neither the lock nor a place
+    /// in its queue. Nothing was done.
+    Unknown,
     /// Nobody is known to hold the lock, but it could not be had: several attempts at the same time
     /// got some of its parts each. Only of a storage that [is divided](LockStorage::is_divided).
     Undecided,

@@ -384,7 +384,7 @@ impl Votes {
                 self.wanted |= wanted;
             }
             Ok(AcquireReply::Held { ttl, .. }) => self.held.push(ttl),
-            Ok(AcquireReply::Undecided) => self.held.push(None),
+            Ok(AcquireReply::Undecided | AcquireReply::Unknown) => self.held.push(None),
             Err(error) => self.errors.push(error),
         }
     }

@@ -183,6 +183,7 @@ async fn client(redlock: Redlock, id: u128, grants: Arc<Mutex<Vec<Grant>>>) {
             token: OwnerToken::new(id, number),
             ttl: TTL,
             again: number > 0,
+            repeated: false,
             queue: None,
             hint: None,
             fencing: fastrand::u32(1..4),

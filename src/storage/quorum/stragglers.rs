@@ -284,6 +284,7 @@ impl<'a> Renewing<'a> {
             token: request.token,
             ttl: request.ttl,
             again: true,
+            repeated: false,
             queue: None,
             hint: None,
             fencing: 0,

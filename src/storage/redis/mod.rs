@@ -776,7 +776,8 @@ impl RedisStorage {
                 .arg(token)
                 .arg(millis(request.ttl))
                 .arg(request.fencing)
-                .arg(seen);
+                .arg(seen)
+                .arg(u8::from(request.repeated));
             match (request.queue, request.hint) {
                 (Some(place), _) => {
                     command.arg(millis(place));
@@ -814,6 +815,7 @@ impl RedisStorage {
             return Ok(granted(*wanted > 0).with_fencing(block));
         }
         match numbers(&values).as_deref() {
+            Some([]) => Ok(AcquireReply::Unknown),
             Some([time]) => Ok(AcquireReply::held(left(*time))),
             Some([time, seconds, micros]) => {
                 let stamp = stamp(origin.clock, *seconds, *micros);
