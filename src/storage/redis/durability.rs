@@ -18,9 +18,9 @@ use bb8_redis::bb8::Pool;
 use redis::{Cmd, Value};
 
 use super::{
+    calls::millis,
     connection::{Connector, Failures, pool},
     error::unexpected,
-    millis,
     script::RENEW,
 };
 use crate::{
