@@ -86,7 +86,12 @@ impl Clock {
     /// The instant for tokio's timers at which this clock will show `at`. Timers do not count
     /// suspend and may fire late, so whoever was woken by one looks at [`Clock::now`] again.
     pub(crate) fn timer(&self, at: Timestamp) -> tokio::time::Instant {
-        tokio::time::Instant::now() + at.since(self.now())
+        Self::timer_from(self.now(), at)
+    }
+
+    /// The same for whoever has just looked at the clock.
+    pub(crate) fn timer_from(now: Timestamp, at: Timestamp) -> tokio::time::Instant {
+        tokio::time::Instant::now() + at.since(now)
     }
 }
 

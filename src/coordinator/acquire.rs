@@ -14,7 +14,7 @@ use pin_project::pin_project;
 use tokio::time::Sleep;
 
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     coordinator::{Coordinator, Next, flight::Flight, queue::Place, table::Cell, turn::Turn},
     error::{LockError, NotObtained, StorageError, StorageErrorKind},
     key::LockName,
@@ -26,24 +26,38 @@ use crate::{
 #[pin_project]
 #[derive(Debug)]
 pub(crate) struct Acquire {
-    coordinator: Arc<Coordinator>,
-    name: LockName,
-    options: LockOptions,
-    patient: bool,
-    waiter: Option<Waiter>,
+    caller: Caller,
     #[pin]
     timer: Option<Sleep>,
     timer_at: Option<Timestamp>,
 }
 
+#[derive(Debug)]
+enum Caller {
+    /// It was not polled yet.
+    Arriving(Arrival),
+    Waiting(Waiter),
+    /// It has got what it came for, or has been told that it cannot have it.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Arrival {
+    coordinator: Arc<Coordinator>,
+    name: LockName,
+    options: LockOptions,
+    patient: bool,
+}
+
 impl Acquire {
     pub(crate) fn new(coordinator: Arc<Coordinator>, name: LockName, options: LockOptions) -> Self {
         Self {
-            coordinator,
-            name,
-            options,
-            patient: true,
-            waiter: None,
+            caller: Caller::Arriving(Arrival {
+                coordinator,
+                name,
+                options,
+                patient: true,
+            }),
             timer: None,
             timer_at: None,
         }
@@ -51,8 +65,31 @@ impl Acquire {
 
     /// Gives up at the first failure of the storage instead of asking again until the wait is over.
     pub(crate) fn impatient(mut self) -> Self {
-        self.patient = false;
+        if let Caller::Arriving(arrival) = &mut self.caller {
+            arrival.patient = false;
+        }
         self
+    }
+}
+
+impl Caller {
+    /// Who waits, and the time: one look at the clock serves for all that happens at once.
+    fn waiter(&mut self) -> Result<(&mut Waiter, Timestamp), LockError> {
+        let now = match self {
+            Self::Waiting(waiter) => waiter.coordinator.clock.now(),
+            _ => match std::mem::replace(self, Self::Gone) {
+                Self::Arriving(arrival) => {
+                    let now = arrival.coordinator.clock.now();
+                    *self = Self::Waiting(Waiter::join(arrival, now)?);
+                    now
+                }
+                Self::Waiting(_) | Self::Gone => panic!("polled after it was ready"),
+            },
+        };
+        match self {
+            Self::Waiting(waiter) => Ok((waiter, now)),
+            Self::Arriving(_) | Self::Gone => unreachable!("it has joined"),
+        }
     }
 }
 
@@ -62,31 +99,20 @@ impl Future for Acquire {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            // One look at the clock serves for all that happens at once.
-            let now = this.coordinator.clock.now();
-            let waiter = match this.waiter {
-                Some(waiter) => waiter,
-                None => this.waiter.insert(Waiter::join(
-                    this.coordinator,
-                    this.name,
-                    *this.options,
-                    *this.patient,
-                    now,
-                )?),
-            };
+            let (waiter, now) = this.caller.waiter()?;
             let come_again = match waiter.advance(cx, now) {
                 Ok(Progress::Granted(turn)) => {
-                    *this.waiter = None;
+                    *this.caller = Caller::Gone;
                     return Poll::Ready(Ok(turn));
                 }
                 Ok(Progress::Until(at)) => at,
                 Err(error) => {
-                    *this.waiter = None;
+                    *this.caller = Caller::Gone;
                     return Poll::Ready(Err(error));
                 }
             };
             if this.timer_at.replace(come_again) != Some(come_again) {
-                let at = this.coordinator.clock.timer(come_again);
+                let at = Clock::timer_from(now, come_again);
                 match this.timer.as_mut().as_pin_mut() {
                     Some(timer) => timer.reset(at),
                     None => this.timer.set(Some(tokio::time::sleep_until(at))),
@@ -123,16 +149,16 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn join(
-        coordinator: &Arc<Coordinator>,
-        name: &LockName,
-        options: LockOptions,
-        patient: bool,
-        since: Timestamp,
-    ) -> Result<Self, LockError> {
-        let (cell, place) = coordinator.join(name, options, since)?;
+    fn join(arrival: Arrival, since: Timestamp) -> Result<Self, LockError> {
+        let Arrival {
+            coordinator,
+            name,
+            options,
+            patient,
+        } = arrival;
+        let (cell, place) = coordinator.join(&name, options, since)?;
         Ok(Self {
-            coordinator: Arc::clone(coordinator),
+            coordinator,
             cell,
             place,
             queued: true,

@@ -218,6 +218,10 @@ impl<W> KeyState<W> {
         Self { in_parts, ..self }
     }
 
+    pub(crate) fn is_in_parts(&self) -> bool {
+        self.in_parts
+    }
+
     /// Whether there is nothing left to remember about this key.
     pub(crate) fn is_done(&self) -> bool {
         self.queue.is_empty() && self.releasing == 0 && matches!(self.phase, Phase::Idle)

@@ -293,20 +293,23 @@ impl Coordinator {
         now: Timestamp,
     ) {
         self.update(cell, |slot| {
-            let random = fastrand::f64();
+            let random = fastrand::f64;
             let pause = match &outcome {
-                Outcome::Denied { .. } if slot.state.was_told_free() => backoff::after_hint(random),
-                Outcome::Undecided => backoff::after_split(slot.state.splits(), interval, random),
+                Outcome::Denied { .. } if slot.state.was_told_free() => {
+                    backoff::after_hint(random())
+                }
+                Outcome::Undecided => backoff::after_split(slot.state.splits(), interval, random()),
                 Outcome::Denied { holder_ttl, .. } => {
-                    backoff::after_denial(*holder_ttl, interval, random)
+                    backoff::after_denial(*holder_ttl, interval, random())
                 }
                 Outcome::NotQueued => Duration::ZERO,
                 // The caller is told; the next one may ask at once.
                 Outcome::Failed(error) if !error.kind().is_transient() => Duration::ZERO,
-                // A grant brings nothing if it comes too late.
-                Outcome::Failed(_) | Outcome::Granted { .. } => {
-                    backoff::after_failure(slot.state.failures(), interval, random)
+                Outcome::Failed(_) => {
+                    backoff::after_failure(slot.state.failures(), interval, random())
                 }
+                // It may have come too late to be of use, and so may the next.
+                Outcome::Granted { .. } => interval,
             };
             ((), slot.state.replied(claim, outcome, now, now + pause))
         });
@@ -334,7 +337,10 @@ impl Coordinator {
                 } else {
                     self.limits.linger
                 },
-                give_way: backoff::after_giving_way(fastrand::f64()),
+                give_way: match slot.state.is_in_parts() {
+                    true => backoff::after_giving_way(fastrand::f64()),
+                    false => Duration::ZERO,
+                },
             };
             let (ended, effects) = slot
                 .state

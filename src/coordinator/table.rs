@@ -5,11 +5,12 @@
 //! The table is split into shards, each with its own lock. Lock order: shard, then cell.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
-    hash::BuildHasher,
+    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
 };
+
+use hashbrown::HashTable;
 
 use crate::{
     coordinator::{key_state::KeyState, turn::Turn},
@@ -22,6 +23,9 @@ const SHARDS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Cell {
     pub(crate) name: LockName,
+    /// Of the name. Names come from outside, so it takes a hasher that nobody can find collisions
+    /// for; that costs enough to do it only once.
+    hash: u64,
     slot: Mutex<Slot>,
 }
 
@@ -34,9 +38,10 @@ pub(crate) struct Slot {
 }
 
 impl Cell {
-    fn new(name: LockName, in_parts: bool) -> Self {
+    fn new(name: LockName, hash: u64, in_parts: bool) -> Self {
         Self {
             name,
+            hash,
             slot: Mutex::new(Slot {
                 state: KeyState::new().in_parts(in_parts),
                 holder: None,
@@ -51,7 +56,7 @@ impl Cell {
     }
 }
 
-type Shard = HashMap<LockName, Arc<Cell>>;
+type Shard = HashTable<Arc<Cell>>;
 
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -70,8 +75,9 @@ impl Table {
         }
     }
 
-    fn shard(&self, name: &LockName) -> MutexGuard<'_, Shard> {
-        let index = self.hasher.hash_one(name) as usize % SHARDS;
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
+        // Bits that do not choose a place within the shard.
+        let index = (hash >> 32) as usize % SHARDS;
         self.shards[index]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -84,43 +90,54 @@ impl Table {
         name: &LockName,
         enter: impl FnOnce(&Arc<Cell>, &mut Slot) -> R,
     ) -> R {
-        let mut shard = self.shard(name);
-        let cell = shard
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(Cell::new(name.clone(), self.in_parts)));
-        let result = enter(cell, &mut cell.lock());
-        if cell.lock().state.is_done() {
-            Self::remove(&mut shard, name);
+        let hash = self.hasher.hash_one(name);
+        let mut shard = self.shard(hash);
+        let known = shard
+            .entry(hash, |cell| cell.name == *name, |cell| cell.hash)
+            .or_insert_with(|| Arc::new(Cell::new(name.clone(), hash, self.in_parts)));
+        let cell = known.get();
+        let mut slot = cell.lock();
+        let result = enter(cell, &mut slot);
+        let is_done = slot.state.is_done();
+        drop(slot);
+        if is_done {
+            known.remove();
+            Self::shrink(&mut shard);
         }
         result
     }
 
     pub(crate) fn find(&self, name: &LockName) -> Option<Arc<Cell>> {
-        self.shard(name).get(name).cloned()
+        self.find_hashed(name, self.hasher.hash_one(name))
+    }
+
+    fn find_hashed(&self, name: &LockName, hash: u64) -> Option<Arc<Cell>> {
+        let shard = self.shard(hash);
+        shard.find(hash, |cell| cell.name == *name).cloned()
     }
 
     /// The key's cell, if there is one; else one that is not in the table, for an event that nobody
     /// waits for any more.
     pub(crate) fn find_or_stray(&self, name: &LockName) -> Arc<Cell> {
-        self.find(name)
-            .unwrap_or_else(|| Arc::new(Cell::new(name.clone(), self.in_parts)))
+        let hash = self.hasher.hash_one(name);
+        self.find_hashed(name, hash)
+            .unwrap_or_else(|| Arc::new(Cell::new(name.clone(), hash, self.in_parts)))
     }
 
     /// Forgets the key if there is nothing left to remember.
     pub(crate) fn forget(&self, cell: &Arc<Cell>) {
-        let mut shard = self.shard(&cell.name);
-        let is_this = shard
-            .get(&cell.name)
-            .is_some_and(|known| Arc::ptr_eq(known, cell));
-        if is_this && cell.lock().state.is_done() {
-            Self::remove(&mut shard, &cell.name);
+        let mut shard = self.shard(cell.hash);
+        if let Ok(known) = shard.find_entry(cell.hash, |known| Arc::ptr_eq(known, cell))
+            && cell.lock().state.is_done()
+        {
+            known.remove();
+            Self::shrink(&mut shard);
         }
     }
 
-    fn remove(shard: &mut Shard, name: &LockName) {
-        shard.remove(name);
+    fn shrink(shard: &mut Shard) {
         if shard.capacity() > 64 && shard.len() < shard.capacity() / 8 {
-            shard.shrink_to(shard.capacity() / 4);
+            shard.shrink_to(shard.capacity() / 4, |cell| cell.hash);
         }
     }
 
@@ -135,13 +152,13 @@ impl Table {
     /// The cells of all keys. Those that come or go meanwhile may be among them or not.
     pub(crate) fn cells(&self) -> impl Iterator<Item = Arc<Cell>> {
         self.locked()
-            .flat_map(|shard| shard.values().cloned().collect::<Vec<_>>())
+            .flat_map(|shard| shard.iter().cloned().collect::<Vec<_>>())
     }
 
     /// Runs `visit` on every cell, one shard at a time.
     pub(crate) fn visit(&self, mut visit: impl FnMut(&Arc<Cell>, &mut Slot)) {
         for shard in self.locked() {
-            for cell in shard.values() {
+            for cell in shard.iter() {
                 visit(cell, &mut cell.lock());
             }
         }

@@ -520,9 +520,13 @@ impl OwnerToken {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut bytes = [0; TokenText::LONGEST];
         let (factory, rest) = bytes.split_at_mut(32);
-        for (digits, byte) in factory.chunks_mut(2).zip(self.factory.to_be_bytes()) {
-            digits[0] = HEX[usize::from(byte >> 4)];
-            digits[1] = HEX[usize::from(byte & 15)];
+        for (digits, byte) in factory
+            .as_chunks_mut()
+            .0
+            .iter_mut()
+            .zip(self.factory.to_be_bytes())
+        {
+            *digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
         }
         rest[0] = b':';
         let digits = self.number.checked_ilog10().unwrap_or(0) as usize + 1;

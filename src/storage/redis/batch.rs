@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     error::{Failure, value},
-    health::{Health, Unanswered},
+    health::Health,
 };
 
 /// The most calls in one pipeline. All tasks together would be one large pipeline, and they and the
@@ -95,18 +95,20 @@ impl Batches {
     /// an array of the replies to each.
     pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
         let queue = &self.0;
-        let unanswered = Unanswered::new(&queue.health);
         let mut unsent = lock(&queue.unsent);
         unsent.open += 1;
+        if unsent.open == 1 {
+            queue.health.first_call();
+        }
         if unsent.open <= FEW && unsent.calls.callers.is_empty() {
             let open = Open(Arc::clone(queue));
             let connection = lock(&queue.connection);
             drop(unsent);
             let way = Way::Alone {
                 sent: begin(send_one(connection.clone(), commands)),
-                _open: open,
+                open,
             };
-            return Reply { way, unanswered };
+            return Reply(way);
         }
         let (reply, replied) = oneshot::channel();
         unsent.calls.callers.push((N, reply));
@@ -128,10 +130,7 @@ impl Batches {
             }
             _ => {}
         }
-        Reply {
-            way: Way::Together(replied),
-            unanswered,
-        }
+        Reply(Way::Together(replied))
     }
 }
 
@@ -189,6 +188,7 @@ impl Drop for Errand {
             let mut unsent = lock(&queue.unsent);
             let calls = std::mem::take(&mut unsent.calls);
             unsent.open -= calls.callers.len();
+            queue.health.kill();
             drop(unsent);
             // Outside the lock: whoever is told may come back here at once.
             drop(calls);
@@ -215,17 +215,18 @@ impl Batch {
     async fn hand_out(mut self) {
         let result = tokio::select! {
             biased;
-            result = self.sent => result,
+            result = self.sent.as_mut() => result,
             // Nobody uses the connection any more, and it may be one on which nothing comes back.
             _ = self.in_use.changed() => return,
         };
         self.health.replied();
+        let callers = std::mem::take(&mut self.callers);
         if let Some(queue) = self.queue.upgrade() {
-            queue.answered(self.callers.len());
+            queue.answered(callers.len());
         }
         // A command that the server refuses brings an error as its value, and its neighbours theirs.
         let mut values = result.map(Vec::into_iter);
-        for (commands, reply) in self.callers {
+        for (commands, reply) in callers {
             let answer = match &mut values {
                 Ok(values) if commands == 1 => values.next().ok_or_else(gone),
                 Ok(values) => Ok(Value::Array(values.take(commands).collect())),
@@ -234,6 +235,15 @@ impl Batch {
             self.health.judge(&answer);
             // Whoever has stopped waiting needs no reply.
             let _ = reply.send(answer);
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // Whoever was to hand out the replies has ended, and there will be no others.
+        if !self.callers.is_empty() {
+            self.health.kill();
         }
     }
 }
@@ -269,13 +279,10 @@ async fn send_one<const N: usize>(
 }
 
 /// The reply to a call. Dropped, the call may be carried out or not.
-pub(super) struct Reply {
-    way: Way,
-    unanswered: Unanswered,
-}
+pub(super) struct Reply(Way);
 
 enum Way {
-    Alone { sent: Sent<Value>, _open: Open },
+    Alone { sent: Sent<Value>, open: Open },
     Together(oneshot::Receiver<Answer<Value>>),
 }
 
@@ -292,22 +299,18 @@ impl Future for Reply {
     type Output = Result<Value, Failure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let health = &this.unanswered.health;
-        let answer = match &mut this.way {
-            Way::Alone { sent, .. } => {
+        let answer = match &mut self.0 {
+            Way::Alone { sent, open } => {
                 let answer = ready!(sent.as_mut().poll(cx));
+                let health = &open.0.health;
                 health.replied();
                 health.judge(&answer);
                 answer
             }
-            Way::Together(replied) => ready!(Pin::new(replied).poll(cx)).unwrap_or_else(|_| {
-                // Whoever hands out the replies has ended, and there will be no others.
-                health.kill();
-                Err(gone())
-            }),
+            Way::Together(replied) => {
+                ready!(Pin::new(replied).poll(cx)).unwrap_or_else(|_| Err(gone()))
+            }
         };
-        this.unanswered.answered();
         Poll::Ready(answer.map_err(Failure::from).and_then(value))
     }
 }

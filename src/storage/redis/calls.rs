@@ -98,15 +98,14 @@ impl RedisStorage {
                     .arg(request.fencing);
                 let mut look = Cmd::with_capacity(3, 2 * name.len() + 16);
                 look.arg("MGET").arg(name).arg(names::queue(&request.name));
-                let reply = wire.run([set_if_free(request, token), take, look]);
-                (reply, wire.origin())
+                wire.send([set_if_free(request, token), take, look])
             })
         };
         let seen = self.fencing.get();
-        let Some((replies, origin)) = line.on_wire(take).await? else {
+        let Some((replies, origin)) = line.call(take).await? else {
             return Ok(None);
         };
-        let Value::Array(replies) = replies.await? else {
+        let Value::Array(replies) = replies? else {
             return Err(unexpected());
         };
         let Ok([set, last, found]) = <[_; 3]>::try_from(replies) else {
@@ -182,8 +181,8 @@ impl RedisStorage {
         let fenced = request.fencing > 0;
         if !request.again && !fenced {
             let set = set_if_free(request, token);
-            let reply = line.on_wire(|wire| wire.run([set])).await?;
-            match reply.await? {
+            let called = line.call(|wire| Some(wire.send([set]))).await?;
+            match called.ok_or_else(unexpected)?.0? {
                 Value::Okay => return Ok(AcquireReply::granted()),
                 Value::Nil => {}
                 _ => return Err(unexpected()),
@@ -261,7 +260,6 @@ impl RedisStorage {
         let reply = self.take(line, request, token).await?;
         if matches!(reply, AcquireReply::Granted { .. })
             && line.is_confirmed()
-            // In a box, as is all that is seldom needed: or every call's future would be as large.
             && let Err(error) = Box::pin(line.confirm(request)).await
         {
             if !error.kind().is_transient() {
@@ -299,24 +297,46 @@ impl RedisStorage {
         request: &ReleaseRequest,
         token: &[u8],
     ) -> Result<ReleaseReply, StorageError> {
-        if request.unwanted && !request.quiet {
-            let arguments = |command: &mut Cmd, _: &Wire| {
-                command.arg(token);
-            };
-            let freed = FREE.run(line, &request.name, arguments).await;
-            match freed.map(|(value, _)| value) {
-                Ok(Value::Int(0)) => return Ok(ReleaseReply::NotOurs),
-                Ok(Value::Int(1)) => return Ok(ReleaseReply::Released),
-                // Somebody has come to wait meanwhile.
-                Ok(Value::Int(2)) => {}
-                Ok(_) => return Err(unexpected()),
-                Err(error) if error.kind() == StorageErrorKind::WrongType => {
-                    return Ok(ReleaseReply::NotOurs);
-                }
-                Err(error) => return Err(error),
-            }
+        if request.unwanted
+            && !request.quiet
+            && let Some(reply) = self.free(line, request, token).await?
+        {
+            return Ok(reply);
         }
+        // In a box, as is all that is seldom needed: or every call's future would be as large.
+        Box::pin(self.pass_on(line, request, token)).await
+    }
 
+    /// Frees a lock that nobody waits for. `None`: somebody has come to wait meanwhile.
+    async fn free(
+        &self,
+        line: &Line<'_>,
+        request: &ReleaseRequest,
+        token: &[u8],
+    ) -> Result<Option<ReleaseReply>, StorageError> {
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command.arg(token);
+        };
+        let freed = FREE.run(line, &request.name, arguments).await;
+        match freed.map(|(value, _)| value) {
+            Ok(Value::Int(0)) => Ok(Some(ReleaseReply::NotOurs)),
+            Ok(Value::Int(1)) => Ok(Some(ReleaseReply::Released)),
+            Ok(Value::Int(2)) => Ok(None),
+            Ok(_) => Err(unexpected()),
+            Err(error) if error.kind() == StorageErrorKind::WrongType => {
+                Ok(Some(ReleaseReply::NotOurs))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the lock to the first in its queue, or frees it.
+    async fn pass_on(
+        &self,
+        line: &Line<'_>,
+        request: &ReleaseRequest,
+        token: &[u8],
+    ) -> Result<ReleaseReply, StorageError> {
         let requeue = request.requeue.map(|requeue| requeue.token.text());
         let arguments = |command: &mut Cmd, _: &Wire| {
             command.arg(token);

@@ -274,8 +274,8 @@ impl Cluster {
         let node = self.node(address)?;
         let mut command = Cmd::new();
         command.arg("CLUSTER").arg("SLOTS");
-        let reply = node.on_wire(|wire| wire.run([command])).await?;
-        match reply.await? {
+        let called = node.call(|wire| Some(wire.send([command]))).await?;
+        match called.ok_or_else(unexpected)?.0? {
             Value::Array(ranges) => {
                 let ranges: Option<Vec<_>> = ranges.iter().map(|one| range(one, address)).collect();
                 ranges.ok_or_else(unexpected)

@@ -33,7 +33,7 @@ use super::{
     batch::{self, Batches},
     durability::{Durability, Replicas},
     error::{Failure, connect_error, value},
-    health::Health,
+    health::{Health, Unanswered},
     own_pool::OwnPool,
     probe::Probe,
     sentinel::{self, Master, Sentinels},
@@ -144,7 +144,7 @@ impl Wire {
     /// Sends a command, or several that follow each other in one write; then the reply is an array
     /// of the replies to each (see [`value`](super::error::value)), and commands of other clients
     /// may be carried out between them. How long it may take, is the caller's business.
-    pub(super) fn run<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
+    pub(super) fn send<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
         if !self.asking {
             return Reply {
                 reply: self.batches.call(commands),
@@ -160,8 +160,12 @@ impl Wire {
         }
     }
 
-    pub(super) fn origin(&self) -> Origin {
-        self.origin
+    /// The same, and waits for the reply.
+    pub(super) async fn run<const N: usize>(&self, commands: [Cmd; N]) -> Result<Value, Failure> {
+        let unanswered = Unanswered::new(|| self.health.given_up());
+        let answer = self.send(commands).await;
+        unanswered.answered();
+        answer
     }
 
     /// Which run of the server it leads to, if it tells.
@@ -604,13 +608,35 @@ impl Connection {
         self.on_wire(|_| ()).await
     }
 
-    /// Has something sent over the connection, which is made if there is none that works.
-    ///
-    /// Whoever waits for a reply does not hold the connection.
-    pub(super) async fn on_wire<R>(
+    /// Makes a call over the connection, which is made if there is none that works. `None` if `send`
+    /// sends nothing.
+    pub(super) async fn call(
         &self,
-        send: impl FnOnce(&Wire) -> R,
-    ) -> Result<R, StorageError> {
+        send: impl FnOnce(&Wire) -> Option<Reply>,
+    ) -> Result<Option<(Result<Value, Failure>, Origin)>, StorageError> {
+        let sent = self.on_wire(|wire| send(wire).map(|reply| (reply, wire.origin)));
+        let Some((reply, origin)) = sent.await? else {
+            return Ok(None);
+        };
+        // Whoever waits for a reply does not hold the connection: all would count their references
+        // to it in one place.
+        let unanswered = Unanswered::new(|| self.given_up(origin));
+        let answer = reply.await;
+        unanswered.answered();
+        Ok(Some((answer, origin)))
+    }
+
+    /// A call was given up that was sent there.
+    fn given_up(&self, origin: Origin) {
+        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wire) = &*present
+            && wire.origin.wire == origin.wire
+        {
+            wire.health.given_up();
+        }
+    }
+
+    async fn on_wire<R>(&self, send: impl FnOnce(&Wire) -> R) -> Result<R, StorageError> {
         if let Some(wire) = &*self.present.read().unwrap_or_else(PoisonError::into_inner)
             && !wire.health.is_dead()
         {

@@ -6,10 +6,7 @@
 //!   that nobody drives any more. Those who give up find that out, wherever they run.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -17,17 +14,30 @@ use redis::{RedisError, Value};
 
 use super::error::ends_connection;
 
-/// When calls are given up and nothing at all has come back for this long, their connection is given
+/// When a call is given up, and nothing at all has come back for this long, the connection is given
 /// up too.
 const STALLED: Duration = Duration::from_millis(250);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Health {
     dead: AtomicBool,
-    replies: AtomicU64,
-    /// When the first of those calls was sent that were given up since the last reply, and how many
-    /// replies there had been.
-    silent_since: Mutex<Option<(Instant, u64)>>,
+    made: Instant,
+    /// Since when nothing has come back, though it was waited for: in nanoseconds after the
+    /// connection was made.
+    silent_since: AtomicU64,
+    /// Whether a call was given up since then.
+    in_doubt: AtomicBool,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            dead: AtomicBool::new(false),
+            made: Instant::now(),
+            silent_since: AtomicU64::new(0),
+            in_doubt: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Health {
@@ -39,9 +49,31 @@ impl Health {
         self.dead.store(true, Relaxed);
     }
 
+    /// A call was made, and no other is open.
+    pub(super) fn first_call(&self) {
+        // The calls before may have been given up.
+        if !self.in_doubt.load(Relaxed) {
+            self.silent_since.store(self.age(), Relaxed);
+        }
+    }
+
     /// Something came back.
     pub(super) fn replied(&self) {
-        self.replies.fetch_add(1, Relaxed);
+        self.silent_since.store(self.age(), Relaxed);
+        self.in_doubt.store(false, Relaxed);
+    }
+
+    /// A call was given up.
+    pub(super) fn given_up(&self) {
+        self.in_doubt.store(true, Relaxed);
+        let silent = self.age().saturating_sub(self.silent_since.load(Relaxed));
+        if u128::from(silent) >= STALLED.as_nanos() {
+            self.kill();
+        }
+    }
+
+    fn age(&self) -> u64 {
+        self.made.elapsed().as_nanos() as u64
     }
 
     /// Looks at a reply, which may say that it is the last.
@@ -56,58 +88,35 @@ impl Health {
             self.kill();
         }
     }
-
-    /// A call that was sent at `sent`, after so many replies, was given up.
-    fn given_up(&self, sent: Instant, replies: u64) {
-        if self.replies.load(Relaxed) != replies {
-            return;
-        }
-        let mut silent_since = self
-            .silent_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let since = match *silent_since {
-            Some((since, at)) if at == replies => since,
-            _ => sent,
-        };
-        *silent_since = Some((since, replies));
-        if since.elapsed() >= STALLED {
-            self.kill();
-        }
-    }
 }
 
 fn is_last(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if ends_connection(&error.clone().into()))
 }
 
-/// A call on its way. Dropped without its reply, it looks whether the connection still gives any.
-pub(super) struct Unanswered {
-    pub(super) health: Arc<Health>,
-    replies: u64,
-    sent: Instant,
-    answered: bool,
+/// A call on its way. If it is dropped without its reply, `given_up` is run.
+pub(super) struct Unanswered<F: FnMut()> {
+    given_up: F,
+    is_answered: bool,
 }
 
-impl Unanswered {
-    pub(super) fn new(health: &Arc<Health>) -> Self {
+impl<F: FnMut()> Unanswered<F> {
+    pub(super) fn new(given_up: F) -> Self {
         Self {
-            health: Arc::clone(health),
-            replies: health.replies.load(Relaxed),
-            sent: Instant::now(),
-            answered: false,
+            given_up,
+            is_answered: false,
         }
     }
 
-    pub(super) fn answered(&mut self) {
-        self.answered = true;
+    pub(super) fn answered(mut self) {
+        self.is_answered = true;
     }
 }
 
-impl Drop for Unanswered {
+impl<F: FnMut()> Drop for Unanswered<F> {
     fn drop(&mut self) {
-        if !self.answered {
-            self.health.given_up(self.sent, self.replies);
+        if !self.is_answered {
+            (self.given_up)();
         }
     }
 }

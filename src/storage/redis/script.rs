@@ -54,21 +54,20 @@ impl Script {
         let send = |wire: &Wire, verb, script| {
             let mut command = self.command(verb, script, name, wire);
             arguments(&mut command, wire);
-            (wire.run([command]), wire.origin())
+            wire.send([command])
         };
         let by_name = |wire: &Wire| {
             wire.knows(self.cached)
                 .then(|| send(wire, "EVALSHA", &self.sha))
         };
-        if let Some((reply, origin)) = line.on_wire(by_name).await? {
-            match reply.await {
-                Err(Failure::NoScript) => {}
-                reply => return Ok((reply?, origin)),
-            }
+        match line.call(by_name).await? {
+            None | Some((Err(Failure::NoScript), _)) => {}
+            Some((reply, origin)) => return Ok((reply?, origin)),
         }
-        let by_text = |wire: &Wire| send(wire, "EVAL", self.text);
-        let (reply, origin) = line.on_wire(by_text).await?;
-        let value = reply.await?;
+        let by_text = |wire: &Wire| Some(send(wire, "EVAL", self.text));
+        let called = Box::pin(line.call(by_text)).await?;
+        let (reply, origin) = called.ok_or_else(unexpected)?;
+        let value = reply?;
         line.learn(origin, self.cached);
         Ok((value, origin))
     }

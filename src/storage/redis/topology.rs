@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use redis::Value;
+
 use super::{
     cluster::{self, Cluster},
     cluster_inbox,
-    connection::{Connection, Fact, Origin, Wire},
+    connection::{Connection, Fact, Origin, Reply, Wire},
+    error::Failure,
     fencing::Seen,
     inbox,
 };
@@ -98,17 +101,17 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// See [`Connection::on_wire`].
-    pub(super) async fn on_wire<R>(
+    /// See [`Connection::call`].
+    pub(super) async fn call(
         &self,
-        send: impl FnOnce(&Wire) -> R,
-    ) -> Result<R, StorageError> {
+        send: impl FnOnce(&Wire) -> Option<Reply>,
+    ) -> Result<Option<(Result<Value, Failure>, Origin)>, StorageError> {
         let asking = self.asking;
         let send = |wire: &Wire| match asking {
             true => send(&wire.asking()),
             false => send(wire),
         };
-        self.connection().on_wire(send).await
+        self.connection().call(send).await
     }
 
     pub(super) fn learn(&self, origin: Origin, fact: Fact) {
