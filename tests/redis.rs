@@ -15,7 +15,6 @@ mod kit;
 use std::{
     cell::Cell,
     collections::{BTreeSet, HashMap},
-    error::Error,
     fmt::Debug,
     pin::pin,
     sync::{
@@ -30,11 +29,14 @@ use futures_util::future::join_all;
 use tokio::task::{JoinHandle, JoinSet};
 use tower_distributed_lock::{
     Lock, LockFactory, LockGuard, LockOptions, Unlocked,
-    error::{LockError, LossReason, StorageError, StorageErrorKind},
+    error::{LockError, LossReason, StorageErrorKind},
     storage::{RedisStorage, conformance},
 };
 
-use self::kit::{FakeServer, LIMIT, Proxy, RedisServer, ServerOptions, eventually, ms, within};
+use self::kit::{
+    FakeServer, LIMIT, LONG, Proxy, RedisServer, ServerOptions, eventually, it_stands_in_the_queue,
+    ms, no_key_is_left, options, patient, storage_error, texts, token, within,
+};
 
 async fn storage(server: &RedisServer) -> RedisStorage {
     // The limits are not what is tested, except where a test says so: a slow machine must not meet
@@ -52,43 +54,6 @@ async fn factory(server: &RedisServer) -> LockFactory {
 
 async fn lock(server: &RedisServer, key: &str) -> Lock {
     factory(server).await.create_lock(key).unwrap()
-}
-
-/// Waits for up to `wait`, asking every 10 to 20 ms.
-fn options(ttl: Duration, wait: Duration) -> LockOptions {
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(ms(20))
-        .retries((wait.as_millis() / 20).try_into().unwrap())
-        .build()
-        .unwrap()
-}
-
-/// A ttl that does not end during a test: what disappears was removed.
-const LONG: Duration = Duration::from_secs(300);
-
-fn patient() -> LockOptions {
-    options(LONG, LIMIT)
-}
-
-fn storage_error(result: Result<LockGuard, LockError>) -> StorageError {
-    match result {
-        Err(LockError::Storage(error)) => error,
-        other => panic!("expected a storage error, got {other:?}"),
-    }
-}
-
-/// Somebody waits for the key `k`.
-async fn it_stands_in_the_queue(server: &RedisServer) {
-    let exists = "EXISTS {distributed-locks:k}:queue";
-    eventually("it stands in the queue", LIMIT, async || {
-        server.run::<u64>(exists).await > 0
-    })
-    .await;
-}
-
-async fn no_key_is_left(server: &RedisServer) {
-    eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
 }
 
 #[tokio::test]
@@ -451,16 +416,6 @@ fn assert_no_secret(text: impl Debug, url: &str) {
     for secret in [PASSWORD, "guessed-secret", url] {
         assert!(!text.contains(secret), "{text}");
     }
-}
-
-fn texts(error: &impl Error) -> Vec<String> {
-    let mut texts = vec![format!("{error:?} {error:#?} {error}")];
-    let mut source = error.source();
-    while let Some(error) = source {
-        texts.push(format!("{error:?} {error}"));
-        source = error.source();
-    }
-    texts
 }
 
 #[tokio::test]
@@ -1109,15 +1064,6 @@ async fn a_server_that_knows_only_the_old_protocol_is_spoken_to_in_it() {
 // --- fencing tokens ------------------------------------------------------------------------------
 
 const COUNTER: &str = "{distributed-locks:}:fence";
-
-/// Takes a free lock and gives it back: the fencing token that it came with.
-async fn token(factory: &LockFactory, key: &str) -> u64 {
-    let lock = factory.create_lock(key).unwrap();
-    let guard = lock.lock(patient()).await.unwrap();
-    let token = guard.fencing_token().expect("a fencing token");
-    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-    token
-}
 
 /// Takes and gives back a lock by each factory in turn. Each token has to be above the one before;
 /// answers the last.
