@@ -34,7 +34,8 @@ use tokio::{
 };
 
 use super::{
-    connection::{Connection, Connector, Server},
+    connection::Connection,
+    connector::{Connector, Server},
     durability::Replicas,
     error::{connect_error, unexpected},
     sentinel::at,
