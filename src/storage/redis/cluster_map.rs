@@ -53,16 +53,17 @@ impl Map {
         self.masters.get(usize::from(owner))
     }
 
-    /// Gives the slot to a master that is known; otherwise more has changed than this slot, and it
-    /// answers `false`.
-    pub(super) fn give(&mut self, slot: u16, to: &Address) -> bool {
-        let Some(owner) = self.masters.iter().position(|master| master == to) else {
-            return false;
-        };
+    /// Which of the masters it is.
+    pub(super) fn number_of(&self, master: &Address) -> Option<u16> {
+        let number = self.masters.iter().position(|known| known == master)?;
+        Some(number as u16)
+    }
+
+    /// The slot is that master's now.
+    pub(super) fn give(&mut self, slot: u16, owner: u16) {
         if let Some(known) = self.owners.get_mut(usize::from(slot)) {
-            *known = owner as u16;
+            *known = owner;
         }
-        true
     }
 }
 

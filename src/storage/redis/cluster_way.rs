@@ -68,6 +68,7 @@ impl<'a> Way<'a> {
             pause: FIRST_PAUSE,
             is_open: false,
         }
+    }
 
     /// The connection over which to try next, and whether its node has to be asked for a slot that
     /// is on its way there.

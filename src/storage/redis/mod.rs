@@ -196,6 +196,8 @@ mod builder;
 mod calls;
 mod cluster;
 mod cluster_inbox;
+mod cluster_map;
+mod cluster_way;
 mod connection;
 mod connector;
 mod durability;
