@@ -16,21 +16,16 @@ mod kit;
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Unlocked,
     error::{LockError, LossReason, StorageErrorKind},
     storage::{RedisStorage, conformance},
 };
 
-use self::kit::{Cluster, History, LIMIT, RedisServer, eventually, ms, within};
+use self::kit::{Cluster, LIMIT, LONG, Load, RedisServer, asking, eventually, ms, token, within};
 
 fn storage(redis: &Cluster) -> RedisStorage {
     RedisStorage::cluster(redis.urls())
@@ -44,19 +39,11 @@ fn factory(redis: &Cluster) -> LockFactory {
 
 /// Waits for up to [`LIMIT`], and asks every `interval` or half of it.
 fn options(ttl: Duration, interval: Duration) -> LockOptions {
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(interval)
-        .retries((LIMIT.as_millis() / interval.as_millis()).max(1) as u32)
-        .build()
-        .unwrap()
+    asking(ttl, LIMIT.max(interval), interval)
 }
 
 /// Renewed every second.
 const TTL: Duration = Duration::from_secs(3);
-
-/// A ttl that does not end during a test.
-const LONG: Duration = Duration::from_secs(300);
 
 /// Whoever is served sooner was woken.
 const NEVER: Duration = Duration::from_secs(60);
@@ -73,22 +60,8 @@ async fn unlock(guard: LockGuard) {
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
 }
 
-/// A token of the key, which nobody has.
-async fn token(factory: &LockFactory, key: &str) -> u64 {
-    let guard = lock(factory, key, LONG).await;
-    let token = guard.fencing_token().unwrap();
-    unlock(guard).await;
-    token
-}
-
 async fn is_queued(redis: &Cluster, key: &str, count: usize) {
-    let node = redis.of(key).await;
-    eventually("it stands in the queue", LIMIT, async || {
-        let queue = format!("GET {{distributed-locks:{key}}}:queue");
-        let queue: Option<String> = node.run(&queue).await;
-        queue.unwrap_or_default().lines().count() == count
-    })
-    .await;
+    kit::is_queued(redis.of(key).await, key, count).await;
 }
 
 async fn no_key_is_left(redis: &Cluster) {
@@ -323,74 +296,9 @@ async fn the_documented_user_may_do_all_that_is_needed() {
 
 // --- load -------------------------------------------------------------------------------------------------------------
 
-/// Holders of two factories take turns under keys, until they are told to stop.
-struct Load {
-    history: Arc<History>,
-    stop: Arc<AtomicBool>,
-    workers: JoinSet<()>,
-}
-
-impl Load {
-    fn start(redis: &Cluster, keys: &[&str], ttl: Duration) -> Self {
-        let factories = [factory(redis), factory(redis)];
-        let history = Arc::new(History::default());
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut workers = JoinSet::new();
-        for worker in 0..4 * keys.len() {
-            let key = keys[worker / 4].to_owned();
-            let lock = factories[worker % 2].create_lock(key.as_str()).unwrap();
-            let (history, stop) = (Arc::clone(&history), Arc::clone(&stop));
-            workers.spawn(async move {
-                while !stop.load(SeqCst) {
-                    match lock.lock(options(ttl, ms(100))).await {
-                        Ok(guard) => {
-                            let work = tokio::time::sleep(ms(2));
-                            let by = ["first", "second"][worker % 2];
-                            history.stay((&key, by), guard, work).await;
-                        }
-                        Err(LockError::Storage(error)) => {
-                            assert!(error.kind().is_transient(), "{error:?}");
-                        }
-                        Err(error) => panic!("{error:?}"),
-                    }
-                }
-            });
-        }
-        Self {
-            history,
-            stop,
-            workers,
-        }
-    }
-
-    /// Each key is locked some times more.
-    async fn goes_on(&self, keys: &[&str]) {
-        let before = self.history.stays().len();
-        eventually("work goes on", LIMIT, async || {
-            let stays = self.history.stays();
-            let of = |key| stays.iter().filter(move |stay| stay.key == key);
-            stays.len() > before
-                && keys.iter().all(|key| {
-                    let after = of(*key).filter(|stay| stay.number >= before);
-                    after.count() > 10
-                })
-        })
-        .await;
-    }
-
-    /// Answers how many lost their lock.
-    async fn ends(mut self) -> usize {
-        self.stop.store(true, SeqCst);
-        let ends = async {
-            while let Some(worker) = self.workers.join_next().await {
-                worker.unwrap();
-            }
-        };
-        within(LIMIT, "the workers end", ends).await;
-        let lost = self.history.check();
-        println!("{} stays, {lost} of them lost", self.history.len());
-        lost
-    }
+fn load(redis: &Cluster, keys: &[&str], ttl: Duration) -> Load {
+    let factories = [factory(redis), factory(redis)];
+    Load::start(factories, keys, options(ttl, ms(100)))
 }
 
 #[tokio::test]
@@ -399,14 +307,14 @@ async fn a_slot_that_moves_under_load_gives_its_locks_once_and_loses_none() {
     let keys = [redis.key_at(0).await, redis.key_at(1).await];
     let keys = [keys[0].as_str(), keys[1].as_str()];
     let slot = redis.slot(&format!("distributed-locks:{}", keys[0])).await;
-    let load = Load::start(&redis, &keys, LONG);
-    load.goes_on(&keys).await;
+    let load = load(&redis, &keys, LONG);
+    load.goes_on().await;
     let mut moved = 0;
     for _ in 0..5 {
         moved += redis.move_slot(slot, 0, 2).await;
-        load.goes_on(&keys).await;
+        load.goes_on().await;
         moved += redis.move_slot(slot, 2, 0).await;
-        load.goes_on(&keys).await;
+        load.goes_on().await;
     }
     // The counter at least.
     assert!(moved >= 10, "{moved}");
@@ -419,8 +327,8 @@ async fn a_failover_under_load_gives_no_lock_twice_without_a_word() {
     let mut redis = Cluster::start().await;
     let keys = [redis.key_at(0).await, redis.key_at(1).await];
     let keys = [keys[0].as_str(), keys[1].as_str()];
-    let load = Load::start(&redis, &keys, TTL);
-    load.goes_on(&keys).await;
+    let load = load(&redis, &keys, TTL);
+    load.goes_on().await;
 
     // In good order.
     let () = redis.nodes[3].run("CLUSTER FAILOVER").await;
@@ -434,7 +342,7 @@ async fn a_failover_under_load_gives_no_lock_twice_without_a_word() {
             == 3
     })
     .await;
-    load.goes_on(&keys).await;
+    load.goes_on().await;
     redis.is_whole(6).await;
 
     // One that stands still, and comes back when there is another.
@@ -449,15 +357,15 @@ async fn a_failover_under_load_gives_no_lock_twice_without_a_word() {
             == 0
     })
     .await;
-    load.goes_on(&keys).await;
+    load.goes_on().await;
     redis.nodes[3].resume();
-    load.goes_on(&keys).await;
+    load.goes_on().await;
     redis.is_whole(6).await;
 
     // One that is gone.
     redis.nodes[1].kill();
     let killed = Instant::now();
-    load.goes_on(&keys).await;
+    load.goes_on().await;
     println!("work goes on {:?} after the kill", killed.elapsed());
     load.ends().await;
     no_key_is_left(&redis).await;

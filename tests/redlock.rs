@@ -25,14 +25,15 @@ use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
-    error::{InvalidSettings, LockError, LossReason, StorageError, StorageErrorKind},
+    error::{InvalidSettings, LockError, LossReason, StorageErrorKind},
     storage::{RedisStorage, conformance},
 };
 
-use self::kit::{LIMIT, Proxy, RedisServer, eventually, ms, within};
+use self::kit::{
+    LIMIT, LONG, Proxy, RedisServer, asking, eventually, ms, no_key_is_left, queued, storage_error,
+    within,
+};
 
-/// A ttl that does not end during a test: what disappears was removed.
-const LONG: Duration = Duration::from_secs(300);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Servers that know nothing of each other, and a way to each of them that can fail.
@@ -72,7 +73,7 @@ impl World {
         let builder = LockFactory::builder(self.storage(node_timeout).await);
         let factory = builder.storage_timeout(LIMIT).build().unwrap();
         // All nodes are connected, and know the scripts.
-        let options = options(LONG, LIMIT, ms(50));
+        let options = asking(LONG, LIMIT, ms(50));
         let first = factory.create_lock("first").unwrap().lock(options).await;
         assert_eq!(first.unwrap().unlock().await.unwrap(), Unlocked::Held);
         self.is_left_clean().await;
@@ -93,37 +94,14 @@ impl World {
     }
 }
 
-/// How many processes wait for the lock `k`, as this server knows.
-async fn waiters(server: &RedisServer) -> usize {
-    let queue: Option<String> = server.run("GET {distributed-locks:k}:queue").await;
-    queue.unwrap_or_default().lines().count()
-}
-
-async fn no_key_is_left(server: &RedisServer) {
-    eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
-}
-
-fn options(ttl: Duration, wait: Duration, interval: Duration) -> LockOptions {
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(interval)
-        .retries(
-            (wait.as_millis() / interval.as_millis())
-                .try_into()
-                .unwrap(),
-        )
-        .build()
-        .unwrap()
-}
-
 /// Asks again every 25 to 50 ms.
 fn patient() -> LockOptions {
-    options(LONG, LIMIT, ms(50))
+    asking(LONG, LIMIT, ms(50))
 }
 
 /// Whoever waits with these and gets the lock within the time of a test was woken.
 fn woken() -> LockOptions {
-    options(LONG, 10 * MINUTE, MINUTE)
+    asking(LONG, 10 * MINUTE, MINUTE)
 }
 
 async fn take(factory: &LockFactory, options: LockOptions) -> Result<LockGuard, LockError> {
@@ -133,13 +111,6 @@ async fn take(factory: &LockFactory, options: LockOptions) -> Result<LockGuard, 
 
 async fn holds(factory: &LockFactory) -> LockGuard {
     take(factory, patient()).await.unwrap()
-}
-
-fn storage_error(result: Result<LockGuard, LockError>) -> StorageError {
-    match result {
-        Err(LockError::Storage(error)) => error,
-        other => panic!("expected a storage error, got {other:?}"),
-    }
 }
 
 #[tokio::test]
@@ -189,7 +160,7 @@ async fn a_minority_may_be_down(nodes: usize, minority: usize) {
     for server in &mut world.servers[..minority] {
         server.kill();
     }
-    let once = options(LONG, ms(0), ms(50));
+    let once = asking(LONG, ms(0), ms(50));
     let denied = take(&theirs, once).await;
     assert!(
         matches!(denied, Err(LockError::NotObtained(_))),
@@ -268,7 +239,7 @@ async fn a_majority_that_hangs_is_told_and_nothing_stays_on_it() {
     let factory = world.factory_with(ms(300)).await;
     world.servers[0].pause();
     world.servers[1].pause();
-    let error = storage_error(take(&factory, options(LONG, ms(0), ms(50))).await);
+    let error = storage_error(take(&factory, asking(LONG, ms(0), ms(50))).await);
     assert_eq!(error.kind(), StorageErrorKind::Timeout);
     let answers = *error.quorum().unwrap();
     assert_eq!((answers.ours, answers.late), (1, 2), "{error}");
@@ -299,7 +270,7 @@ async fn a_partition_costs_a_holder_without_a_majority_its_lock() {
     let world = World::of(3).await;
     let (ours, theirs) = (world.factory_with(ms(300)).await, world.factory().await);
     let ttl = ms(3_000);
-    let held = take(&ours, options(ttl, LIMIT, ms(50))).await.unwrap();
+    let held = take(&ours, asking(ttl, LIMIT, ms(50))).await.unwrap();
     // Their own connections were made through the same proxies, so they go over new ones.
     for proxy in &world.proxies[..2] {
         proxy.black_hole();
@@ -322,7 +293,7 @@ async fn a_server_that_lost_its_memory_is_given_the_lock_again() {
     let mut world = World::of(3).await;
     let (ours, theirs) = (world.factory().await, world.factory().await);
     let ttl = ms(3_000);
-    let held = take(&ours, options(ttl, LIMIT, ms(50))).await.unwrap();
+    let held = take(&ours, asking(ttl, LIMIT, ms(50))).await.unwrap();
     // One after the other: never is more than one without it.
     for node in 0..3 {
         let owner = world.owner((node + 1) % 3).await;
@@ -334,7 +305,7 @@ async fn a_server_that_lost_its_memory_is_given_the_lock_again() {
         })
         .await;
         assert!(held.is_held());
-        let denied = take(&theirs, options(ttl, ms(0), ms(50))).await;
+        let denied = take(&theirs, asking(ttl, ms(0), ms(50))).await;
         assert!(denied.is_err(), "{denied:?}");
     }
     let token = held.fencing_token();
@@ -351,7 +322,7 @@ async fn a_server_that_lost_its_memory_is_given_the_lock_again() {
 async fn a_lock_that_a_majority_has_lost_is_lost() {
     let world = World::of(3).await;
     let factory = world.factory().await;
-    let held = take(&factory, options(ms(3_000), LIMIT, ms(50)))
+    let held = take(&factory, asking(ms(3_000), LIMIT, ms(50)))
         .await
         .unwrap();
     for server in &world.servers[..2] {
@@ -376,7 +347,7 @@ async fn a_release_wakes_those_who_wait() {
         waiting.spawn(factory.create_lock("k").unwrap().lock(woken()));
     }
     for server in &world.servers {
-        eventually("all wait", LIMIT, async || waiters(server).await == 3).await;
+        eventually("all wait", LIMIT, async || queued(server, "k").await == 3).await;
     }
     assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
     for _ in 0..3 {
@@ -394,11 +365,14 @@ async fn a_waiter_that_left_leaves_nothing_behind() {
     let held = holds(&holder).await;
     let waiting = tokio::spawn(other.create_lock("k").unwrap().lock(woken()));
     for server in &world.servers {
-        eventually("it waits", LIMIT, async || waiters(server).await == 1).await;
+        eventually("it waits", LIMIT, async || queued(server, "k").await == 1).await;
     }
     waiting.abort();
     for server in &world.servers {
-        eventually("it has left", LIMIT, async || waiters(server).await == 0).await;
+        eventually("it has left", LIMIT, async || {
+            queued(server, "k").await == 0
+        })
+        .await;
     }
     drop(held);
     world.is_left_clean().await;
@@ -481,7 +455,7 @@ async fn contend(
                         for _ in 0..stays {
                             // Half an interval is longer than the test may take: wake-ups alone
                             // bring it the lock in time, but for split votes.
-                            let guard = lock.lock(options(LONG, 10 * MINUTE, 2 * MINUTE)).await;
+                            let guard = lock.lock(asking(LONG, 10 * MINUTE, 2 * MINUTE)).await;
                             let guard = guard.unwrap();
                             history.stay(who, &guard).await;
                             assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);

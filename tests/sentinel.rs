@@ -16,14 +16,10 @@
 mod kit;
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Unlocked,
     error::{LockError, LossReason, StorageErrorKind},
@@ -31,7 +27,8 @@ use tower_distributed_lock::{
 };
 
 use self::kit::{
-    FakeServer, History, LIMIT, RedisServer, Sentinel, ServerOptions, eventually, ms, within,
+    FakeServer, LIMIT, LONG, Load, RedisServer, Sentinel, ServerOptions, asking, eventually,
+    is_queued, ms, no_key_is_left, token, within,
 };
 
 fn storage(redis: &Sentinel) -> RedisStorage {
@@ -46,44 +43,15 @@ fn factory(redis: &Sentinel) -> LockFactory {
 
 /// Waits for up to [`LIMIT`], and asks every 100 to 200 ms.
 fn options(ttl: Duration) -> LockOptions {
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(ms(200))
-        .retries((LIMIT.as_millis() / 200) as u32)
-        .build()
-        .unwrap()
+    asking(ttl, LIMIT, ms(200))
 }
 
 /// Renewed every second.
 const TTL: Duration = Duration::from_secs(3);
 
-/// A ttl that does not end during a test.
-const LONG: Duration = Duration::from_secs(300);
-
 async fn lock(factory: &LockFactory, key: &str, ttl: Duration) -> LockGuard {
     let locking = factory.create_lock(key).unwrap().lock(options(ttl));
     within(LIMIT, "the lock", locking).await.unwrap()
-}
-
-/// A token of the key, which nobody has.
-async fn token(factory: &LockFactory, key: &str) -> u64 {
-    let guard = lock(factory, key, LONG).await;
-    let token = guard.fencing_token().unwrap();
-    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-    token
-}
-
-async fn is_queued(server: &RedisServer, key: &str, count: usize) {
-    eventually("it stands in the queue", LIMIT, async || {
-        let queue = format!("GET {{distributed-locks:{key}}}:queue");
-        let queue: Option<String> = server.run(&queue).await;
-        queue.unwrap_or_default().lines().count() == count
-    })
-    .await;
-}
-
-async fn no_key_is_left(server: &RedisServer) {
-    eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
 }
 
 /// A client of one server, whose connection carries nothing but what locks take.
@@ -470,78 +438,33 @@ async fn a_lock_that_the_replica_does_not_know_is_lost_and_its_holder_told() {
     no_key_is_left(&redis.servers[1]).await;
 }
 
-/// Four holders a factory take turns under two keys, until they are told to stop.
-fn load(
-    factories: &[LockFactory; 2],
-    history: &Arc<History>,
-    stop: &Arc<AtomicBool>,
-) -> JoinSet<()> {
-    let mut workers = JoinSet::new();
-    for worker in 0..8 {
-        let key = ["a", "b"][worker / 2 % 2];
-        let lock = factories[worker % 2].create_lock(key).unwrap();
-        let (history, stop) = (Arc::clone(history), Arc::clone(stop));
-        workers.spawn(async move {
-            while !stop.load(SeqCst) {
-                match lock.lock(options(TTL)).await {
-                    Ok(guard) => {
-                        let work = tokio::time::sleep(ms(2));
-                        let by = ["first", "second"][worker % 2];
-                        history.stay((key, by), guard, work).await;
-                    }
-                    Err(LockError::Storage(error)) => {
-                        assert!(error.kind().is_transient(), "{error:?}");
-                    }
-                    Err(error) => panic!("{error:?}"),
-                }
-            }
-        });
-    }
-    workers
-}
-
-async fn work_goes_on(history: &History) {
-    let before = history.len();
-    eventually("work goes on", LIMIT, async || history.len() > before + 20).await;
-}
-
 #[tokio::test]
 async fn no_failover_under_load_gives_a_lock_twice_without_a_word() {
     let mut redis = Sentinel::start_guarded().await;
     let factories = [factory(&redis), factory(&redis)];
-    let history = Arc::new(History::default());
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut workers = load(&factories, &history, &stop);
-    work_goes_on(&history).await;
+    let load = Load::start(factories, &["a", "b"], options(TTL));
+    load.goes_on().await;
 
     // A failover in good order.
     let failover = format!("SENTINEL FAILOVER {}", Sentinel::SERVICE);
     let () = redis.sentinels[0].run(&failover).await;
     redis.is_master(1).await;
-    work_goes_on(&history).await;
+    load.goes_on().await;
     redis.follow().await;
 
     // One that stands still, and comes back when there is another.
     redis.servers[1].pause();
     redis.is_master(0).await;
-    work_goes_on(&history).await;
+    load.goes_on().await;
     redis.servers[1].resume();
-    work_goes_on(&history).await;
+    load.goes_on().await;
     redis.follow().await;
 
     // One that is gone.
     redis.servers[0].kill();
     redis.is_master(1).await;
-    work_goes_on(&history).await;
+    load.goes_on().await;
 
-    stop.store(true, SeqCst);
-    within(LIMIT, "the workers end", async {
-        while let Some(worker) = workers.join_next().await {
-            worker.unwrap();
-        }
-    })
-    .await;
-    let lost = history.check();
-    println!("{} stays, {lost} of them lost", history.len());
+    load.ends().await;
     no_key_is_left(&redis.servers[1]).await;
 }

@@ -27,7 +27,7 @@ use tower_distributed_lock::{
     storage::{MemoryStorage, RedisStorage},
 };
 
-use self::kit::{LIMIT, RedisServer, eventually, ms, within};
+use self::kit::{LIMIT, RedisServer, asking, eventually, ms, no_key_is_left, within};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -37,12 +37,7 @@ fn options() -> LockOptions {
 }
 
 fn options_with(ttl: Duration, interval: Duration) -> LockOptions {
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(interval)
-        .retries(100)
-        .build()
-        .unwrap()
+    asking(ttl, 100 * interval, interval)
 }
 
 type Waiting = JoinHandle<Result<LockGuard, LockError>>;
@@ -443,19 +438,11 @@ mod redis_server {
     const QUEUE: &str = "{distributed-locks:k}:queue";
 
     async fn queued(server: &RedisServer, count: usize) {
-        eventually("they stand in the queue", LIMIT, async || {
-            let queue: Option<String> = server.run(&format!("GET {QUEUE}")).await;
-            queue.is_some_and(|queue| queue.lines().count() == count)
-        })
-        .await;
+        kit::is_queued(server, "k", count).await;
     }
 
     async fn got(waiting: Waiting) -> LockGuard {
         within(LIMIT, "the lock", waiting).await.unwrap().unwrap()
-    }
-
-    async fn no_key_is_left(server: &RedisServer) {
-        eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
     }
 
     /// Holds the lock with one factory and has others wait for it, in order.

@@ -18,32 +18,15 @@ mod probe;
 mod replicas;
 mod tls;
 
-use std::{error::Error, time::Duration};
-
 use tower_distributed_lock::{
-    Lock, LockFactory, LockGuard, LockOptions, Unlocked,
-    error::{LockError, StorageError},
+    Lock, LockFactory, Unlocked,
     storage::{RedisStorage, redis::RedisStorageBuilder},
 };
 
-use self::kit::{LIMIT, RedisServer, eventually, ms, within};
-
-/// A ttl that does not end during a test: what disappears was removed.
-const LONG: Duration = Duration::from_secs(300);
-
-/// Waits for up to `wait`, asking every 10 to 20 ms.
-fn options(ttl: Duration, wait: Duration) -> LockOptions {
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(ms(20))
-        .retries((wait.as_millis() / 20).try_into().unwrap())
-        .build()
-        .unwrap()
-}
-
-fn patient() -> LockOptions {
-    options(LONG, LIMIT)
-}
+use self::kit::{
+    LIMIT, LONG, eventually, it_stands_in_the_queue, ms, no_key_is_left, options, patient,
+    storage_error, texts, within,
+};
 
 /// The limits are not what is tested: a slow machine must not meet them.
 fn builder(url: impl Into<String>) -> RedisStorageBuilder {
@@ -52,36 +35,6 @@ fn builder(url: impl Into<String>) -> RedisStorageBuilder {
 
 async fn factory(builder: RedisStorageBuilder) -> LockFactory {
     LockFactory::new(builder.connect().await.unwrap())
-}
-
-fn storage_error(result: Result<LockGuard, LockError>) -> StorageError {
-    match result {
-        Err(LockError::Storage(error)) => error,
-        other => panic!("expected a storage error, got {other:?}"),
-    }
-}
-
-async fn it_stands_in_the_queue(server: &RedisServer) {
-    let exists = "EXISTS {distributed-locks:k}:queue";
-    eventually("it stands in the queue", LIMIT, async || {
-        server.run::<u64>(exists).await > 0
-    })
-    .await;
-}
-
-async fn no_key_is_left(server: &RedisServer) {
-    eventually("no key is left", LIMIT, async || server.keys().await == 0).await;
-}
-
-/// All that an error says, to whomever.
-fn texts(error: &dyn Error) -> String {
-    let mut texts = format!("{error:?} {error:#?} {error}");
-    let mut source = error.source();
-    while let Some(error) = source {
-        texts += &format!(" {error:?} {error}");
-        source = error.source();
-    }
-    texts
 }
 
 /// A lock of each factory in turn, while the other waits for it: through the queue, and renewed.

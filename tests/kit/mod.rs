@@ -1,5 +1,5 @@
-//! What the integration tests stand on: a Redis server of one's own, a way to it that can fail, and
-//! waits that end.
+//! What the integration tests stand on: a Redis server of one's own, a way to it that can fail, locks
+//! that are taken as tests take them, and waits that end.
 //!
 //! Every test starts its own server ([`RedisServer`]), so tests neither wait for nor disturb each
 //! other. Every wait has a limit far above what a busy machine needs: a limit that is met is a
@@ -12,6 +12,8 @@ mod certificates;
 mod cluster;
 mod fake_server;
 mod history;
+mod load;
+mod locks;
 mod proxy;
 mod redis_server;
 mod sentinel;
@@ -27,6 +29,11 @@ pub use self::{
     cluster::Cluster,
     fake_server::FakeServer,
     history::{History, Stay},
+    load::Load,
+    locks::{
+        LONG, asking, is_queued, it_stands_in_the_queue, no_key_is_left, options, patient, queued,
+        storage_error, texts, token,
+    },
     proxy::Proxy,
     redis_server::{RedisServer, ServerOptions, Tls},
     sentinel::Sentinel,

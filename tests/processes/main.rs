@@ -30,7 +30,7 @@ use tower_distributed_lock::{
 
 use self::{
     diary::{Diary, Reader, queue_name},
-    kit::{LIMIT, RedisServer, eventually, ms, within},
+    kit::{LIMIT, RedisServer, asking, eventually, ms, within},
     replica::{Replica, TASKS},
 };
 
@@ -79,13 +79,7 @@ async fn factory(url: &str) -> LockFactory {
 
 /// Nobody gives up within the time that a test may take.
 fn options(ttl: Duration, interval: Duration) -> LockOptions {
-    let retries = Duration::from_secs(600).as_millis() / interval.as_millis();
-    LockOptions::builder()
-        .ttl(ttl)
-        .interval(interval)
-        .retries(retries as u32)
-        .build()
-        .unwrap()
+    asking(ttl, Duration::from_secs(600), interval)
 }
 
 /// For callers who keep a lock that they have, and hardly ever ask for one: half an interval is

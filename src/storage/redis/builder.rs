@@ -10,7 +10,7 @@ use super::{
     address::{Address, refused},
     calls::millis,
     cluster::{Cluster, Setup},
-    connection::{Connector, Server},
+    connector::{Connector, Server},
     durability::Replicas,
     error::connect_error,
     sentinel::Sentinels,

@@ -12,11 +12,11 @@ use redis::{Cmd, Value};
 
 use super::{
     RedisStorage,
-    connection::{Fact, Wire},
     error::{unexpected, value},
     fencing, names,
     script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
     topology::Line,
+    wire::{Fact, Wire},
 };
 use crate::{
     error::{StorageError, StorageErrorKind},

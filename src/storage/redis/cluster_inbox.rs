@@ -20,7 +20,8 @@ use tokio::{
 };
 
 use super::{
-    cluster::{Address, Cluster, Map},
+    cluster::Cluster,
+    cluster_map::{Address, Map},
     connection::Connection,
     fencing::Seen,
     inbox,

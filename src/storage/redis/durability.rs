@@ -19,8 +19,9 @@ use redis::{Cmd, Value};
 
 use super::{
     calls::millis,
-    connection::{Connector, Failures, pool},
+    connector::Connector,
     error::unexpected,
+    pool::{Failures, pool},
     script::RENEW,
 };
 use crate::{

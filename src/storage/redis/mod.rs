@@ -196,7 +196,10 @@ mod builder;
 mod calls;
 mod cluster;
 mod cluster_inbox;
+mod cluster_map;
+mod cluster_way;
 mod connection;
+mod connector;
 mod durability;
 mod error;
 mod fencing;
@@ -204,6 +207,7 @@ mod health;
 mod inbox;
 mod names;
 mod own_pool;
+mod pool;
 mod probe;
 mod script;
 mod sentinel;
@@ -211,6 +215,7 @@ mod slot;
 #[cfg(feature = "tls")]
 mod tls;
 mod topology;
+mod wire;
 
 use std::{fmt, sync::Arc};
 
@@ -220,12 +225,8 @@ use futures_util::future::join_all;
 
 pub use self::builder::RedisStorageBuilder;
 use self::{
-    builder::Target,
-    connection::{Connection, Connector},
-    durability::Replicas,
-    fencing::Seen,
-    own_pool::OwnPool,
-    topology::Servers,
+    builder::Target, connection::Connection, connector::Connector, durability::Replicas,
+    fencing::Seen, own_pool::OwnPool, topology::Servers,
 };
 use crate::{
     error::StorageError,

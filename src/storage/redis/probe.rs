@@ -11,7 +11,7 @@ use std::{
 
 use redis::Value;
 
-use super::connection::Wire;
+use super::wire::Wire;
 
 /// Whoever has just connected wants a lock: that comes first.
 const PAUSE: Duration = Duration::from_millis(100);

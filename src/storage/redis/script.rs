@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 use redis::{Cmd, Value};
 
 use super::{
-    connection::{Fact, Origin, Wire},
     error::{Failure, unexpected, value},
     fencing, names,
     topology::Line,
+    wire::{Fact, Origin, Wire},
 };
 use crate::{error::StorageError, key::LockName};
 

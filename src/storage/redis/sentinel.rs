@@ -22,7 +22,7 @@ use redis::{
 };
 use tokio::{sync::Notify, time::sleep};
 
-use super::{address::is_encrypted, connection::Server};
+use super::{address::is_encrypted, connector::Server};
 
 /// How long the last Sentinels are waited for when more than half of them have answered.
 const GRACE: Duration = Duration::from_millis(100);

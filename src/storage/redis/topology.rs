@@ -5,12 +5,13 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::{
-    cluster::{self, Cluster},
-    cluster_inbox,
-    connection::{Connection, Fact, Origin, Reply, Wire},
+    cluster::Cluster,
+    cluster_inbox, cluster_way,
+    connection::Connection,
     error::Failure,
     fencing::Seen,
     inbox,
+    wire::{Fact, Origin, Reply, Wire},
 };
 use crate::{
     error::StorageError,
@@ -67,7 +68,7 @@ impl Servers {
 /// See [`Servers::way`].
 pub(super) enum Way<'a> {
     One(&'a Connection),
-    Cluster(Box<cluster::Way<'a>>),
+    Cluster(Box<cluster_way::Way<'a>>),
 }
 
 /// A connection, for one try.
