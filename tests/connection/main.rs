@@ -13,6 +13,7 @@
 mod kit;
 
 mod access;
+mod health;
 mod own_pool;
 mod probe;
 mod replicas;

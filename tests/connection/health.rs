@@ -1,0 +1,98 @@
+//! When a connection is given up, and when it is not.
+
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::{future::join_all, poll};
+use tower_distributed_lock::{LockFactory, Unlocked, error::StorageErrorKind};
+
+use super::{
+    builder,
+    kit::{FakeServer, LIMIT, RedisServer, eventually, within},
+    no_key_is_left, patient, storage_error,
+};
+
+/// Calls of which the first few go by themselves, and the others together.
+#[tokio::test]
+async fn a_server_that_refuses_to_write_is_left_also_if_only_calls_that_went_together_are_told() {
+    // Demoted between the calls that go by themselves and the others, and for those who are connected.
+    let first = OnceLock::new();
+    let first = Arc::new(first);
+    let server = FakeServer::start(move |connection, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'",
+            "SET"
+                if *first.get_or_init(|| connection) == connection
+                    && words[1].ends_with("late") =>
+            {
+                "-READONLY You can't write against a read only replica."
+            }
+            "EVAL" | "EVALSHA" => ":1",
+            _ => "+OK",
+        })
+    })
+    .await;
+    let storage = builder(server.url()).connect().await.unwrap();
+    let factory = LockFactory::builder(storage).fencing(false).build();
+    let factory = factory.unwrap();
+    let asks = |key: String| factory.create_lock(key).unwrap().try_lock(patient());
+    let early = (0..3).map(|caller| asks(format!("{caller}/early")));
+    let late = (0..5).map(|caller| asks(format!("{caller}/late")));
+    let answers = within(LIMIT, "all answers", join_all(early.chain(late))).await;
+    for (number, answer) in answers.into_iter().enumerate() {
+        if number < 3 {
+            drop(answer.unwrap());
+        } else {
+            let error = storage_error(answer);
+            assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+        }
+    }
+    // Over another connection.
+    drop(asks("late".to_owned()).await.unwrap());
+}
+
+/// The connection that locks go over. Those of the test speak the old protocol.
+async fn connection(server: &RedisServer) -> Vec<String> {
+    let clients: String = server.run("CLIENT LIST TYPE normal").await;
+    let clients = clients.lines().filter(|client| client.contains("resp=3"));
+    let ids = clients.filter_map(|client| client.split(' ').next());
+    ids.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_costs_no_connection_over_which_others_were_answered() {
+    let server = RedisServer::start().await;
+    let storage = builder(server.url()).connect().await.unwrap();
+    // Much longer than nothing at all may come back; it has to be answered in that time after, too.
+    let factory = LockFactory::builder(storage)
+        .fencing(false)
+        .storage_timeout(Duration::from_secs(2))
+        .build()
+        .unwrap();
+    let lock = |key: &str| factory.create_lock(key).unwrap();
+    drop(lock("k").lock(patient()).await.unwrap());
+    no_key_is_left(&server).await;
+    let before = connection(&server).await;
+    assert_eq!(before.len(), 1, "all locks share it");
+
+    let mut answered = pin!(lock("answered").try_lock(patient()));
+    assert!(poll!(&mut answered).is_pending());
+    eventually("it is carried out", LIMIT, async || {
+        server.keys().await == 1
+    })
+    .await;
+    server.pause();
+    let mut slow = pin!(lock("slow").try_lock(patient()));
+    assert!(poll!(&mut slow).is_pending());
+    // Its caller comes to look at the reply.
+    let answered = within(LIMIT, "its answer", answered).await.unwrap();
+    let error = storage_error(within(LIMIT, "that it is given up", slow).await);
+    server.resume();
+    assert_eq!(error.kind(), StorageErrorKind::Timeout, "{error}");
+    assert_eq!(answered.unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&server).await;
+    assert_eq!(connection(&server).await, before);
+}
