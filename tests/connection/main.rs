@@ -14,6 +14,7 @@ mod kit;
 
 mod access;
 mod health;
+mod learning;
 mod own_pool;
 mod probe;
 mod replicas;
