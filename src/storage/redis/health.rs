@@ -111,3 +111,31 @@ impl Drop for Unanswered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+
+    use super::*;
+
+    #[test]
+    fn a_silence_that_has_ended_is_forgotten() {
+        let health = Health::default();
+        health.given_up(Instant::now(), 0);
+        sleep(STALLED);
+        health.replied();
+        // Sent a moment ago, however slow this machine is.
+        health.given_up(Instant::now() + STALLED, 1);
+        assert!(!health.is_dead());
+    }
+
+    #[test]
+    fn calls_that_are_given_up_at_once_end_their_connection_when_it_was_silent_for_long() {
+        let health = Health::default();
+        health.given_up(Instant::now(), 0);
+        assert!(!health.is_dead());
+        sleep(STALLED);
+        health.given_up(Instant::now(), 0);
+        assert!(health.is_dead());
+    }
+}
