@@ -7,11 +7,11 @@ use std::{
 };
 
 use futures_util::{future::join_all, poll};
-use tower_distributed_lock::{LockFactory, Unlocked, error::StorageErrorKind};
+use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, error::StorageErrorKind};
 
 use super::{
-    builder, factory,
-    kit::{FakeServer, LIMIT, RedisServer, eventually, within},
+    LONG, builder, factory, it_stands_in_the_queue,
+    kit::{FakeServer, LIMIT, Proxy, RedisServer, eventually, within},
     no_key_is_left, patient, storage_error,
 };
 
@@ -129,4 +129,34 @@ async fn a_call_that_is_given_up_costs_no_connection_over_which_others_were_answ
     assert_eq!(answered.unlock().await.unwrap(), Unlocked::Held);
     no_key_is_left(&server).await;
     assert_eq!(connection(&server).await, before);
+}
+
+#[tokio::test]
+async fn messages_come_again_when_their_connection_was_a_black_hole() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::to(&server);
+    let first = factory(builder(server.url())).await;
+    let second = factory(builder(proxy.url())).await;
+    for factory in [&first, &second] {
+        drop(factory.create_lock("other").unwrap().lock(patient()).await);
+    }
+    let listen = async |count: usize| {
+        eventually("they listen", LIMIT, async || {
+            let clients: String = server.run("CLIENT LIST TYPE pubsub").await;
+            clients.lines().count() == count
+        })
+        .await;
+    };
+    listen(2).await;
+    proxy.black_hole();
+    // The server does not know that one of them is lost.
+    listen(3).await;
+    let guard = first.create_lock("k").unwrap().lock(patient()).await;
+    // It asks by itself only after a long time.
+    let slow = LockOptions::builder().ttl(LONG).interval(LONG).retries(1);
+    let lock = second.create_lock("k").unwrap();
+    let waiting = tokio::spawn(lock.lock(slow.build().unwrap()));
+    it_stands_in_the_queue(&server).await;
+    assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
+    drop(within(LIMIT, "the lock", waiting).await.unwrap().unwrap());
 }
