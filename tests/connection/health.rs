@@ -160,3 +160,22 @@ async fn messages_come_again_when_their_connection_was_a_black_hole() {
     assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
     drop(within(LIMIT, "the lock", waiting).await.unwrap().unwrap());
 }
+
+#[tokio::test]
+async fn who_is_not_told_any_more_that_a_lock_is_wanted_keeps_none() {
+    let server = RedisServer::start().await;
+    let () = server.run("ACL SETUSER app on >secret ~* &* +@all").await;
+    let url = server.url().replace("redis://", "redis://app:secret@");
+    let storage = builder(url).connect().await.unwrap();
+    let keeps = LockFactory::builder(storage).linger(10 * LIMIT).build();
+    let keeps = keeps.unwrap();
+    eventually("it lingers", LIMIT, async || {
+        let guard = keeps.create_lock("k").unwrap().lock(patient()).await;
+        guard.unwrap().unlock().await.unwrap() == Unlocked::Held && server.keys().await == 1
+    })
+    .await;
+    // It cannot listen again.
+    let () = server.run("ACL SETUSER app -subscribe").await;
+    let _: u64 = server.run("CLIENT KILL TYPE pubsub").await;
+    no_key_is_left(&server).await;
+}
