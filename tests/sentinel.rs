@@ -16,14 +16,19 @@
 mod kit;
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use futures_util::poll;
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Unlocked,
-    error::{LockError, LossReason, StorageErrorKind},
-    storage::{RedisStorage, conformance},
+    error::{LockError, LossReason, StorageError, StorageErrorKind},
+    storage::{
+        AcquireReply, AcquireRequest, LockStorage, RedisStorage, ReleaseReply, ReleaseRequest,
+        RenewReply, RenewRequest, conformance,
+    },
 };
 
 use self::kit::{
@@ -265,6 +270,53 @@ async fn a_write_to_a_demoted_master_moves_the_connection() {
     let next = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
     assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
     no_key_is_left(&new).await;
+}
+
+/// A storage that can be looked at beside its factory, and does not hear of failovers.
+struct Watched(Arc<RedisStorage>);
+
+impl LockStorage for Watched {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        self.0.acquire(request).await
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        self.0.renew(requests).await
+    }
+
+    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        self.0.release(request).await
+    }
+}
+
+/// Whoever has stood still reads what the old master said before it was replaced.
+#[tokio::test]
+async fn a_grant_that_is_read_when_its_connection_is_lost_is_asked_for_at_the_new_master() {
+    for has_reconnected in [false, true] {
+        let [old, new] = [RedisServer::start().await, RedisServer::start().await];
+        let sentinel = FakeSentinel::start().await;
+        sentinel.says(&old, 1, "master");
+        let storage = RedisStorage::sentinel("any", [sentinel.server.url()]).connect();
+        let storage = Arc::new(storage.await.unwrap());
+        let factory = LockFactory::new(Watched(Arc::clone(&storage)));
+        let mut asking = pin!(factory.create_lock("k").unwrap().lock(options(LONG)));
+        assert!(poll!(&mut asking).is_pending());
+        eventually("it is granted", LIMIT, async || old.keys().await == 1).await;
+
+        sentinel.says(&new, 2, "master");
+        let _: u64 = old.run("CLIENT KILL TYPE normal SKIPME yes").await;
+        eventually("the connection is lost", LIMIT, async || {
+            format!("{storage:?}").contains("connected: false")
+        })
+        .await;
+        if has_reconnected {
+            token(&factory, "other").await;
+        }
+        let guard = within(LIMIT, "the lock", asking).await.unwrap();
+        assert_eq!(new.keys().await, 1, "reconnected: {has_reconnected}");
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        no_key_is_left(&new).await;
+    }
 }
 
 #[tokio::test]

@@ -547,6 +547,20 @@ mod redis_server {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_queue_that_somebody_left_does_not_stay_for_good() {
+        let server = RedisServer::start().await;
+        let (_held, mut line) = line(&server, 4).await;
+        // Out of the middle, its end and its beginning.
+        for (place, left) in [(1, 3), (2, 2), (0, 1)] {
+            let (_factory, leaves) = line.remove(place);
+            leaves.abort();
+            queued(&server, left).await;
+            let kept: i64 = server.run(&format!("PTTL {QUEUE}")).await;
+            assert!(kept > 0, "{kept}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn an_entry_of_a_process_without_an_inbox_is_skipped() {
         let server = RedisServer::start().await;
         let (held, mut line) = line(&server, 1).await;

@@ -526,6 +526,7 @@ impl<S: LockStorage> Subject<S> {
                     .await;
                 self.a_grant_from_the_queue_brings_higher_tokens(&mut messages)
                     .await;
+                self.tokens_are_raised_though_others_wait().await;
             }
             self.who_asks_for_a_word_is_told_of_the_release(&mut messages)
                 .await;
@@ -662,6 +663,31 @@ impl<S: LockStorage> Subject<S> {
         }
         self.grants(&mut fence, key, 5, false, 1).await;
         assert_eq!(self.release(key, 5).await, ReleaseReply::Released);
+    }
+
+    /// Others may wait for a place, or for a word.
+    async fn tokens_are_raised_though_others_wait(&self) {
+        const UP: u64 = 1_000_000;
+        for (key, word) in [("raised-queue", false), ("raised-word", true)] {
+            let mut fence = Fence::default();
+            self.grants(&mut fence, key, 1, false, 1).await;
+            if word {
+                self.asks(key, OwnerToken::new(!self.run, 0), Some(LONG))
+                    .await;
+            } else {
+                self.stands(key, 2, 0).await;
+            }
+            if fence.next > 0 {
+                let raised = self.raises(key, 1, fence.next + UP).await;
+                assert_ne!(raised, Ok(false), "whoever waits, the lock is its holder's");
+                if raised == Ok(true) {
+                    fence.next += UP + 1;
+                }
+                self.grants(&mut fence, key, 1, true, 1).await;
+            }
+            self.release(key, 2).await;
+            assert_eq!(self.release(key, 1).await, ReleaseReply::Released);
+        }
     }
 
     async fn who_asks_for_a_word_is_told_of_the_release(

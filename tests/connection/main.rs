@@ -13,6 +13,8 @@
 mod kit;
 
 mod access;
+mod health;
+mod learning;
 mod own_pool;
 mod probe;
 mod replicas;

@@ -1,6 +1,12 @@
 //! Locks that count only when replicas have them.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use tower_distributed_lock::{
@@ -11,7 +17,7 @@ use tower_distributed_lock::{
 
 use super::{
     LONG, builder, factory, it_stands_in_the_queue,
-    kit::{LIMIT, RedisServer, eventually, ms, within},
+    kit::{FakeServer, LIMIT, RedisServer, eventually, ms, within},
     no_key_is_left, options, patient, storage_error, texts,
 };
 
@@ -90,6 +96,17 @@ async fn without_the_replica_nobody_gets_a_lock_and_none_is_left() {
     replica.resume();
     let guard = lock.lock(patient()).await.unwrap();
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+}
+
+#[tokio::test]
+async fn a_flushed_script_cache_costs_no_confirmation() {
+    let (server, _replica) = pair().await;
+    let lock = process(&server, LIMIT).await.create_lock("k").unwrap();
+    for _ in 0..2 {
+        let guard = lock.try_lock(patient()).await.unwrap();
+        assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+        let () = server.run("SCRIPT FLUSH SYNC").await;
+    }
 }
 
 #[tokio::test]
@@ -185,6 +202,58 @@ async fn a_server_that_is_demoted_while_it_waits_for_replicas_grants_nothing() {
     // It is given back when that can be written.
     let () = server.run("REPLICAOF NO ONE").await;
     no_key_is_left(&server).await;
+}
+
+/// Between the grant and its confirmation the lock may have run out, and be another's.
+#[tokio::test]
+async fn a_lock_that_is_gone_when_it_is_confirmed_is_not_granted() {
+    let server = FakeServer::start(|_, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'",
+            // It cannot be renewed.
+            "EVAL" | "EVALSHA" => ":0",
+            "WAIT" => ":1",
+            _ => "+OK",
+        })
+    })
+    .await;
+    let lock = unfenced(&server).await.create_lock("k").unwrap();
+    for _ in 0..2 {
+        let error = storage_error(lock.try_lock(patient()).await);
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+        assert!(texts(&error).contains("the lock is gone again"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_has_taken_the_place_of_another_confirms_none_of_its_locks() {
+    // The first connection after the one for locks leads to another server, and later ones do not.
+    let connected = Arc::new(AtomicUsize::new(0));
+    let server = FakeServer::start(move |_, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'".to_owned(),
+            "INFO" => {
+                let run = usize::from(connected.fetch_add(1, SeqCst) == 1);
+                format!("$47\r\nrun_id:{run:032x}{:08}", 0)
+            }
+            "EVAL" | "EVALSHA" | "WAIT" => ":1".to_owned(),
+            _ => "+OK".to_owned(),
+        })
+    })
+    .await;
+    let lock = unfenced(&server).await.create_lock("k").unwrap();
+    let error = storage_error(lock.try_lock(patient()).await);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+    assert!(texts(&error).contains("replaced"), "{error}");
+    // That one is not asked again.
+    drop(lock.try_lock(patient()).await.unwrap());
+}
+
+/// Locks without tokens, which a replica has to have.
+async fn unfenced(server: &FakeServer) -> LockFactory {
+    let storage = builder(server.url()).replicas(1, LIMIT).probe(false);
+    let factory = LockFactory::builder(storage.connect().await.unwrap()).fencing(false);
+    factory.build().unwrap()
 }
 
 #[tokio::test]

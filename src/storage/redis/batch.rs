@@ -319,3 +319,7 @@ impl Future for Reply {
 fn gone() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()
 }
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;

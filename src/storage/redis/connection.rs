@@ -38,7 +38,7 @@ pub(super) struct Connection {
     present: RwLock<Option<Arc<Wire>>>,
     /// Which run of the server the present connection leads to, or led to if it is dead.
     run: watch::Sender<Option<u128>>,
-    /// How often a server was left for the one that had taken its place.
+    /// How often a server was left that another had replaced, or may have.
     replacements: AtomicU64,
     failures: Failures,
     /// `None`: a grant counts when the server has it.
@@ -120,15 +120,23 @@ impl Connection {
         }
         // In a box, or every command's future would be as large as this.
         let wire = Box::pin(self.pooled_wire()).await?;
-        let result = send(&wire);
+        self.take_over(&wire);
+        Ok(send(&wire))
+    }
+
+    /// Makes this the present connection.
+    fn take_over(&self, wire: &Arc<Wire>) {
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
         self.run.send_if_modified(|run| {
             let differs = *run != wire.server_run();
             *run = wire.server_run();
             differs
         });
-        *present = Some(wire);
-        Ok(result)
+        let lost = present.replace(Arc::clone(wire));
+        // It may lead to another server.
+        if self.connector.is_replaceable() && lost.is_some_and(|lost| !Arc::ptr_eq(&lost, wire)) {
+            self.replacements.fetch_add(1, Relaxed);
+        }
     }
 
     /// Leaves a master that Sentinel has replaced, for as long as it is polled. It may not know yet
@@ -183,8 +191,8 @@ impl Connection {
         self.connector.is_replaceable() && is_dead()
     }
 
-    /// Changes when another server has taken the place of the one that commands went to. What that
-    /// one says it has done does not count any more.
+    /// Changes when another server has taken the place of the one that commands went to, or may have.
+    /// What that one says it has done does not count any more.
     pub(super) fn replacements(&self) -> u64 {
         self.replacements.load(Relaxed)
     }

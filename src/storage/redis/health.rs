@@ -120,3 +120,44 @@ impl<F: FnMut()> Drop for Unanswered<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+
+    use super::*;
+
+    #[test]
+    fn a_silence_that_has_ended_is_forgotten() {
+        let health = Health::default();
+        health.first_call();
+        health.given_up();
+        sleep(STALLED);
+        health.replied();
+        health.given_up();
+        assert!(!health.is_dead());
+    }
+
+    #[test]
+    fn calls_that_are_given_up_at_once_end_their_connection_when_it_was_silent_for_long() {
+        let health = Health::default();
+        health.first_call();
+        health.given_up();
+        assert!(!health.is_dead());
+        sleep(STALLED);
+        health.first_call();
+        health.given_up();
+        assert!(health.is_dead());
+    }
+
+    #[test]
+    fn a_connection_that_nobody_used_was_not_silent() {
+        let health = Health::default();
+        health.first_call();
+        health.replied();
+        sleep(STALLED);
+        health.first_call();
+        health.given_up();
+        assert!(!health.is_dead());
+    }
+}

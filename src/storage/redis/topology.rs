@@ -1,6 +1,9 @@
 //! The servers behind a storage: one, which Sentinel may exchange for another, or a cluster.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use redis::Value;
 
@@ -76,7 +79,8 @@ pub(super) struct Line<'a> {
     connection: Held<'a>,
     /// For a slot that is on its way to that server.
     asking: bool,
-    replacements: u64,
+    /// How many there had been when something was sent last.
+    replacements: AtomicU64,
 }
 
 enum Held<'a> {
@@ -86,13 +90,11 @@ enum Held<'a> {
 
 impl<'a> Line<'a> {
     fn new(connection: Held<'a>, asking: bool) -> Self {
-        let mut line = Self {
+        Self {
             connection,
             asking,
-            replacements: 0,
-        };
-        line.replacements = line.connection().replacements();
-        line
+            replacements: AtomicU64::new(0),
+        }
     }
 
     fn connection(&self) -> &Connection {
@@ -107,12 +109,16 @@ impl<'a> Line<'a> {
         &self,
         send: impl FnOnce(&Wire) -> Option<Reply>,
     ) -> Result<Option<(Result<Value, Failure>, Origin)>, StorageError> {
-        let asking = self.asking;
-        let send = |wire: &Wire| match asking {
-            true => send(&wire.asking()),
-            false => send(wire),
+        let (asking, connection) = (self.asking, self.connection());
+        let send = |wire: &Wire| {
+            let replacements = connection.replacements();
+            self.replacements.store(replacements, Relaxed);
+            match asking {
+                true => send(&wire.asking()),
+                false => send(wire),
+            }
         };
-        self.connection().call(send).await
+        connection.call(send).await
     }
 
     pub(super) fn learn(&self, origin: Origin, fact: Fact) {
@@ -137,7 +143,7 @@ impl<'a> Line<'a> {
     /// Whether another server has taken the place of this one meanwhile, or may have.
     pub(super) fn is_replaced(&self) -> bool {
         let connection = self.connection();
-        connection.replacements() != self.replacements || connection.is_in_doubt()
+        connection.replacements() != self.replacements.load(Relaxed) || connection.is_in_doubt()
     }
 }
 

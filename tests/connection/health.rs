@@ -1,0 +1,187 @@
+//! When a connection is given up, and when it is not.
+
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::{future::join_all, poll};
+use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, error::StorageErrorKind};
+
+use super::{
+    LONG, builder, factory, it_stands_in_the_queue,
+    kit::{FakeServer, LIMIT, Proxy, RedisServer, eventually, within},
+    no_key_is_left, patient, storage_error,
+};
+
+/// Calls of which the first few go by themselves, and the others together.
+#[tokio::test]
+async fn a_server_that_refuses_to_write_is_left_also_if_only_calls_that_went_together_are_told() {
+    // Demoted between the calls that go by themselves and the others, and for those who are connected.
+    let first = Arc::new(OnceLock::new());
+    let server = FakeServer::start(move |connection, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'",
+            "SET"
+                if *first.get_or_init(|| connection) == connection
+                    && words[1].ends_with("late") =>
+            {
+                "-READONLY You can't write against a read only replica."
+            }
+            "EVAL" | "EVALSHA" => ":1",
+            _ => "+OK",
+        })
+    })
+    .await;
+    let storage = builder(server.url()).connect().await.unwrap();
+    let factory = LockFactory::builder(storage).fencing(false).build();
+    let factory = factory.unwrap();
+    let asks = |key: String| factory.create_lock(key).unwrap().try_lock(patient());
+    let early = (0..3).map(|caller| asks(format!("{caller}/early")));
+    let late = (0..5).map(|caller| asks(format!("{caller}/late")));
+    let answers = within(LIMIT, "all answers", join_all(early.chain(late))).await;
+    for (number, answer) in answers.into_iter().enumerate() {
+        if number < 3 {
+            drop(answer.unwrap());
+        } else {
+            let error = storage_error(answer);
+            assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+        }
+    }
+    // Over another connection.
+    drop(asks("late".to_owned()).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_to_write_is_left_also_if_it_says_so_among_other_replies() {
+    // Demoted after the first lock, for those who are connected.
+    let first = Arc::new(OnceLock::new());
+    let server = FakeServer::start(move |connection, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'".to_owned(),
+            "SET" | "INCRBY" if first.get() == Some(&connection) => {
+                "-READONLY You can't write against a read only replica.".to_owned()
+            }
+            "MGET" => "*2\r\n$-1\r\n$-1".to_owned(),
+            // Taken, with a token.
+            "EVAL" | "EVALSHA" if words.len() > 9 => {
+                first.get_or_init(|| connection);
+                let token = &words[6];
+                format!(
+                    "*3\r\n${}\r\n{token}\r\n:0\r\n:2000000000000000",
+                    token.len()
+                )
+            }
+            "EVAL" | "EVALSHA" => ":1".to_owned(),
+            _ => "+OK".to_owned(),
+        })
+    })
+    .await;
+    let factory = factory(builder(server.url())).await;
+    let asks = |key: &str| factory.create_lock(key).unwrap().try_lock(patient());
+    // Held, so that nothing but what is asked for next goes over the connection.
+    let _first = asks("first").await.unwrap();
+    let error = storage_error(asks("refused").await);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+    // Over another connection.
+    drop(asks("next").await.unwrap());
+}
+
+/// The connection that locks go over. Those of the test speak the old protocol.
+async fn connection(server: &RedisServer) -> String {
+    let mut ids = Vec::new();
+    // The one for messages looks the same until it listens.
+    eventually("all locks share a connection", LIMIT, async || {
+        let clients: String = server.run("CLIENT LIST TYPE normal").await;
+        let clients = clients.lines().filter(|client| client.contains("resp=3"));
+        let found = clients.filter_map(|client| client.split(' ').next());
+        ids = found.map(str::to_owned).collect();
+        ids.len() == 1
+    })
+    .await;
+    ids.remove(0)
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_costs_no_connection_over_which_others_were_answered() {
+    let server = RedisServer::start().await;
+    let storage = builder(server.url()).connect().await.unwrap();
+    // Much longer than nothing at all may come back; it has to be answered in that time after, too.
+    let factory = LockFactory::builder(storage)
+        .fencing(false)
+        .storage_timeout(Duration::from_secs(2))
+        .build()
+        .unwrap();
+    let lock = |key: &str| factory.create_lock(key).unwrap();
+    drop(lock("k").lock(patient()).await.unwrap());
+    no_key_is_left(&server).await;
+    let before = connection(&server).await;
+
+    let mut answered = pin!(lock("answered").try_lock(patient()));
+    assert!(poll!(&mut answered).is_pending());
+    eventually("it is carried out", LIMIT, async || {
+        server.keys().await == 1
+    })
+    .await;
+    server.pause();
+    let mut slow = pin!(lock("slow").try_lock(patient()));
+    assert!(poll!(&mut slow).is_pending());
+    // Its caller comes to look at the reply.
+    let answered = within(LIMIT, "its answer", answered).await.unwrap();
+    let error = storage_error(within(LIMIT, "that it is given up", slow).await);
+    server.resume();
+    assert_eq!(error.kind(), StorageErrorKind::Timeout, "{error}");
+    assert_eq!(answered.unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&server).await;
+    assert_eq!(connection(&server).await, before);
+}
+
+#[tokio::test]
+async fn messages_come_again_when_their_connection_was_a_black_hole() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::to(&server);
+    let first = factory(builder(server.url())).await;
+    let second = factory(builder(proxy.url())).await;
+    for factory in [&first, &second] {
+        drop(factory.create_lock("other").unwrap().lock(patient()).await);
+    }
+    let listen = async |count: usize| {
+        eventually("they listen", LIMIT, async || {
+            let clients: String = server.run("CLIENT LIST TYPE pubsub").await;
+            clients.lines().count() == count
+        })
+        .await;
+    };
+    listen(2).await;
+    proxy.black_hole();
+    // The server does not know that one of them is lost.
+    listen(3).await;
+    let guard = first.create_lock("k").unwrap().lock(patient()).await;
+    // It asks by itself only after a long time.
+    let slow = LockOptions::builder().ttl(LONG).interval(LONG).retries(1);
+    let lock = second.create_lock("k").unwrap();
+    let waiting = tokio::spawn(lock.lock(slow.build().unwrap()));
+    it_stands_in_the_queue(&server).await;
+    assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
+    drop(within(LIMIT, "the lock", waiting).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn who_is_not_told_any_more_that_a_lock_is_wanted_keeps_none() {
+    let server = RedisServer::start().await;
+    let () = server.run("ACL SETUSER app on >secret ~* &* +@all").await;
+    let url = server.url().replace("redis://", "redis://app:secret@");
+    let storage = builder(url).connect().await.unwrap();
+    let keeps = LockFactory::builder(storage).linger(10 * LIMIT).build();
+    let keeps = keeps.unwrap();
+    eventually("it lingers", LIMIT, async || {
+        let guard = keeps.create_lock("k").unwrap().lock(patient()).await;
+        guard.unwrap().unlock().await.unwrap() == Unlocked::Held && server.keys().await == 1
+    })
+    .await;
+    // It cannot listen again.
+    let () = server.run("ACL SETUSER app -subscribe").await;
+    let _: u64 = server.run("CLIENT KILL TYPE pubsub").await;
+    no_key_is_left(&server).await;
+}
