@@ -21,7 +21,7 @@ use crate::{
     error::{InvalidKey, InvalidSettings, LockError, LossReason, StorageError},
     key::{KeyPrefix, LockKey, LockName},
     options::LockOptions,
-    storage::{LockStorage, ReleaseReply},
+    storage::{self, LockStorage, ReleaseReply},
 };
 
 /// Makes locks over one storage.
@@ -281,7 +281,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     fn finish(self, prefix: KeyPrefix) -> LockFactory {
         LockFactory {
             coordinator: Coordinator::new(
-                Arc::new(self.storage),
+                storage::shared(self.storage),
                 self.clock,
                 self.limits,
                 prefix.text(),

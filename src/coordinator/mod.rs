@@ -40,6 +40,7 @@ use std::{
     time::Duration,
 };
 
+use crossbeam_utils::CachePadded;
 use tokio::{sync::Notify, time::timeout};
 
 pub(crate) use self::acquire::Acquire;
@@ -85,10 +86,12 @@ pub(crate) struct Coordinator {
     clock: Clock,
     limits: Limits,
     factory: u128,
-    next_token: AtomicU64,
+    /// Padded, as is whatever each call changes: those on other cores would have to get the rest
+    /// anew, too.
+    next_token: CachePadded<AtomicU64>,
     table: Table,
     keeper: Arc<Keeper>,
-    waiting: AtomicUsize,
+    waiting: CachePadded<AtomicUsize>,
     draining: AtomicBool,
     /// Notified, while draining, when a key is forgotten.
     forgotten: Notify,
@@ -110,9 +113,9 @@ impl Coordinator {
             clock,
             limits,
             factory: random_id(),
-            next_token: AtomicU64::new(1),
+            next_token: AtomicU64::new(1).into(),
             keeper: Arc::new(Keeper::new()),
-            waiting: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0).into(),
             draining: AtomicBool::new(false),
             forgotten: Notify::new(),
             prefix,

@@ -21,6 +21,8 @@ pub mod redis;
 
 use std::{fmt, future::Future, ops::Deref, pin::Pin, sync::Arc, time::Duration};
 
+use crossbeam_utils::CachePadded;
+
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStorage;
 pub use self::{
@@ -584,6 +586,12 @@ impl fmt::Debug for OwnerToken {
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Reply<T> = Result<T, StorageError>;
 
+/// For all who use it. Padded, because each call changes the count of references next to it, which
+/// those on other cores would otherwise have to get anew together with the storage.
+pub(crate) fn shared(storage: impl LockStorage) -> Arc<dyn DynStorage> {
+    Arc::new(CachePadded::new(storage))
+}
+
 /// A [`LockStorage`] without its type. Its futures own what they need, so that a call whose caller
 /// has gone can be followed to its end by another task.
 pub(crate) trait DynStorage: Send + Sync + 'static {
@@ -595,29 +603,29 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
     fn is_divided(&self) -> bool;
 }
 
-impl<S: LockStorage> DynStorage for S {
+impl<S: LockStorage> DynStorage for CachePadded<S> {
     fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>> {
-        Box::pin(async move { LockStorage::acquire(&*self, &request).await })
+        Box::pin(async move { LockStorage::acquire(&**self, &request).await })
     }
 
     fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>> {
-        Box::pin(async move { LockStorage::renew(&*self, &requests).await })
+        Box::pin(async move { LockStorage::renew(&**self, &requests).await })
     }
 
     fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>> {
-        Box::pin(async move { LockStorage::release(&*self, &request).await })
+        Box::pin(async move { LockStorage::release(&**self, &request).await })
     }
 
     fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()> {
-        Box::pin(async move { LockStorage::listen(&*self, inbox).await })
+        Box::pin(async move { LockStorage::listen(&**self, inbox).await })
     }
 
     fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>> {
-        Box::pin(async move { LockStorage::raise(&*self, &request).await })
+        Box::pin(async move { LockStorage::raise(&**self, &request).await })
     }
 
     fn is_divided(&self) -> bool {
-        LockStorage::is_divided(self)
+        LockStorage::is_divided(&**self)
     }
 }
 

@@ -104,8 +104,9 @@ use crate::{
     error::{InvalidSettings, QuorumNotReached, StorageError, StorageErrorKind},
     options::LockOptions,
     storage::{
-        AcquireReply, AcquireRequest, BoxFuture, DynStorage, FencingBlock, Inbox, LockStorage,
-        Message, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest,
+        self, AcquireReply, AcquireRequest, BoxFuture, DynStorage, FencingBlock, Inbox,
+        LockStorage, Message, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
+        RenewRequest,
     },
 };
 
@@ -181,13 +182,13 @@ impl Redlock {
                 return Err(refused(InvalidSettings::SameNode));
             }
             let storage = RedisStorage::builder(url.as_str()).connect_lazily()?;
-            storages.push(Arc::new(storage));
+            storages.push(storage);
             known.push(url);
         }
         let connected = join_all(storages.iter().map(|storage| storage.connected())).await;
         let mut builder = Self::builder();
         for storage in storages {
-            builder.nodes.push(storage);
+            builder = builder.node(storage);
         }
         let redlock = builder.build().map_err(refused)?;
         let reached = connected.iter().filter(|result| result.is_ok()).count();
@@ -235,7 +236,7 @@ pub struct RedlockBuilder {
 impl RedlockBuilder {
     /// Adds a node. All processes that exclude each other have the same nodes, in any order.
     pub fn node(mut self, storage: impl LockStorage) -> Self {
-        self.nodes.push(Arc::new(storage));
+        self.nodes.push(storage::shared(storage));
         self
     }
 

@@ -63,9 +63,7 @@ async fn few_calls_go_by_themselves_and_more_go_together() {
     let (batches, _) = connect().await;
     for _ in 0..2 {
         let calls: Vec<_> = (0..6).map(|call| batches.call([echo(0, call)])).collect();
-        let alone = calls
-            .iter()
-            .map(|call| matches!(call.0, Way::Alone { .. }));
+        let alone = calls.iter().map(|call| matches!(call.0, Way::Alone { .. }));
         assert!(alone.eq([true, true, true, false, false, false]));
         assert!(join_all(calls).await.iter().all(Result::is_ok));
     }

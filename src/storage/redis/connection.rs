@@ -7,13 +7,17 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, ready},
 };
 
+use arc_swap::ArcSwapOption;
 use bb8_redis::bb8::{Pool, RunError};
+use futures_util::future::BoxFuture;
 use redis::Value;
 use tokio::sync::{Notify, watch};
 
@@ -21,7 +25,6 @@ use super::{
     connector::Connector,
     durability::{Durability, Replicas},
     error::Failure,
-    health::Unanswered,
     pool::{ConnectError, Failures, pool},
     sentinel::Master,
     wire::{Fact, Origin, Reply, Wire},
@@ -35,7 +38,9 @@ use crate::{
 pub(super) struct Connection {
     connector: Connector,
     pool: RwLock<Arc<Pool<Connector>>>,
-    present: RwLock<Option<Arc<Wire>>>,
+    /// Not behind a lock, whose state all calls on all cores would change.
+    present: ArcSwapOption<Wire>,
+    taking_over: Mutex<()>,
     /// Which run of the server the present connection leads to, or led to if it is dead.
     run: watch::Sender<Option<u128>>,
     /// How often a server was left that another had replaced, or may have.
@@ -53,7 +58,8 @@ impl Connection {
             durability: replicas.map(|replicas| Durability::new(replicas, &connector)),
             pool: RwLock::new(Arc::new(pool(&connector, &failures, 1))),
             connector,
-            present: RwLock::new(None),
+            present: ArcSwapOption::empty(),
+            taking_over: Mutex::default(),
             run: watch::Sender::new(None),
             replacements: AtomicU64::new(0),
             failures,
@@ -84,27 +90,26 @@ impl Connection {
         self.on_wire(|_| ()).await
     }
 
-    /// Makes a call over the connection, which is made if there is none that works. `None` if `send`
-    /// sends nothing.
-    pub(super) async fn call(
-        &self,
-        send: impl FnOnce(&Wire) -> Option<Reply>,
-    ) -> Result<Option<(Result<Value, Failure>, Origin)>, StorageError> {
-        let sent = self.on_wire(|wire| send(wire).map(|reply| (reply, wire.origin())));
-        let Some((reply, origin)) = sent.await? else {
-            return Ok(None);
+    /// Makes a call over the connection, which is made if there is none that works. The call is
+    /// `None` if `send` sends nothing.
+    pub(super) fn call<'a>(
+        &'a self,
+        send: impl FnOnce(&Wire) -> Option<Reply> + Send + 'a,
+    ) -> Call<'a> {
+        let send = move |wire: &Wire| send(wire).map(|reply| (reply, wire.origin()));
+        let stage = match &*self.present.load() {
+            Some(wire) if !wire.is_dead() => Stage::sent(send(wire)),
+            _ => Stage::Connecting(Box::pin(self.on_wire(send))),
         };
-        // Whoever waits for a reply does not hold the connection: all would count their references
-        // to it in one place.
-        let unanswered = Unanswered::new(|| self.given_up(origin));
-        let answer = reply.await;
-        unanswered.answered();
-        Ok(Some((answer, origin)))
+        Call {
+            connection: self,
+            stage,
+        }
     }
 
     /// A call was given up that was sent there.
     fn given_up(&self, origin: Origin) {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let present = self.present.load();
         if let Some(wire) = &*present
             && wire.is_at(origin)
         {
@@ -113,7 +118,7 @@ impl Connection {
     }
 
     async fn on_wire<R>(&self, send: impl FnOnce(&Wire) -> R) -> Result<R, StorageError> {
-        if let Some(wire) = &*self.present.read().unwrap_or_else(PoisonError::into_inner)
+        if let Some(wire) = &*self.present.load()
             && !wire.is_dead()
         {
             return Ok(send(wire));
@@ -126,13 +131,16 @@ impl Connection {
 
     /// Makes this the present connection.
     fn take_over(&self, wire: &Arc<Wire>) {
-        let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self
+            .taking_over
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.run.send_if_modified(|run| {
             let differs = *run != wire.server_run();
             *run = wire.server_run();
             differs
         });
-        let lost = present.replace(Arc::clone(wire));
+        let lost = self.present.swap(Some(Arc::clone(wire)));
         // It may lead to another server.
         if self.connector.is_replaceable() && lost.is_some_and(|lost| !Arc::ptr_eq(&lost, wire)) {
             self.replacements.fetch_add(1, Relaxed);
@@ -164,7 +172,7 @@ impl Connection {
 
     /// Whether the present connection led to a master that this one replaces.
     fn leave(&self, master: &Master) -> bool {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let present = self.present.load();
         let Some(wire) = &*present else {
             return false;
         };
@@ -185,7 +193,7 @@ impl Connection {
     /// stood still, and be the last to hear of that.
     pub(super) fn is_in_doubt(&self) -> bool {
         let is_dead = || {
-            let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+            let present = self.present.load();
             present.as_ref().is_some_and(|wire| wire.is_dead())
         };
         self.connector.is_replaceable() && is_dead()
@@ -199,7 +207,7 @@ impl Connection {
 
     /// A reply from there has shown something.
     pub(super) fn learn(&self, origin: Origin, fact: Fact) {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let present = self.present.load();
         if let Some(wire) = &*present
             && wire.is_at(origin)
         {
@@ -209,7 +217,7 @@ impl Connection {
 
     /// It may not be so any more.
     pub(super) fn unlearn(&self, fact: Fact) {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let present = self.present.load();
         if let Some(wire) = &*present {
             wire.unlearn(fact);
         }
@@ -262,9 +270,60 @@ impl Connection {
     }
 }
 
+/// A call on its way. What is needed only while there is no connection is in a box, so that the
+/// futures of all calls are small.
+pub(super) struct Call<'a> {
+    connection: &'a Connection,
+    stage: Stage<'a>,
+}
+
+enum Stage<'a> {
+    Connecting(BoxFuture<'a, Result<Option<(Reply, Origin)>, StorageError>>),
+    Sent(Reply, Origin),
+    Over,
+}
+
+impl Stage<'_> {
+    fn sent(sent: Option<(Reply, Origin)>) -> Self {
+        sent.map_or(Self::Over, |(reply, origin)| Self::Sent(reply, origin))
+    }
+}
+
+impl Future for Call<'_> {
+    type Output = Result<Option<(Result<Value, Failure>, Origin)>, StorageError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match &mut self.stage {
+                Stage::Connecting(sent) => {
+                    let sent = ready!(sent.as_mut().poll(cx));
+                    self.stage = Stage::Over;
+                    self.stage = Stage::sent(sent?);
+                }
+                Stage::Sent(reply, origin) => {
+                    let (answer, origin) = (ready!(Pin::new(reply).poll(cx)), *origin);
+                    self.stage = Stage::Over;
+                    return Poll::Ready(Ok(Some((answer, origin))));
+                }
+                Stage::Over => return Poll::Ready(Ok(None)),
+            }
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        // The call does not hold the connection: all would count their references to it in one
+        // place.
+        if let Stage::Sent(_, origin) = self.stage {
+            self.connection.given_up(origin);
+        }
+    }
+}
+
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let present = self.present.read().unwrap_or_else(PoisonError::into_inner);
+        let present = self.present.load();
         let connected = present.as_ref().is_some_and(|wire| !wire.is_dead());
         f.debug_struct("Connection")
             .field("connected", &connected)

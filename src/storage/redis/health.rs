@@ -53,27 +53,40 @@ impl Health {
     pub(super) fn first_call(&self) {
         // The calls before may have been given up.
         if !self.in_doubt.load(Relaxed) {
-            self.silent_since.store(self.age(), Relaxed);
+            self.is_heard();
         }
     }
 
     /// Something came back.
     pub(super) fn replied(&self) {
-        self.silent_since.store(self.age(), Relaxed);
-        self.in_doubt.store(false, Relaxed);
+        self.is_heard();
+        // Written only when it is news: other cores read it for each call.
+        if self.in_doubt.load(Relaxed) {
+            self.in_doubt.store(false, Relaxed);
+        }
     }
 
     /// A call was given up.
     pub(super) fn given_up(&self) {
         self.in_doubt.store(true, Relaxed);
-        let silent = self.age().saturating_sub(self.silent_since.load(Relaxed));
-        if u128::from(silent) >= STALLED.as_nanos() {
+        if self.age().saturating_sub(self.last_heard()) >= STALLED {
             self.kill();
         }
     }
 
-    fn age(&self) -> u64 {
-        self.made.elapsed().as_nanos() as u64
+    /// How old the connection is.
+    pub(super) fn age(&self) -> Duration {
+        self.made.elapsed()
+    }
+
+    /// How old it was when something last came back.
+    pub(super) fn last_heard(&self) -> Duration {
+        Duration::from_nanos(self.silent_since.load(Relaxed))
+    }
+
+    fn is_heard(&self) {
+        self.silent_since
+            .store(self.age().as_nanos() as u64, Relaxed);
     }
 
     /// Looks at a reply, which may say that it is the last.

@@ -49,7 +49,7 @@ impl Script {
         &self,
         line: &Line<'_>,
         name: &LockName,
-        arguments: impl Fn(&mut Cmd, &Wire),
+        arguments: impl Fn(&mut Cmd, &Wire) + Sync,
     ) -> Result<(Value, Origin), StorageError> {
         let send = |wire: &Wire, verb, script| {
             let mut command = self.command(verb, script, name, wire);
@@ -65,7 +65,7 @@ impl Script {
             Some((reply, origin)) => return Ok((reply?, origin)),
         }
         let by_text = |wire: &Wire| Some(send(wire, "EVAL", self.text));
-        let called = Box::pin(line.call(by_text)).await?;
+        let called = line.call(by_text).await?;
         let (reply, origin) = called.ok_or_else(unexpected)?;
         let value = reply?;
         line.learn(origin, self.cached);

@@ -5,13 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use redis::Value;
-
 use super::{
     cluster::Cluster,
     cluster_inbox, cluster_way,
-    connection::Connection,
-    error::Failure,
+    connection::{Call, Connection},
     fencing::Seen,
     inbox,
     wire::{Fact, Origin, Reply, Wire},
@@ -105,20 +102,19 @@ impl<'a> Line<'a> {
     }
 
     /// See [`Connection::call`].
-    pub(super) async fn call(
-        &self,
-        send: impl FnOnce(&Wire) -> Option<Reply>,
-    ) -> Result<Option<(Result<Value, Failure>, Origin)>, StorageError> {
-        let (asking, connection) = (self.asking, self.connection());
-        let send = |wire: &Wire| {
+    pub(super) fn call<'b>(
+        &'b self,
+        send: impl FnOnce(&Wire) -> Option<Reply> + Send + 'b,
+    ) -> Call<'b> {
+        let connection = self.connection();
+        connection.call(|wire| {
             let replacements = connection.replacements();
             self.replacements.store(replacements, Relaxed);
-            match asking {
+            match self.asking {
                 true => send(&wire.asking()),
                 false => send(wire),
             }
-        };
-        connection.call(send).await
+        })
     }
 
     pub(super) fn learn(&self, origin: Origin, fact: Fact) {

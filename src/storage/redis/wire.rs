@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use redis::{Cmd, Value, aio::MultiplexedConnection};
@@ -36,9 +36,8 @@ pub(super) struct Wire {
     server_run: Option<u128>,
     /// What has been found out of the server over this connection.
     known: AtomicU8,
-    made: Instant,
-    /// When the fencing counter was last known to be right, in milliseconds since the connection was
-    /// made.
+    /// When the fencing counter was last known to be right, or not long after that: in nanoseconds
+    /// since the connection was made.
     counter_right: AtomicU64,
     /// What Sentinel knew of the server when the connection was made.
     master: Option<Master>,
@@ -91,7 +90,6 @@ impl Wire {
             origin,
             server_run,
             known: AtomicU8::new(0),
-            made: Instant::now(),
             counter_right: AtomicU64::new(0),
             master,
             counters,
@@ -107,7 +105,6 @@ impl Wire {
             origin: self.origin,
             server_run: self.server_run,
             known: AtomicU8::new(self.known.load(Relaxed)),
-            made: self.made,
             counter_right: AtomicU64::new(0),
             master: None,
             counters: self.counters.clone(),
@@ -190,9 +187,17 @@ impl Wire {
     /// Remembers what was found out.
     pub(super) fn learn(&self, fact: Fact) {
         if matches!(fact, Fact::CounterIsRight) {
-            self.counter_right.store(self.age(), Relaxed);
+            // A reply has just come.
+            let now = self.health.last_heard();
+            let right = Duration::from_nanos(self.counter_right.load(Relaxed));
+            if now.saturating_sub(right) > RIGHT / 16 {
+                self.counter_right.store(now.as_nanos() as u64, Relaxed);
+            }
         }
-        self.known.fetch_or(fact as u8, Relaxed);
+        // Written only when it is news: other cores read it for each call.
+        if self.known.load(Relaxed) & fact as u8 == 0 {
+            self.known.fetch_or(fact as u8, Relaxed);
+        }
     }
 
     /// It may not be so any more.
@@ -201,12 +206,8 @@ impl Wire {
     }
 
     fn counter_is_fresh(&self) -> bool {
-        let since = self.age().saturating_sub(self.counter_right.load(Relaxed));
-        u128::from(since) < RIGHT.as_millis()
-    }
-
-    fn age(&self) -> u64 {
-        self.made.elapsed().as_millis() as u64
+        let right = Duration::from_nanos(self.counter_right.load(Relaxed));
+        self.health.age().saturating_sub(right) < RIGHT
     }
 }
 
