@@ -1,12 +1,8 @@
 //! When a connection is given up, and when it is not.
 
-use std::{
-    pin::pin,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
-use futures_util::{future::join_all, poll};
+use futures_util::future::join_all;
 use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, error::StorageErrorKind};
 
 use super::{
@@ -86,55 +82,6 @@ async fn a_server_that_refuses_to_write_is_left_also_if_it_says_so_among_other_r
     assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
     // Over another connection.
     drop(asks("next").await.unwrap());
-}
-
-/// The connection that locks go over. Those of the test speak the old protocol.
-async fn connection(server: &RedisServer) -> String {
-    let mut ids = Vec::new();
-    // The one for messages looks the same until it listens.
-    eventually("all locks share a connection", LIMIT, async || {
-        let clients: String = server.run("CLIENT LIST TYPE normal").await;
-        let clients = clients.lines().filter(|client| client.contains("resp=3"));
-        let found = clients.filter_map(|client| client.split(' ').next());
-        ids = found.map(str::to_owned).collect();
-        ids.len() == 1
-    })
-    .await;
-    ids.remove(0)
-}
-
-#[tokio::test]
-async fn a_call_that_is_given_up_costs_no_connection_over_which_others_were_answered() {
-    let server = RedisServer::start().await;
-    let storage = builder(server.url()).connect().await.unwrap();
-    // Much longer than nothing at all may come back; it has to be answered in that time after, too.
-    let factory = LockFactory::builder(storage)
-        .fencing(false)
-        .storage_timeout(Duration::from_secs(2))
-        .build()
-        .unwrap();
-    let lock = |key: &str| factory.create_lock(key).unwrap();
-    drop(lock("k").lock(patient()).await.unwrap());
-    no_key_is_left(&server).await;
-    let before = connection(&server).await;
-
-    let mut answered = pin!(lock("answered").try_lock(patient()));
-    assert!(poll!(&mut answered).is_pending());
-    eventually("it is carried out", LIMIT, async || {
-        server.keys().await == 1
-    })
-    .await;
-    server.pause();
-    let mut slow = pin!(lock("slow").try_lock(patient()));
-    assert!(poll!(&mut slow).is_pending());
-    // Its caller comes to look at the reply.
-    let answered = within(LIMIT, "its answer", answered).await.unwrap();
-    let error = storage_error(within(LIMIT, "that it is given up", slow).await);
-    server.resume();
-    assert_eq!(error.kind(), StorageErrorKind::Timeout, "{error}");
-    assert_eq!(answered.unlock().await.unwrap(), Unlocked::Held);
-    no_key_is_left(&server).await;
-    assert_eq!(connection(&server).await, before);
 }
 
 #[tokio::test]
