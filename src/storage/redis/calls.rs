@@ -1,7 +1,8 @@
 //! The calls of a storage, each over one line to one server: what is sent, and how the reply is
 //! read. Which server that is, and whether to ask the next one, is not known here.
 //!
-//! A lock that is free is taken by plain commands; everything else is a script's work.
+//! A lock without fencing tokens is taken by a plain command if it is free; everything else is the
+//! work of a script, of which there are small ones for a lock that nobody else wants.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -12,9 +13,9 @@ use redis::{Cmd, Value};
 
 use super::{
     RedisStorage,
-    error::{unexpected, value},
-    fencing, names,
-    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
+    error::unexpected,
+    fencing,
+    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW, TAKE},
     topology::Line,
     wire::{Fact, Wire},
 };
@@ -77,72 +78,38 @@ fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
 }
 
 impl RedisStorage {
-    /// Takes the lock if it is free, together with its fencing tokens, by plain commands in one
-    /// write. `None` if a script has to look.
-    ///
-    /// The last command sees to it that the lock was ours when the tokens were taken, whatever came
-    /// between: a token that was taken before the lock, or after it had run out, could be lower than
-    /// that of an earlier holder, or higher than that of a later one.
+    /// Takes a lock that is free, together with its fencing tokens. `None`: the other script has to
+    /// look.
     async fn take_fenced(
         &self,
         line: &Line<'_>,
         request: &AcquireRequest,
         token: &[u8],
     ) -> Result<Option<AcquireReply>, StorageError> {
-        let take = |wire: &Wire| {
-            wire.knows(Fact::CounterIsRight).then(|| {
-                let name = request.name.as_str();
-                let mut take = Cmd::with_capacity(3, name.len() + 32);
-                take.arg("INCRBY")
-                    .arg(fencing::counter(&request.name))
-                    .arg(request.fencing);
-                let mut look = Cmd::with_capacity(3, 2 * name.len() + 16);
-                look.arg("MGET").arg(name).arg(names::queue(&request.name));
-                wire.send([set_if_free(request, token), take, look])
-            })
-        };
         let seen = self.fencing.get();
-        let Some((replies, origin)) = line.call(take).await? else {
-            return Ok(None);
+        let arguments = |command: &mut Cmd, _: &Wire| {
+            command
+                .arg(token)
+                .arg(millis(request.ttl))
+                .arg(request.fencing);
         };
-        let Value::Array(replies) = replies? else {
-            return Err(unexpected());
+        let is_right = |wire: &Wire| wire.knows(Fact::CounterIsRight);
+        let taken = TAKE.run_if(line, &request.name, is_right, arguments);
+        let (last, origin) = match taken.await? {
+            Some((Value::Int(last), origin)) => (last, origin),
+            Some((Value::Nil, _)) | None => return Ok(None),
+            Some(_) => return Err(unexpected()),
         };
-        let Ok([set, last, found]) = <[_; 3]>::try_from(replies) else {
-            return Err(unexpected());
-        };
-        match value(set)? {
-            Value::Okay => {}
-            Value::Nil => return Ok(None),
-            _ => return Err(unexpected()),
-        }
-        let (last, found) = match (value(last), value(found)) {
-            (Ok(Value::Int(last)), Ok(Value::Array(found))) => (last, found),
-            (Ok(_), Ok(_)) => return Err(unexpected()),
-            (Err(error), _) | (_, Err(error)) => {
-                // A lock without its tokens is not what was asked for.
-                Box::pin(self.give_back(line, request, token)).await?;
-                return Err(error.into());
-            }
-        };
-        let (owner, is_wanted) = match &found[..] {
-            [Value::BulkString(owner), queue] => (owner, *queue != Value::Nil),
-            // It is gone already.
-            [Value::Nil, _] => return Ok(None),
-            _ => return Err(unexpected()),
-        };
-        // Others may have come to wait for it meanwhile, and have marked it.
-        let is_ours = owner.strip_suffix(b"!").unwrap_or(owner) == token;
         let first = last.saturating_sub(i64::from(request.fencing) - 1);
         match fencing::block(first, request.fencing) {
-            Some(block) if block.first > seen && is_ours => {
+            Some(block) if block.first > seen => {
                 self.fencing.update(block);
                 line.learn(origin, Fact::CounterIsRight);
-                let granted = granted(is_wanted);
-                Ok(Some(granted.with_fencing(Some(block))))
+                Ok(Some(AcquireReply::granted().with_fencing(Some(block))))
             }
+            // The counter went back. The lock is ours all the same: the other script finds it so,
+            // and raises the counter.
             _ => {
-                // The counter went back, or somebody else has the lock already.
                 line.unlearn(Fact::CounterIsRight);
                 Ok(None)
             }
@@ -219,7 +186,7 @@ impl RedisStorage {
             Ok((Value::Array(values), origin)) => (values, origin),
             Ok(_) => return Err(unexpected()),
             Err(error) => {
-                // By the commands before, the lock may be ours.
+                // It may be ours by the other script.
                 if fenced && !request.again && !error.kind().is_transient() {
                     Box::pin(self.give_back(line, request, token)).await?;
                 }

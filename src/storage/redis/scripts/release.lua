@@ -5,7 +5,6 @@
 -- stands at the end of the queue, which is kept for ARGV[5] milliseconds; then the answer is
 -- {milliseconds that the new holder has, the server's time}. KEYS[3] is the fencing counter.
 -- With ARGV[2] 'quiet' the queue stays as it is, and a lock goes to nobody.
-local found = redis.call('MGET', KEYS[1], KEYS[2])
 local queue = found[2]
 if not is_of(found[1], ARGV[1]) then
   if queue and ARGV[2] ~= 'quiet' then leave(queue, ARGV[1]) end
