@@ -88,7 +88,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -97,25 +97,21 @@ use tokio::time::{Sleep, sleep};
 
 use self::{
     fence::Agreement,
-    round::Round,
+    round::{Call, Leave, Round},
     stragglers::{Renewing, Stragglers},
 };
 use crate::{
     error::{InvalidSettings, QuorumNotReached, StorageError, StorageErrorKind},
     options::LockOptions,
     storage::{
-        self, AcquireReply, AcquireRequest, BoxFuture, DynStorage, FencingBlock, Inbox,
-        LockStorage, Message, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest,
+        self, AcquireReply, AcquireRequest, DynStorage, FencingBlock, Inbox, LockStorage, Message,
+        RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest,
     },
 };
 
 /// The longest time that a node has to answer if nothing else is said, and the part of the ttl.
 const NODE_TIMEOUT: Duration = Duration::from_millis(200);
 const PART_OF_TTL: u32 = 10;
-
-/// How often other tasks may run before nodes that have not answered are left behind.
-const LINGER: u32 = 3;
 
 /// Locks held by a majority of several storages. See the [module documentation](self).
 ///
@@ -305,11 +301,12 @@ impl Shared {
         Arc::clone(&self.nodes[node].storage)
     }
 
-    fn ask<T>(
-        self: &Arc<Self>,
-        call: impl FnMut(usize) -> Option<BoxFuture<Result<T, StorageError>>>,
-    ) -> Round<T> {
-        Round::new(Arc::clone(self), (0..self.nodes.len()).map(call))
+    fn ask<'a, T>(
+        &'a self,
+        call: impl FnMut(usize) -> Option<Call<T>>,
+        leave: Leave<'a, T>,
+    ) -> Round<'a, T> {
+        Round::new(self, (0..self.nodes.len()).map(call), leave)
     }
 
     /// No majority said the same. The kind is that of a refusal if refusals alone stood in the way.
@@ -398,21 +395,6 @@ impl Votes {
     }
 }
 
-/// An attempt on its way to the nodes. Dropped, its calls are followed to their ends.
-struct Attempt<'a> {
-    shared: &'a Arc<Shared>,
-    request: &'a AcquireRequest,
-    round: Round<AcquireReply>,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        for (node, call) in self.round.rest() {
-            self.shared.follow(node, call, self.request);
-        }
-    }
-}
-
 impl Redlock {
     /// Asks all nodes. `Err`: it is not ours.
     async fn vote(
@@ -422,32 +404,24 @@ impl Redlock {
         let shared = &self.shared;
         let quorum = shared.quorum();
         let mut votes = Votes::default();
-        let mut attempt = Attempt {
-            shared,
-            request,
-            round: shared.ask(|node| {
-                if shared.nodes[node].is_far_behind() {
-                    let text = "too many calls to this node are not answered";
-                    let error = StorageError::with_source(StorageErrorKind::Unavailable, text);
-                    votes.errors.push(error);
-                    return None;
-                }
-                Some(shared.storage(node).acquire(request.clone()))
-            }),
+        let follow = |node, call| shared.follow(node, call, request);
+        let call = |node: usize| {
+            if shared.nodes[node].is_far_behind() {
+                let text = "too many calls to this node are not answered";
+                let error = StorageError::with_source(StorageErrorKind::Unavailable, text);
+                votes.errors.push(error);
+                return None;
+            }
+            Some(shared.storage(node).acquire(request.clone()))
         };
-        let mut lingered = 0;
+        let mut round = shared.ask(call, &follow);
         within(shared.node_timeout(request.ttl), |cx, time_is_up| {
-            let round = &mut attempt.round;
             round.poll(cx, |node, answer| votes.count(node, answer));
             let granted = votes.granted.len();
             if granted >= quorum {
-                // The rest are mostly about to answer: to let other tasks run first costs less than
-                // to have them followed in the background.
-                if !time_is_up && lingered < LINGER && round.is_waited_for() {
-                    lingered += 1;
-                    cx.waker().wake_by_ref();
-                    return None;
-                }
+                // Who has not answered by now need not wake the caller any more.
+                let mut cx = Context::from_waker(Waker::noop());
+                round.poll(&mut cx, |node, answer| votes.count(node, answer));
                 return Some(Ok(()));
             }
             // Who waits anyway can wait for what the rest say, and tell a split vote from a holder.
@@ -460,7 +434,10 @@ impl Redlock {
             Some(Err(late))
         })
         .await
-        .map(|()| std::mem::take(&mut votes))
+        .map(|()| {
+            shared.put_aside(request, round.rest());
+            std::mem::take(&mut votes)
+        })
         .map_err(|late| {
             let (granted, held) = (votes.granted.len(), votes.held.len());
             if granted + held < quorum {
@@ -494,7 +471,7 @@ impl Redlock {
         if agree >= quorum {
             return Ok(Some(block));
         }
-        let mut round = shared.ask(|node| {
+        let call = |node| {
             lower.contains(&node).then(|| {
                 shared.storage(node).raise(RaiseRequest {
                     name: request.name.clone(),
@@ -502,7 +479,8 @@ impl Redlock {
                     above: block.last(),
                 })
             })
-        });
+        };
+        let mut round = shared.ask(call, &|_, _| ());
         let (mut lost, mut errors) = (0, Vec::new());
         let late = within(shared.node_timeout(request.ttl), |cx, time_is_up| {
             round.poll(cx, |_, answer| match answer {
@@ -559,21 +537,6 @@ async fn renew_all(
 
 // --- release ---------------------------------------------------------------------------------
 
-/// A release on its way to the nodes. Dropped, its calls are followed to their ends.
-struct Farewell<'a> {
-    shared: &'a Arc<Shared>,
-    request: &'a ReleaseRequest,
-    round: Round<ReleaseReply>,
-}
-
-impl Drop for Farewell<'_> {
-    fn drop(&mut self) {
-        for (node, call) in self.round.rest() {
-            self.shared.insist(node, Some(call), self.request);
-        }
-    }
-}
-
 impl LockStorage for Redlock {
     async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
         let votes = match self.vote(request).await {
@@ -599,8 +562,10 @@ impl LockStorage for Redlock {
         let (nodes, quorum) = (shared.nodes.len(), shared.quorum());
         let renewing = Renewing::new(shared, requests);
         let mut renewals = vec![Renewal::default(); requests.len()];
-        let mut round =
-            shared.ask(|node| Some(Box::pin(renew_all(shared.storage(node), requests.to_vec()))));
+        let call = |node| -> Option<Call<_>> {
+            Some(Box::pin(renew_all(shared.storage(node), requests.to_vec())))
+        };
+        let mut round = shared.ask(call, &|_, _| ());
         let ttl = requests.iter().map(|request| request.ttl).min();
         let late = within(
             shared.node_timeout(ttl.unwrap_or_default()),
@@ -655,26 +620,27 @@ impl LockStorage for Redlock {
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         let shared = &self.shared;
         let (nodes, quorum) = (shared.nodes.len(), shared.quorum());
-        // Places in a queue are not to be had. And some may wait of whom the node has not told us,
-        // since its lock was released quietly.
+        // Places in a queue are not to be had. And some may wait of whom we know nothing: grants that
+        // are not waited for do not tell, nor do plain ones without tokens, and the mark of those who
+        // wait goes with a part that is released quietly. So each node has to look.
         let request = &ReleaseRequest {
             requeue: None,
             unwanted: false,
             ..request.clone()
         };
         // What is on its way to a node may be carried out after this: then it is released again.
-        shared.stragglers.released(request, nodes);
-        let mut farewell = Farewell {
-            shared,
-            request,
-            round: shared.ask(|node| Some(shared.storage(node).release(request.clone()))),
-        };
+        let mut overtaken = shared.released(request);
+        let insist = |node, call| shared.insist(node, Some(call), request);
+        let call = |node| Some(shared.storage(node).release(request.clone()));
+        let mut round = shared.ask(call, &insist);
         let (mut ours, mut not_ours, mut errors) = (0, 0, Vec::new());
         let late = within(shared.node_timeout(request.ttl), |cx, time_is_up| {
-            let round = &mut farewell.round;
             round.poll(cx, |node, answer| match answer {
                 Ok(ReleaseReply::NotOurs) => not_ours += 1,
-                Ok(_) => ours += 1,
+                Ok(_) => {
+                    ours += 1;
+                    overtaken.was_released(node);
+                }
                 Err(error) => {
                     if error.kind().is_transient() {
                         shared.insist(node, None, request);

@@ -1,28 +1,38 @@
 //! One question to all nodes, and the answers as they come.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     task::{Context, Poll},
 };
 
 use super::Shared;
 use crate::{error::StorageError, storage::BoxFuture};
 
-type Call<T> = BoxFuture<Result<T, StorageError>>;
+pub(super) type Call<T> = BoxFuture<Result<T, StorageError>>;
+
+/// What becomes of the call of a node that has not answered.
+pub(super) type Leave<'a, T> = &'a (dyn Fn(usize, Call<T>) + Sync);
 
 /// Calls of several nodes. Each is on its way from the first poll on.
-pub(super) struct Round<T> {
-    shared: Arc<Shared>,
+pub(super) struct Round<'a, T> {
+    shared: &'a Shared,
     /// By node; `None` where there is nothing to wait for.
     calls: Vec<Option<Call<T>>>,
+    leave: Leave<'a, T>,
 }
 
-impl<T> Round<T> {
-    /// One call for each node; `None` leaves the node out.
-    pub(super) fn new(shared: Arc<Shared>, calls: impl Iterator<Item = Option<Call<T>>>) -> Self {
+impl<'a, T> Round<'a, T> {
+    /// One call for each node; `None` leaves the node out. Dropped, the round leaves the calls that
+    /// were not answered to `leave`.
+    pub(super) fn new(
+        shared: &'a Shared,
+        calls: impl Iterator<Item = Option<Call<T>>>,
+        leave: Leave<'a, T>,
+    ) -> Self {
         Self {
             shared,
             calls: calls.collect(),
+            leave,
         }
     }
 
@@ -70,5 +80,12 @@ impl<T> Round<T> {
     pub(super) fn rest(&mut self) -> impl Iterator<Item = (usize, Call<T>)> {
         let calls = self.calls.iter_mut().enumerate();
         calls.filter_map(|(node, call)| Some((node, call.take()?)))
+    }
+}
+
+impl<T> Drop for Round<'_, T> {
+    fn drop(&mut self) {
+        let leave = self.leave;
+        self.rest().for_each(|(node, call)| leave(node, call));
     }
 }

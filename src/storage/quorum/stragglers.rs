@@ -3,10 +3,16 @@
 //! A grant that comes late must not stay behind, and a release has to reach every node, also one
 //! that does not answer now. Both are followed here, each by a short task on the runtime of whoever
 //! made the call; without a runtime they are dropped, and the ttl frees what they left.
+//!
+//! Most calls that a grant leaves behind are answered a moment later, and nobody has to do anything
+//! about it: a task for each would cost more than the call. So they are put aside, and only those
+//! are followed that are still there at the lock's release or when one task for all of them has
+//! come by.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -15,18 +21,20 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Node, Shared};
+use super::{Node, Shared, round::Call};
 use crate::{
     error::StorageError,
     storage::{
-        AcquireReply, AcquireRequest, BoxFuture, OwnerToken, ReleaseReply, ReleaseRequest,
-        RenewRequest,
+        AcquireReply, AcquireRequest, OwnerToken, ReleaseReply, ReleaseRequest, RenewRequest,
     },
 };
 
 /// How long a call is followed. A storage that learns that its calls are given up can find out that
 /// its connection is dead.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long calls that were put aside are left alone at least, and twice that at most.
+const ASIDE: Duration = Duration::from_millis(20);
 
 /// Between one try of a release and the next: doubling, up to this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -36,8 +44,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// cannot fill the memory; and with so many, releases that it does not answer are left to the ttl.
 const FAR_BEHIND: usize = 1_024;
 const TOO_FAR_BEHIND: usize = 4 * FAR_BEHIND;
-
-type Call<T> = BoxFuture<Result<T, StorageError>>;
 
 impl Node {
     pub(super) fn is_far_behind(&self) -> bool {
@@ -52,8 +58,34 @@ pub(super) struct Stragglers(Mutex<Open>);
 struct Open {
     /// By token and node.
     calls: HashMap<(OwnerToken, usize), Pending>,
+    /// Calls of attempts that were granted without them.
+    aside: HashMap<OwnerToken, Aside>,
+    /// A task is on its way that will come by.
+    is_swept: bool,
     /// Tokens whose renewal is on its way, and whether they were released meanwhile.
     renewing: HashMap<OwnerToken, bool>,
+}
+
+/// What a grant left behind. Nobody polls it.
+struct Aside {
+    calls: Leftover,
+    ttl: Duration,
+    /// The task has come by once.
+    is_old: bool,
+}
+
+/// Acquires that were not answered, with the numbers of their nodes.
+type Leftover = Vec<(usize, Call<AcquireReply>)>;
+
+impl Open {
+    /// Has a release sent after what is on its way to the node. `false`: nothing is.
+    fn owe(&mut self, node: usize, request: &ReleaseRequest) -> bool {
+        let pending = self.calls.get_mut(&(request.token, node));
+        pending.is_some_and(|pending| {
+            pending.owed = Some(request.clone());
+            true
+        })
+    }
 }
 
 /// What is on its way to one node for one token.
@@ -72,23 +104,8 @@ impl Stragglers {
     /// How many calls are on their way.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.open().calls.len()
-    }
-
-    /// A token is released: what is still on its way for it has to be released once more.
-    pub(super) fn released(&self, request: &ReleaseRequest, nodes: usize) {
-        let mut open = self.open();
-        if let Some(released) = open.renewing.get_mut(&request.token) {
-            *released = true;
-        }
-        if open.calls.is_empty() {
-            return;
-        }
-        for node in 0..nodes {
-            if let Some(pending) = open.calls.get_mut(&(request.token, node)) {
-                pending.owed = Some(request.clone());
-            }
-        }
+        let open = self.open();
+        open.calls.len() + open.aside.len()
     }
 }
 
@@ -194,7 +211,91 @@ impl Drop for Straggler {
     }
 }
 
+/// The task that comes by for what was put aside, until nothing is.
+struct Sweeper {
+    shared: Arc<Shared>,
+    is_done: bool,
+}
+
+impl Sweeper {
+    async fn run(mut self) {
+        while !self.is_done {
+            sleep(ASIDE).await;
+            self.sweep();
+        }
+    }
+
+    /// Follows what has been there for long enough.
+    fn sweep(&mut self) {
+        let shared = &self.shared;
+        let mut open = shared.stragglers.open();
+        let old: Vec<_> = open.aside.extract_if(|_, aside| aside.is_old).collect();
+        open.aside.values_mut().for_each(|it| it.is_old = true);
+        let mut calls = Vec::new();
+        for (token, aside) in old {
+            for (node, call) in aside.calls {
+                // In the same step: a release finds it in one place or the other.
+                let straggler = Straggler::register(shared, &mut open, node, token);
+                calls.push((straggler, call, aside.ttl));
+            }
+        }
+        if open.aside.is_empty() {
+            open.aside.shrink_to(FAR_BEHIND);
+            open.is_swept = false;
+            self.is_done = true;
+        }
+        drop(open);
+        let runtime = Handle::current();
+        for (straggler, call, ttl) in calls {
+            if let Some(straggler) = straggler {
+                spawn_acquire(&runtime, straggler, call, ttl);
+            }
+        }
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        if !self.is_done {
+            // With the runtime that it ran on: the next call that is put aside starts another.
+            self.shared.stragglers.open().is_swept = false;
+        }
+    }
+}
+
 impl Shared {
+    /// Puts aside what a granted attempt has left behind. It is for the lock's release, or followed
+    /// after a while.
+    pub(super) fn put_aside(
+        self: &Arc<Self>,
+        request: &AcquireRequest,
+        calls: impl Iterator<Item = (usize, Call<AcquireReply>)>,
+    ) {
+        let mut calls = calls.peekable();
+        if calls.peek().is_none() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut open = self.stragglers.open();
+        let aside = open.aside.entry(request.token).or_insert(Aside {
+            calls: Vec::new(),
+            ttl: request.ttl,
+            is_old: false,
+        });
+        aside.calls.extend(calls);
+        let is_swept = std::mem::replace(&mut open.is_swept, true);
+        drop(open);
+        if !is_swept {
+            let sweeper = Sweeper {
+                shared: Arc::clone(self),
+                is_done: false,
+            };
+            runtime.spawn(sweeper.run());
+        }
+    }
+
     /// Follows an acquire to its end. If its token is released before, it is released once more after
     /// it.
     pub(super) fn follow(
@@ -210,6 +311,25 @@ impl Shared {
         }
     }
 
+    /// A token is released: what is still on its way for it has to be released once more.
+    pub(super) fn released<'a>(self: &'a Arc<Self>, request: &'a ReleaseRequest) -> Overtaken<'a> {
+        let mut open = self.stragglers.open();
+        if let Some(released) = open.renewing.get_mut(&request.token) {
+            *released = true;
+        }
+        if !open.calls.is_empty() {
+            for node in 0..self.nodes.len() {
+                open.owe(node, request);
+            }
+        }
+        let aside = open.aside.remove(&request.token);
+        Overtaken {
+            shared: self,
+            request,
+            calls: aside.map(|aside| aside.calls).unwrap_or_default(),
+        }
+    }
+
     /// Follows a release that was not answered in time, or failed, and sends it again until it is
     /// answered.
     pub(super) fn insist(
@@ -221,13 +341,9 @@ impl Shared {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        if call.is_none() {
-            let mut open = self.stragglers.open();
-            if let Some(pending) = open.calls.get_mut(&(request.token, node)) {
-                // Whoever is on its way will do it.
-                pending.owed = Some(request.clone());
-                return;
-            }
+        // Whoever is on its way will do it.
+        if call.is_none() && self.stragglers.open().owe(node, request) {
+            return;
         }
         let Some(straggler) = Straggler::new(self, node, request.token) else {
             return;
@@ -248,6 +364,44 @@ fn spawn_acquire(runtime: &Handle, straggler: Straggler, call: Call<AcquireReply
         }
         straggler.settle().await;
     });
+}
+
+/// Acquires that were put aside, and may be carried out after the release that was sent meanwhile.
+/// Dropped, they are followed, and released once more after it.
+pub(super) struct Overtaken<'a> {
+    shared: &'a Arc<Shared>,
+    request: &'a ReleaseRequest,
+    calls: Leftover,
+}
+
+impl Overtaken<'_> {
+    /// The node had the lock at its release: what has been answered by now was carried out before.
+    pub(super) fn was_released(&mut self, node: usize) {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.calls
+            .retain_mut(|(other, call)| *other != node || call.as_mut().poll(&mut cx).is_pending());
+    }
+}
+
+impl Drop for Overtaken<'_> {
+    fn drop(&mut self) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let request = self.request;
+        for (node, call) in self.calls.drain(..) {
+            let mut open = self.shared.stragglers.open();
+            let straggler = Straggler::register(self.shared, &mut open, node, request.token);
+            open.owe(node, request);
+            drop(open);
+            if let Some(straggler) = straggler {
+                spawn_acquire(&runtime, straggler, call, request.ttl);
+            }
+        }
+    }
 }
 
 /// Renewals on their way. While they are, it is noticed which of their tokens are released: what was

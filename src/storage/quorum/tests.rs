@@ -1,5 +1,10 @@
+use tokio::sync::{Semaphore, oneshot};
+
 use super::*;
-use crate::storage::{MemoryStorage, conformance};
+use crate::{
+    key::{KeyPrefix, LockKey},
+    storage::{MemoryStorage, OwnerToken, conformance},
+};
 
 #[tokio::test]
 async fn keeps_the_contract_over_any_number_of_nodes() {
@@ -23,4 +28,86 @@ fn a_redlock_has_nodes_and_a_time_limit_for_them() {
         let redlock = Redlock::new(vec![MemoryStorage::new(); nodes]).unwrap();
         assert_eq!((redlock.nodes(), redlock.quorum()), (nodes, quorum));
     }
+}
+
+/// A node that carries acquires out when it is let, whether somebody still waits for them or not.
+#[derive(Clone)]
+struct Slow {
+    node: MemoryStorage,
+    lets: Arc<Semaphore>,
+}
+
+impl LockStorage for Slow {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        let (reply, replied) = oneshot::channel();
+        let (slow, request) = (self.clone(), request.clone());
+        tokio::spawn(async move {
+            slow.lets.acquire().await.unwrap().forget();
+            let _ = reply.send(slow.node.acquire(&request).await);
+        });
+        replied.await.unwrap()
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        self.node.renew(requests).await
+    }
+
+    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        self.node.release(request).await
+    }
+}
+
+/// Three nodes of which the last is slow, and a lock that the others have granted.
+async fn granted_by_two_of_three() -> (Redlock, Slow, AcquireRequest) {
+    let slow = Slow {
+        node: MemoryStorage::new(),
+        lets: Arc::new(Semaphore::new(0)),
+    };
+    let builder = Redlock::builder().node(MemoryStorage::new());
+    let builder = builder.node(MemoryStorage::new()).node(slow.clone());
+    let redlock = builder.build().unwrap();
+    let request = AcquireRequest {
+        name: KeyPrefix::default().name(&LockKey::from_parts(["k"]).unwrap()),
+        token: OwnerToken::new(1, 1),
+        ttl: Duration::from_secs(10),
+        again: false,
+        repeated: false,
+        queue: None,
+        hint: None,
+        fencing: 0,
+    };
+    let reply = redlock.acquire(&request).await.unwrap();
+    assert_eq!(reply, AcquireReply::granted());
+    assert_eq!(redlock.shared.stragglers.len(), 1);
+    (redlock, slow, request)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_comes_after_its_release_does_not_stay() {
+    let (redlock, slow, request) = granted_by_two_of_three().await;
+    let release = ReleaseRequest {
+        name: request.name,
+        token: request.token,
+        ttl: request.ttl,
+        unwanted: true,
+        requeue: None,
+        quiet: false,
+    };
+    let reply = redlock.release(&release).await.unwrap();
+    assert_eq!(reply, ReleaseReply::Released);
+    slow.lets.add_permits(1);
+    sleep(Duration::from_millis(500)).await;
+    assert!(slow.node.is_empty(), "{:?}", slow.node);
+    assert_eq!(redlock.shared.stragglers.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_a_grant_left_behind_is_followed_though_nobody_releases_the_lock() {
+    let (redlock, slow, _) = granted_by_two_of_three().await;
+    slow.lets.add_permits(1);
+    sleep(Duration::from_millis(500)).await;
+    assert!(!slow.node.is_empty());
+    assert_eq!(redlock.shared.stragglers.len(), 0);
+    // The task that follows them has come to its end, and the next grant starts another.
+    assert_eq!(Arc::strong_count(&redlock.shared), 1);
 }
