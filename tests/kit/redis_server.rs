@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, File},
     io,
     path::PathBuf,
@@ -56,6 +57,11 @@ static STARTED: AtomicU16 = AtomicU16::new(0);
 /// a moment is not taken by one of them.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
+/// The program that is run: `redis-server`, or the one that this variable names, such as Valkey's.
+fn program() -> OsString {
+    env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
 impl RedisServer {
     pub async fn start() -> Self {
         Self::start_with(ServerOptions::default()).await
@@ -103,6 +109,34 @@ impl RedisServer {
     /// The path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("socket")
+    }
+
+    /// The port for those who speak TLS if it does, the only one otherwise.
+    pub fn best_port(&self) -> u16 {
+        match self.options.tls {
+            Some(_) => self.tls_port,
+            None => self.port,
+        }
+    }
+
+    /// The URL of that port.
+    pub fn best_url(&self) -> String {
+        match self.options.tls {
+            Some(_) => format!("rediss://127.0.0.1:{}", self.tls_port),
+            None => self.url(),
+        }
+    }
+
+    /// Shows this certificate to whoever connects from now on.
+    pub async fn change_certificate(&self, certificate: &Certificate) {
+        self.write("certificate", &certificate.pem);
+        self.write("key", &certificate.key);
+        // It reads both again.
+        let () = self.run("CONFIG SET tls-cert-file certificate").await;
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.join(name), text).expect("the server's folder is ours");
     }
 
     /// The URL with the right password, if there is one.
@@ -229,7 +263,7 @@ impl RedisServer {
     /// Whether the server runs now. `false` if it could not have the port.
     async fn spawn(&mut self) -> bool {
         let log = self.folder.join("log");
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         if let Some(configuration) = &self.options.sentinel {
             // It writes into it what it has learned, and reads that when it is started again.
             let file = self.folder.join("sentinel.conf");
@@ -260,15 +294,10 @@ impl RedisServer {
         // Relative to its folder: the whole path may be longer than a socket's may be.
         command.args(["--unixsocket", "socket"]);
         if let Some(tls) = &self.options.tls {
-            let write = |name: &str, pem: &str| {
-                fs::write(self.folder.join(name), pem).expect("the server's folder is ours");
-            };
-            write("certificate", &tls.certificate.pem);
-            write("key", &tls.certificate.key);
-            write(
-                "clients",
-                tls.clients.as_ref().unwrap_or(&tls.certificate.pem),
-            );
+            self.write("certificate", &tls.certificate.pem);
+            self.write("key", &tls.certificate.key);
+            let clients = tls.clients.as_ref().unwrap_or(&tls.certificate.pem);
+            self.write("clients", clients);
             let asks = if tls.clients.is_some() { "yes" } else { "no" };
             command
                 .args(["--tls-port", &self.tls_port.to_string()])
@@ -278,10 +307,11 @@ impl RedisServer {
         let process = match command.spawn() {
             Ok(process) => process,
             Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(
-                "redis-server is not on the PATH: run scripts/test once, or install it, e.g. \
-                 `apt-get install redis-server`"
+                "{} is not there: run scripts/test once, or install it, e.g. \
+                 `apt-get install redis-server`",
+                program().display()
             ),
-            Err(error) => panic!("redis-server cannot be run: {error}"),
+            Err(error) => panic!("{} cannot be run: {error}", program().display()),
         };
         let id = process.id().to_string();
         self.process = Some(process);
