@@ -169,8 +169,33 @@ impl Redlock {
     pub async fn connect<U: Into<String>>(
         urls: impl IntoIterator<Item = U>,
     ) -> Result<Self, StorageError> {
-        use crate::storage::RedisStorage;
+        let (redlock, storages) = Self::over_servers(urls)?;
+        let connected = join_all(storages.iter().map(|storage| storage.connected())).await;
+        let reached = connected.iter().filter(|result| result.is_ok()).count();
+        match connected.into_iter().find_map(Result::err) {
+            Some(error) if reached < redlock.shared.quorum() => Err(error),
+            _ => Ok(redlock),
+        }
+    }
 
+    /// The same, but connects when the first lock is wanted, so that a service can start while its
+    /// servers are away.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if a URL cannot be read or is there twice, or if there is none.
+    #[cfg(feature = "redis")]
+    pub fn connect_lazily<U: Into<String>>(
+        urls: impl IntoIterator<Item = U>,
+    ) -> Result<Self, StorageError> {
+        Ok(Self::over_servers(urls)?.0)
+    }
+
+    /// Not connected yet.
+    #[cfg(feature = "redis")]
+    fn over_servers<U: Into<String>>(
+        urls: impl IntoIterator<Item = U>,
+    ) -> Result<(Self, Vec<Arc<super::RedisStorage>>), StorageError> {
         let refused =
             |error: InvalidSettings| StorageError::with_source(StorageErrorKind::Rejected, error);
         let mut known: Vec<String> = Vec::new();
@@ -180,21 +205,17 @@ impl Redlock {
             if known.contains(&url) {
                 return Err(refused(InvalidSettings::SameNode));
             }
-            let storage = RedisStorage::builder(url.as_str()).connect_lazily()?;
+            let storage = super::RedisStorage::builder(url.as_str()).connect_lazily()?;
             storages.push(Arc::new(storage));
             known.push(url);
         }
-        let connected = join_all(storages.iter().map(|storage| storage.connected())).await;
         let mut builder = Self::builder();
-        for storage in storages {
-            builder.nodes.push(storage);
+        for storage in &storages {
+            builder
+                .nodes
+                .push(Arc::clone(storage) as Arc<dyn DynStorage>);
         }
-        let redlock = builder.build().map_err(refused)?;
-        let reached = connected.iter().filter(|result| result.is_ok()).count();
-        match connected.into_iter().find_map(Result::err) {
-            Some(error) if reached < redlock.shared.quorum() => Err(error),
-            _ => Ok(redlock),
-        }
+        Ok((builder.build().map_err(refused)?, storages))
     }
 
     /// A Redlock with settings of your own.
