@@ -128,8 +128,12 @@
 //! servers, with `min-replicas-to-write 1`: a master that has been replaced has no replicas, and
 //! refuses.
 //!
-//! The user of the Sentinels needs `SENTINEL MASTER`, and `SUBSCRIBE` and `PING` to hear of failovers;
-//! that of the servers `ROLE`, or a replica is found out at the first write.
+//! The user of the servers takes `+role` too, or a replica is found out at the first write. For that of
+//! the Sentinels this is enough; without `subscribe` and `ping` it does not hear of failovers:
+//!
+//! ```text
+#![doc = include_str!("acl_sentinel.txt")]
+//! ```
 //!
 //! # Cluster
 //!
@@ -156,7 +160,11 @@
 //!   first grant by the next it took `cluster-node-timeout` and 1 to 1.6 s. A master that is cut off
 //!   from the others stops granting after `cluster-node-timeout`.
 //!
-//! The user needs `CLUSTER SLOTS` and `ASKING` too.
+//! The user takes two commands more, on all nodes:
+//!
+//! ```text
+#![doc = include_str!("acl_cluster.txt")]
+//! ```
 //!
 //! # Credentials, certificates and replicas of several servers
 //!
