@@ -62,7 +62,8 @@ async fn nobody_notices_a_failover_in_one_node_of_a_redlock() {
             .node(sentinel(&sentinels).connect_lazily().unwrap())
             .node(cluster(&nodes).connect_lazily().unwrap())
             .node(server(&single));
-        redlock.build().unwrap()
+        // A busy machine is not a node that hangs.
+        redlock.node_timeout(ms(2_000)).build().unwrap()
     };
     conformance::check(redlock()).await;
     let factories = [factory(redlock()), factory(redlock())];
@@ -103,8 +104,7 @@ async fn nobody_notices_a_failover_in_one_node_of_a_redlock() {
         }
     };
     within(LIMIT, "the workers end", ends).await;
-    assert_eq!(history.check(), 0);
-    assert!(history.stays().iter().all(|stay| !stay.told));
+    assert_eq!((history.check(), history.overlaps().0), (0, 0));
     eventually("no key is left", LIMIT, async || nodes.keys().await == 0).await;
     no_key_is_left(&sentinels.servers[1]).await;
     no_key_is_left(&single).await;

@@ -224,7 +224,7 @@ impl RedisServer {
     /// One field of `INFO`. None also if the server closes the connection, as it does when it is
     /// demoted.
     pub async fn info(&self, field: &str) -> Option<String> {
-        let info: String = self.try_run("INFO everything").await.ok()?;
+        let info: String = self.try_run("INFO all").await.ok()?;
         find_field(&info, field)
     }
 
@@ -329,7 +329,7 @@ impl RedisServer {
                 return false;
             }
             // A reply alone proves nothing: it may come from somebody else's server on this port.
-            if let Ok(info) = self.try_run::<String>("INFO everything").await
+            if let Ok(info) = self.try_run::<String>("INFO all").await
                 && find_field(&info, "process_id").is_some_and(|server| server == id)
                 && find_field(&info, "loading").is_none_or(|loading| loading == "0")
             {

@@ -744,6 +744,12 @@ impl LockStorage for Redlock {
     fn is_divided(&self) -> bool {
         true
     }
+
+    async fn settled(&self) {
+        self.shared.stragglers.have_ended().await;
+        let nodes = self.shared.nodes.iter();
+        join_all(nodes.map(|node| Arc::clone(&node.storage).settled())).await;
+    }
 }
 
 /// Which nodes we hear.
