@@ -2,18 +2,19 @@
 //! told. The figures are printed: `cargo test --test deployments failover -- --nocapture`.
 
 use std::{
+    collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Instant,
 };
 
 use tokio::task::JoinSet;
-use tower_distributed_lock::{LockFactory, Redlock, error::LockError};
+use tower_distributed_lock::{LockFactory, LockGuard, Redlock, Unlocked, error::LockError};
 
 use super::{
-    TTL, cluster, factory,
+    LONG, TTL, cluster, factory,
     kit::{Cluster, History, LIMIT, RedisServer, Sentinel, eventually, ms, within},
     options, sentinel,
 };
@@ -131,4 +132,141 @@ async fn the_end_of_a_server_of_a_redlock_costs_no_lock() {
     let keys = keys();
     let lost = work("Redlock", factories, &keys, async || servers[0].kill());
     assert_eq!(lost.await, (0, 0));
+}
+
+/// Tasks of a factory that take a new lock each time, and keep it, until an attempt fails.
+struct Takers {
+    taken: Arc<Mutex<Vec<(String, LockGuard)>>>,
+    tasks: JoinSet<()>,
+}
+
+impl Takers {
+    fn start(factory: &LockFactory) -> Self {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for task in 0..32 {
+            let (factory, taken, stop) = (factory.clone(), Arc::clone(&taken), Arc::clone(&stop));
+            tasks.spawn(async move {
+                for number in 0.. {
+                    let key = format!("{task}-{number}");
+                    let lock = factory.create_lock(key.as_str()).unwrap();
+                    match lock.try_lock(options(LONG)).await {
+                        Ok(guard) => taken.lock().unwrap().push((key, guard)),
+                        // What is not known to be ours does not count.
+                        Err(_) => stop.store(true, SeqCst),
+                    }
+                    if stop.load(SeqCst) {
+                        return;
+                    }
+                }
+            });
+        }
+        Self { taken, tasks }
+    }
+
+    fn count(&self) -> usize {
+        self.taken.lock().unwrap().len()
+    }
+
+    async fn take_more(&self) {
+        let before = self.count();
+        eventually("locks are taken", LIMIT, async || {
+            self.count() > before + 300
+        })
+        .await;
+    }
+
+    async fn have_ended(&mut self) {
+        while let Some(task) = within(LIMIT, "an error", self.tasks.join_next()).await {
+            task.unwrap();
+        }
+    }
+
+    /// Each holder is told whether the servers still have its lock. Answers how many have not.
+    async fn are_told(mut self, what: &str, kept: &HashSet<String>) -> usize {
+        self.have_ended().await;
+        let taken = std::mem::take(&mut *self.taken.lock().unwrap());
+        let (mut forgotten, count) = (0, taken.len());
+        for (key, guard) in taken {
+            let told = match kept.contains(&format!("distributed-locks:{key}")) {
+                true => Unlocked::Held,
+                false => Unlocked::Lost,
+            };
+            let unlocked = within(LIMIT, "an answer", guard.unlock()).await.unwrap();
+            assert_eq!(unlocked, told, "{key}");
+            forgotten += usize::from(told == Unlocked::Lost);
+        }
+        println!("{what}: of {count} locks {forgotten} were forgotten");
+        forgotten
+    }
+}
+
+/// The replica hears nothing any more.
+async fn cut_off_replicas(master: &RedisServer) {
+    let () = master.run("ACL SETUSER default -psync -sync").await;
+    let _: u64 = master.run("CLIENT KILL TYPE replica").await;
+}
+
+async fn names(server: &RedisServer) -> HashSet<String> {
+    server.run("KEYS distributed-locks:*").await
+}
+
+/// A master that Sentinel replaces is killed while locks are taken, with its replica at hand or not.
+async fn forgotten_by_sentinel(replicas: u32, cut_off: bool) -> usize {
+    let mut redis = Sentinel::start().await;
+    let factory = factory(sentinel(&redis).replicas(replicas, ms(500)));
+    let mut takers = Takers::start(&factory);
+    takers.take_more().await;
+    if cut_off {
+        cut_off_replicas(&redis.servers[0]).await;
+        match replicas {
+            0 => takers.take_more().await,
+            _ => takers.have_ended().await,
+        }
+    }
+    redis.servers[0].kill();
+    redis.is_master(1).await;
+    let kept = names(&redis.servers[1]).await;
+    let what = format!("Sentinel, {replicas} replicas confirm, cut off: {cut_off}");
+    takers.are_told(&what, &kept).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_sentinels_next_master_has_not_heard_of_is_told_to_each_holder() {
+    forgotten_by_sentinel(0, false).await;
+    assert!(forgotten_by_sentinel(0, true).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_has_confirmed_is_not_forgotten() {
+    assert_eq!(forgotten_by_sentinel(1, false).await, 0);
+    assert_eq!(forgotten_by_sentinel(1, true).await, 0);
+}
+
+async fn forgotten_by_a_cluster(cut_off: bool) -> usize {
+    let mut redis = Cluster::start().await;
+    let factory = factory(cluster(&redis));
+    let takers = Takers::start(&factory);
+    takers.take_more().await;
+    if cut_off {
+        cut_off_replicas(&redis.nodes[0]).await;
+        takers.take_more().await;
+    }
+    redis.nodes[0].kill();
+    redis.is_whole(5).await;
+    let mut kept = HashSet::new();
+    for node in redis.up() {
+        if node.info("role").await.as_deref() == Some("master") {
+            kept.extend(names(node).await);
+        }
+    }
+    let what = format!("Cluster, cut off: {cut_off}");
+    takers.are_told(&what, &kept).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_next_master_of_a_cluster_has_not_heard_of_is_told_to_each_holder() {
+    forgotten_by_a_cluster(false).await;
+    assert!(forgotten_by_a_cluster(true).await > 0);
 }
