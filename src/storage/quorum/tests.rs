@@ -49,6 +49,7 @@ fn request(ttl: Duration) -> AcquireRequest {
         token: crate::storage::OwnerToken::new(1, 1),
         ttl,
         again: false,
+        repeated: false,
         queue: None,
         hint: None,
         fencing: 0,
