@@ -35,12 +35,16 @@ async fn the_documented_users_of_sentinel_may_do_all_that_is_needed() {
     let (first, second) = (connect(), connect());
     the_lock_goes_round([&first, &second], "k").await;
     for sentinel in &redis.sentinels {
-        eventually("they hear of failovers", LIMIT, async || {
-            // The other Sentinels listen to other things.
-            let clients: String = sentinel.run("CLIENT LIST").await;
-            let ours = |client: &&str| client.contains("user=watcher") && client.contains("sub=1 ");
-            clients.lines().filter(ours).count() == 2
-        })
+        eventually(
+            "they hear of failovers, and see to it that they do",
+            LIMIT,
+            async || {
+                let clients: String = sentinel.run("CLIENT LIST").await;
+                let words = ["user=watcher ", " sub=1 ", " cmd=ping "];
+                let ours = |client: &&str| words.iter().all(|word| client.contains(word));
+                clients.lines().filter(ours).count() == 2
+            },
+        )
         .await;
     }
     redis.servers[0].kill();
