@@ -301,9 +301,12 @@ async fn the_documented_user_may_do_all_that_is_needed() {
             .username("locks")
             .password("password")
             .probe(false);
-        LockFactory::new(storage.connect_lazily().unwrap())
+        LockFactory::builder(storage.connect_lazily().unwrap())
     };
-    let (first, second) = (connect(), connect());
+    let [first, second, unfenced] = [true, true, false].map(|fencing| {
+        let factory = connect().fencing(fencing);
+        factory.build().unwrap()
+    });
     for master in 0..3 {
         let key = redis.key_at(master).await;
         let slot = redis.slot(&format!("distributed-locks:{key}")).await;
@@ -311,9 +314,17 @@ async fn the_documented_user_may_do_all_that_is_needed() {
         let waiting = second.create_lock(key.as_str()).unwrap();
         let waiting = tokio::spawn(waiting.lock(options(LONG, ms(100))));
         is_queued(&redis, &key, 1).await;
-        redis.move_slot(slot, master, (master + 1) % 3).await;
+        let next = (master + 1) % 3;
+        redis.move_slot(slot, master, next).await;
         unlock(guard).await;
         unlock(within(LIMIT, "the lock", waiting).await.unwrap().unwrap()).await;
+        // On its way back, a free lock is taken where it is going.
+        redis.begin_to_move(slot, next, master).await;
+        let guard = lock(&unfenced, &key, LONG).await;
+        assert!(redis.nodes[master].calls("asking").await > 0);
+        redis.move_keys(slot, next, master).await;
+        redis.end_of_move(slot, next, master).await.unwrap();
+        unlock(guard).await;
     }
     no_key_is_left(&redis).await;
     for node in &redis.nodes {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tower_distributed_lock::{LockFactory, LockGuard, Redlock, Unlocked, error::LockError};
+use tower_distributed_lock::{
+    LockFactory, LockGuard, Redlock, Unlocked, error::LockError,
+    storage::redis::RedisStorageBuilder,
+};
 
 use super::{
     LONG, TTL, cluster, factory,
@@ -202,6 +205,12 @@ impl Takers {
     }
 }
 
+/// A busy machine is not a server that is gone.
+fn patient(storage: RedisStorageBuilder) -> LockFactory {
+    let factory = LockFactory::builder(storage.connect_lazily().unwrap());
+    factory.storage_timeout(2 * LIMIT).build().unwrap()
+}
+
 /// The replica hears nothing any more.
 async fn cut_off_replicas(master: &RedisServer) {
     let () = master.run("ACL SETUSER default -psync -sync").await;
@@ -215,7 +224,7 @@ async fn names(server: &RedisServer) -> HashSet<String> {
 /// A master that Sentinel replaces is killed while locks are taken, with its replica at hand or not.
 async fn forgotten_by_sentinel(replicas: u32, cut_off: bool) -> usize {
     let mut redis = Sentinel::start().await;
-    let factory = factory(sentinel(&redis).replicas(replicas, ms(500)));
+    let factory = patient(sentinel(&redis).replicas(replicas, ms(3_000)));
     let mut takers = Takers::start(&factory);
     takers.take_more().await;
     if cut_off {
@@ -246,7 +255,7 @@ async fn what_a_replica_has_confirmed_is_not_forgotten() {
 
 async fn forgotten_by_a_cluster(cut_off: bool) -> usize {
     let mut redis = Cluster::start().await;
-    let factory = factory(cluster(&redis));
+    let factory = patient(cluster(&redis));
     let takers = Takers::start(&factory);
     takers.take_more().await;
     if cut_off {

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    ops::Range,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -55,7 +56,10 @@ static STARTED: AtomicU16 = AtomicU16::new(0);
 
 /// Ports below those that the kernel gives to outgoing connections: a port whose server is down for
 /// a moment is not taken by one of them.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
+const PORTS: Range<u16> = 12_000..32_000;
+
+/// The same for the nodes of a cluster, which listen on a second port too, 10,000 higher.
+const PORTS_OF_NODES: Range<u16> = 12_000..22_000;
 
 /// The program that is run: `redis-server`, or the one that this variable names, such as Valkey's.
 fn program() -> OsString {
@@ -75,7 +79,9 @@ impl RedisServer {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             // Different for test binaries that run at the same time.
             let first = (process::id() % 400) as u16 * 50;
-            let nth = |number| PORTS.start + (first + number) % (PORTS.end - PORTS.start);
+            let is_node = options.settings.iter().any(|it| it == "--cluster-enabled");
+            let ports = if is_node { PORTS_OF_NODES } else { PORTS };
+            let nth = |number| ports.start + (first + number) % (ports.end - ports.start);
             let port = nth(number);
             let tls_port = match options.tls {
                 Some(_) => nth(STARTED.fetch_add(1, Ordering::Relaxed)),
