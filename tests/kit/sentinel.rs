@@ -126,12 +126,18 @@ impl Sentinel {
     /// All servers are up, and all but the master follow it.
     pub async fn follow(&self) {
         eventually("the replicas follow", LIMIT, async || {
-            let mut links = 0;
+            let (mut links, mut online) = (0, 0);
             for server in &self.servers {
                 let link = server.info("master_link_status").await;
                 links += usize::from(link.as_deref() == Some("up"));
+                // A replica that has all that there was is sent nothing before it has said so, which
+                // it does once a second.
+                for number in 0..self.servers.len() - 1 {
+                    let replica = server.info(&format!("slave{number}")).await;
+                    online += usize::from(replica.is_some_and(|it| it.contains("state=online")));
+                }
             }
-            links == self.servers.len() - 1
+            [links, online] == [self.servers.len() - 1; 2]
         })
         .await;
         self.are_known_to_be_well().await;
