@@ -66,7 +66,8 @@
 //!
 //! # What the server has to be
 //!
-//! Redis 6 or later, or Valkey. Redis from 2.6.12 to 5 works too: waiters poll, and
+//! Redis 6 or later, or Valkey; the tests pass with Redis 6.2 and 7.0 and with Valkey 8.0. Redis from
+//! 2.6.12 to 5 works too: waiters poll, and
 //! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off.
 //!
 //! A user of its own is enough, that may do this and nothing else (before Redis 6.2 without the
@@ -155,10 +156,14 @@
 //!
 //! - While a slot is moving, Redis refuses commands about keys that are at two nodes. Locks in that
 //!   slot are renewed, and freed if nobody waits for them, but none of them is given until the slot
-//!   is at one node: milliseconds, where the slot holds few keys.
+//!   is at one node: milliseconds, where the slot holds few keys. Callers wait for it as they wait
+//!   for a lock. (One that is free is given meanwhile without
+//!   [fencing](crate::LockFactoryBuilder::fencing): a token could be made at the new node, but the
+//!   counter that is still at the old one could not be moved there any more.)
 //! - A failover is as with Sentinel, for the locks of one master. From the end of the master to the
-//!   first grant by the next it took `cluster-node-timeout` and 1 to 1.6 s. A master that is cut off
-//!   from the others stops granting after `cluster-node-timeout`.
+//!   first grant by the next it took `cluster-node-timeout` and 1 to 2 s. A master that is cut off
+//!   from the others stops granting after `cluster-node-timeout`. `docs/benchmarks.md` has what
+//!   failovers cost in a test.
 //!
 //! The user takes two commands more, on all nodes:
 //!
