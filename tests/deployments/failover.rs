@@ -148,7 +148,7 @@ impl Takers {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
-        for task in 0..32 {
+        for task in 0..16 {
             let (factory, taken, stop) = (factory.clone(), Arc::clone(&taken), Arc::clone(&stop));
             tasks.spawn(async move {
                 for number in 0.. {
@@ -224,7 +224,8 @@ async fn names(server: &RedisServer) -> HashSet<String> {
 /// A master that Sentinel replaces is killed while locks are taken, with its replica at hand or not.
 async fn forgotten_by_sentinel(replicas: u32, cut_off: bool) -> usize {
     let mut redis = Sentinel::start().await;
-    let factory = patient(sentinel(&redis).replicas(replicas, ms(3_000)));
+    // A replica that has been cut off for more than five seconds is not made the master.
+    let factory = patient(sentinel(&redis).replicas(replicas, ms(1_500)));
     let mut takers = Takers::start(&factory);
     takers.take_more().await;
     if cut_off {
