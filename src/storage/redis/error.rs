@@ -79,7 +79,7 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             | ServerErrorKind::MasterDown
             | ServerErrorKind::ReadOnly,
         ) => StorageErrorKind::Unavailable,
-        _ => match code_in_script(error).or(error.code()) {
+        _ => match code(error) {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StorageErrorKind::Unauthorized,
             Some("WRONGTYPE") => StorageErrorKind::WrongType,
             // How Redis before 7 reports it from inside a script.
@@ -102,12 +102,30 @@ fn kind(error: &RedisError) -> StorageErrorKind {
     }
 }
 
-/// The code of what a command inside a script brought, as Redis before 7 reports it: `ERR Error
-/// running script (call to f_..): @user_script:7: @user_script: 7: -OOM command not allowed ..`.
+/// The server's code; for what a command inside a script brought, that command's, or `ERR`.
+fn code(error: &RedisError) -> Option<&str> {
+    code_in_script(error).or_else(|| {
+        error
+            .code()
+            .map(|code| if is_place(code) { "ERR" } else { code })
+    })
+}
+
+/// Redis before 7 puts the error of a command inside a script into one of the script: `ERR Error
+/// running script (call to f_..): @user_script:7: @user_script: 7: -OOM command not allowed ..`, or
+/// `@user_script: 7: -OOM ..` if the script itself answers it.
 fn code_in_script(error: &RedisError) -> Option<&str> {
-    let detail = error.detail()?.strip_prefix("Error running script ")?;
+    let detail = error.detail()?;
+    if !is_place(error.code()?) && !detail.starts_with("Error running script ") {
+        return None;
+    }
     let (_, inner) = detail.split_once(": -")?;
     inner.split_ascii_whitespace().next()
+}
+
+/// A line of a script, where a code should be.
+fn is_place(code: &str) -> bool {
+    code.starts_with("@user_script")
 }
 
 fn says(error: &RedisError, text: &str) -> bool {
@@ -135,6 +153,13 @@ pub(super) fn unexpected() -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn extension(line: &str) -> RedisError {
+        match redis::parse_redis_value(line.as_bytes()) {
+            Ok(Value::ServerError(error)) => error.into(),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn what_redis_before_7_says_of_a_command_inside_a_script_is_understood() {
@@ -173,6 +198,15 @@ mod tests {
             let detail = format!("Error running script (call to f_7): @user_script:7: {inner}");
             let kind = ErrorKind::Server(ServerErrorKind::ResponseError);
             let error = RedisError::from((kind, "An error was signalled", detail));
+            assert_eq!(ends_connection(&error), ends, "{inner}");
+            assert_eq!(storage_error(error).kind(), expected, "{inner}");
+
+            // The same as the answer of the script.
+            let Some(detail) = inner.strip_prefix("@user_script: ") else {
+                continue;
+            };
+            let error = extension(&format!("-@user_script: {detail}\r\n"));
+            assert_eq!(error.code(), Some("@user_script:"));
             assert_eq!(ends_connection(&error), ends, "{inner}");
             assert_eq!(storage_error(error).kind(), expected, "{inner}");
         }
