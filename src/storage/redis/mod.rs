@@ -66,7 +66,7 @@
 //!
 //! # What the server has to be
 //!
-//! Redis 6 or later, or Valkey; the tests pass with Redis 6.2 and 7.0 and with Valkey 8.0. Redis from
+//! Redis 6 or later, or Valkey; the tests pass with Redis 6.2, 7.0 and 7.4 and Valkey 8.0. Redis from
 //! 2.6.12 to 5 works too: waiters poll, and
 //! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off.
 //!
