@@ -111,9 +111,12 @@ impl LockFactory {
     /// then) and have one more [`storage_timeout`](LockFactoryBuilder::storage_timeout) to give it
     /// back.
     ///
-    /// Answers how many keys are still in use: 0 means that this process left nothing behind. A key
-    /// that is still in use belongs to a holder that did not react, or could not be released
-    /// because the storage is away; its ttl frees it.
+    /// Then servers of a [`Redlock`](crate::Redlock) that have not heard of a release have as long
+    /// again to hear of it.
+    ///
+    /// Answers how many keys are still in use: 0 means that this process left nothing behind, but on
+    /// such a server. A key that is still in use belongs to a holder that did not react, or could not
+    /// be released because the storage is away; its ttl frees it.
     ///
     /// Call it after the server has stopped (`axum::serve(..).with_graceful_shutdown(..)`), before
     /// the runtime ends.

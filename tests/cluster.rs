@@ -260,22 +260,26 @@ async fn one_node_that_is_up_is_enough_to_find_the_others() {
 #[tokio::test]
 async fn the_documented_user_may_do_all_that_is_needed() {
     let redis = Cluster::start().await;
-    let commands = "set get mget append pttl pexpire del incrby time eval \
-                    evalsha publish subscribe ping info cluster|slots asking";
-    let commands = commands.split_whitespace().map(|name| format!(" +{name}"));
-    let rules = "ACL SETUSER app reset on >secret ~distributed-locks:* ~{distributed-locks:* \
-                 &distributed-locks:inbox:*";
-    let rules = rules.to_owned() + &commands.collect::<String>();
+    // The line that the documentation of `storage::redis` shows, and what it adds for a Cluster.
+    let rules = include_str!("../src/storage/redis/acl.txt")
+        .trim()
+        .to_owned();
+    let rules = rules + " " + include_str!("../src/storage/redis/acl_cluster.txt").trim();
     for node in &redis.nodes {
         let () = node.run(&rules).await;
     }
     let connect = || {
+        // It may not look how the server is set up, and that would be seen.
         let storage = RedisStorage::cluster(redis.urls())
-            .username("app")
-            .password("secret");
-        LockFactory::new(storage.connect_lazily().unwrap())
+            .username("locks")
+            .password("password")
+            .probe(false);
+        LockFactory::builder(storage.connect_lazily().unwrap())
     };
-    let (first, second) = (connect(), connect());
+    let [first, second, unfenced] = [true, true, false].map(|fencing| {
+        let factory = connect().fencing(fencing);
+        factory.build().unwrap()
+    });
     for master in 0..3 {
         let key = redis.key_at(master).await;
         let slot = redis.slot(&format!("distributed-locks:{key}")).await;
@@ -283,9 +287,17 @@ async fn the_documented_user_may_do_all_that_is_needed() {
         let waiting = second.create_lock(key.as_str()).unwrap();
         let waiting = tokio::spawn(waiting.lock(options(LONG, ms(100))));
         is_queued(&redis, &key, 1).await;
-        redis.move_slot(slot, master, (master + 1) % 3).await;
+        let next = (master + 1) % 3;
+        redis.move_slot(slot, master, next).await;
         unlock(guard).await;
         unlock(within(LIMIT, "the lock", waiting).await.unwrap().unwrap()).await;
+        // On its way back, a free lock is taken where it is going.
+        redis.begin_to_move(slot, next, master).await;
+        let guard = lock(&unfenced, &key, LONG).await;
+        assert!(redis.nodes[master].calls("asking").await > 0);
+        redis.move_keys(slot, next, master).await;
+        redis.end_of_move(slot, next, master).await.unwrap();
+        unlock(guard).await;
     }
     no_key_is_left(&redis).await;
     for node in &redis.nodes {

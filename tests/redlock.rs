@@ -22,11 +22,11 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
     error::{InvalidSettings, LockError, LossReason, StorageErrorKind},
-    storage::{RedisStorage, conformance},
+    storage::{RedisStorage, RedlockBuilder, conformance},
 };
 
 use self::kit::{
@@ -40,19 +40,40 @@ const MINUTE: Duration = Duration::from_secs(60);
 struct World {
     servers: Vec<RedisServer>,
     proxies: Vec<Proxy>,
+    /// How long making a connection may take.
+    connect_timeout: Duration,
+    /// Servers may be killed: answers and wake-ups are lost with them.
+    some_die: bool,
 }
 
 impl World {
     async fn of(nodes: usize) -> Self {
         let servers = join_all((0..nodes).map(|_| RedisServer::start())).await;
         let proxies = servers.iter().map(Proxy::to).collect();
-        Self { servers, proxies }
+        Self {
+            servers,
+            proxies,
+            connect_timeout: LIMIT,
+            some_die: false,
+        }
+    }
+
+    /// Nothing comes from the server any more, nor goes there.
+    fn cut_off(&self, node: usize) {
+        self.proxies[node].swallow_next(usize::MAX);
+        self.proxies[node].black_hole();
+    }
+
+    /// New connections are made.
+    fn join(&self, node: usize) {
+        self.proxies[node].swallow_next(0);
     }
 
     fn nodes(&self) -> impl Iterator<Item = RedisStorage> {
         self.proxies.iter().map(|proxy| {
             let builder = RedisStorage::builder(proxy.url());
-            builder.connect_timeout(LIMIT).connect_lazily().unwrap()
+            let builder = builder.connect_timeout(self.connect_timeout);
+            builder.connect_lazily().unwrap()
         })
     }
 
@@ -410,6 +431,13 @@ struct History {
 }
 
 impl History {
+    /// Some more have been in.
+    async fn goes_on(&self) {
+        let stays = || self.stays.lock().unwrap().len();
+        let before = stays();
+        eventually("they go on", LIMIT, async || stays() > before + 20).await;
+    }
+
     async fn stay(&self, who: usize, guard: &LockGuard) {
         assert!(
             !self.inside.swap(true, SeqCst),
@@ -426,13 +454,17 @@ impl History {
 /// Processes, each with some tasks, that want one lock all the time, until each has had it so often.
 /// Meanwhile `disturb` does what it likes.
 async fn contend(
-    world: &World,
+    world: &mut World,
     processes: usize,
     tasks: usize,
     stays: usize,
-    disturb: impl AsyncFnOnce(),
+    disturb: impl AsyncFnOnce(&mut World, &History),
 ) {
     let history = Arc::new(History::default());
+    let some_die = world.some_die;
+    // Half of the longer is longer than the test may take: wake-ups alone bring them the lock in
+    // time, but for split votes.
+    let interval = if some_die { ms(200) } else { 2 * MINUTE };
     let mut threads = Vec::new();
     for who in 0..processes {
         let nodes: Vec<_> = world.nodes().collect();
@@ -453,12 +485,15 @@ async fn contend(
                     let (history, lock) = (Arc::clone(&history), factory.create_lock("k").unwrap());
                     working.spawn(async move {
                         for _ in 0..stays {
-                            // Half an interval is longer than the test may take: wake-ups alone
-                            // bring it the lock in time, but for split votes.
-                            let guard = lock.lock(asking(LONG, 10 * MINUTE, 2 * MINUTE)).await;
+                            let guard = lock.lock(asking(LONG, 10 * MINUTE, interval)).await;
                             let guard = guard.unwrap();
                             history.stay(who, &guard).await;
-                            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+                            match guard.unlock().await {
+                                Ok(unlocked) => assert_eq!(unlocked, Unlocked::Held),
+                                // It had a bare majority, and one of that was killed.
+                                Err(error) if some_die => assert!(error.kind().is_transient()),
+                                Err(error) => panic!("{error}"),
+                            }
                         }
                     });
                 }
@@ -467,7 +502,7 @@ async fn contend(
             });
         }));
     }
-    disturb().await;
+    disturb(world, &history).await;
     within(3 * LIMIT, "all have had their turns", async {
         for thread in threads {
             tokio::task::spawn_blocking(|| thread.join())
@@ -489,26 +524,26 @@ async fn contend(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_processes_that_contend_make_steady_progress() {
-    let world = World::of(3).await;
-    contend(&world, 4, 1, 50, async || {}).await;
+    let mut world = World::of(3).await;
+    contend(&mut world, 4, 1, 50, async |_, _| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn busy_processes_give_way_to_each_other() {
-    let world = World::of(3).await;
-    contend(&world, 4, 8, 25, async || {}).await;
+    let mut world = World::of(3).await;
+    contend(&mut world, 4, 8, 25, async |_, _| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_even_number_of_servers_serves_too() {
-    let world = World::of(4).await;
-    contend(&world, 4, 2, 20, async || {}).await;
+    let mut world = World::of(4).await;
+    contend(&mut world, 4, 2, 20, async |_, _| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contenders_go_on_while_a_server_hangs_and_comes_back() {
-    let world = World::of(3).await;
-    contend(&world, 4, 2, 60, async || {
+    let mut world = World::of(3).await;
+    contend(&mut world, 4, 2, 60, async |world, _| {
         for node in 0..3 {
             tokio::time::sleep(ms(300)).await;
             world.servers[node].pause();
@@ -517,4 +552,105 @@ async fn contenders_go_on_while_a_server_hangs_and_comes_back() {
         }
     })
     .await;
+}
+
+/// Of so many servers, this minority fails in each way, and is back.
+async fn contenders_go_on(nodes: usize, minority: usize) {
+    let mut world = World::of(nodes).await;
+    // What hangs in a connection that is not made is not what is tested.
+    world.connect_timeout = ms(1_000);
+    world.some_die = true;
+    contend(&mut world, 4, 2, 100, async |world, history| {
+        history.goes_on().await;
+        for node in 0..minority {
+            world.servers[node].pause();
+        }
+        history.goes_on().await;
+        for node in 0..minority {
+            world.servers[node].resume();
+        }
+        // Others than before: whoever was not missed is.
+        for node in nodes - minority..nodes {
+            world.cut_off(node);
+        }
+        history.goes_on().await;
+        for node in nodes - minority..nodes {
+            world.join(node);
+        }
+        history.goes_on().await;
+        for server in &mut world.servers[..minority] {
+            server.kill();
+        }
+        // Nobody has a lock any more that was taken before.
+        history.goes_on().await;
+        for server in &mut world.servers[..minority] {
+            server.restart().await;
+        }
+        history.goes_on().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contenders_go_on_while_one_of_three_servers_hangs_is_cut_off_and_is_killed() {
+    contenders_go_on(3, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contenders_go_on_while_two_of_five_servers_hang_are_cut_off_and_are_killed() {
+    contenders_go_on(5, 2).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_what_a_server_has_still_to_hear() {
+    let mut world = World::of(3).await;
+    world.connect_timeout = ms(200);
+    let builder = { world.nodes() }.fold(Redlock::builder(), RedlockBuilder::node);
+    let redlock = builder.node_timeout(ms(2_000)).build().unwrap();
+    let (entered, has_entered) = oneshot::channel();
+    let (leave, may_leave) = oneshot::channel();
+    let (drains, is_draining) = oneshot::channel();
+    let service = thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let factory = LockFactory::builder(redlock).storage_timeout(LIMIT);
+            let factory = factory.build().unwrap();
+            let held = holds(&factory).await;
+            entered.send(()).unwrap();
+            may_leave.await.unwrap();
+            assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+            drains.send(()).unwrap();
+            factory.drain(LIMIT).await
+        })
+        // And with that, all that goes on in the background ends.
+    });
+    has_entered.await.unwrap();
+    eventually("all have heard of it", LIMIT, async || {
+        let owners = join_all((0..3).map(|node| world.owner(node))).await;
+        owners.iter().all(Option::is_some)
+    })
+    .await;
+    world.cut_off(1);
+    leave.send(()).unwrap();
+    is_draining.await.unwrap();
+    assert!(world.owner(1).await.is_some());
+    world.join(1);
+    let left = tokio::task::spawn_blocking(|| service.join());
+    assert_eq!(within(LIMIT, "its end", left).await.unwrap().unwrap(), 0);
+    for server in &world.servers {
+        assert_eq!(server.keys().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_a_server_that_is_gone_no_longer_than_for_a_call() {
+    let mut world = World::of(3).await;
+    let factory = LockFactory::builder(world.storage(ms(2_000)).await);
+    let factory = factory.storage_timeout(ms(500)).build().unwrap();
+    let held = holds(&factory).await;
+    world.servers[0].kill();
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    let started = Instant::now();
+    assert_eq!(factory.drain(LIMIT).await, 0);
+    assert!(started.elapsed() < LIMIT / 2, "{:?}", started.elapsed());
 }

@@ -683,7 +683,7 @@ mod redis_server {
     async fn without_pub_sub_waiters_poll() {
         let server = RedisServer::start().await;
         let () = server
-            .run("ACL SETUSER app on >secret ~* &none +@all -subscribe -publish")
+            .run("ACL SETUSER app on >secret ~* resetchannels +@all -subscribe -publish")
             .await;
         let url = server.url().replace("redis://", "redis://app:secret@");
         let mut factories = Vec::new();

@@ -482,6 +482,9 @@ impl Coordinator {
             }
             let _ = timeout(self.limits.storage_timeout, self.emptied()).await;
         }
+        // A lock that is given back may be so on a majority of servers only.
+        let settled = Arc::clone(&self.storage).settled();
+        let _ = timeout(self.limits.storage_timeout, settled).await;
         self.table.len()
     }
 

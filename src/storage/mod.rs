@@ -140,6 +140,13 @@ pub trait LockStorage: Send + Sync + 'static {
     fn is_divided(&self) -> bool {
         false
     }
+
+    /// Returns when nothing is on its way any more that goes on by itself after its call has ended,
+    /// such as the releases that a server of a [`Redlock`] has not answered. A factory that
+    /// [shuts down](crate::LockFactory::drain) waits for it. The default returns at once.
+    fn settled(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// What [`LockStorage::acquire`] is asked.
@@ -601,6 +608,7 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
     fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()>;
     fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>>;
     fn is_divided(&self) -> bool;
+    fn settled(self: Arc<Self>) -> BoxFuture<()>;
 }
 
 impl<S: LockStorage> DynStorage for CachePadded<S> {
@@ -626,6 +634,10 @@ impl<S: LockStorage> DynStorage for CachePadded<S> {
 
     fn is_divided(&self) -> bool {
         LockStorage::is_divided(&**self)
+    }
+
+    fn settled(self: Arc<Self>) -> BoxFuture<()> {
+        Box::pin(async move { LockStorage::settled(&**self).await })
     }
 }
 

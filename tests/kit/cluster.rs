@@ -2,7 +2,7 @@
 
 use redis::{RedisError, Value};
 
-use super::{LIMIT, RedisServer, ServerOptions, eventually};
+use super::{LIMIT, RedisServer, ServerOptions, Tls, eventually};
 
 /// All nodes are processes, which end with this value.
 pub struct Cluster {
@@ -15,6 +15,17 @@ impl Cluster {
 
     /// Returns when all nodes know each other and their slots, and the replicas follow.
     pub async fn start() -> Self {
+        Self::start_with(&[], None).await
+    }
+
+    /// The same, where all speak TLS to each other. Whoever connects to them has to show a
+    /// certificate of `tls.clients`, as they do.
+    pub async fn start_with_tls(tls: Tls) -> Self {
+        let settings = ["--tls-cluster", "yes", "--tls-replication", "yes"];
+        Self::start_with(&settings, Some(tls)).await
+    }
+
+    async fn start_with(more: &[&str], tls: Option<Tls>) -> Self {
         let settings = [
             ["--cluster-enabled", "yes"],
             // In milliseconds. A master counts as down when it has not answered for so long.
@@ -24,8 +35,11 @@ impl Cluster {
             ["--cluster-allow-replica-migration", "no"],
             ["--repl-diskless-sync-delay", "0"],
         ];
+        let settings = settings.concat();
+        let settings = settings.iter().chain(more);
         let options = ServerOptions {
-            settings: settings.concat().into_iter().map(str::to_owned).collect(),
+            settings: settings.map(|word| (*word).to_owned()).collect(),
+            tls,
             ..ServerOptions::default()
         };
         let mut nodes = Vec::new();
@@ -39,16 +53,17 @@ impl Cluster {
         let this = Self { nodes };
         for (number, node) in this.nodes.iter().enumerate() {
             for other in &this.nodes[..number] {
-                let meet = format!("CLUSTER MEET 127.0.0.1 {}", other.port());
+                let meet = format!("CLUSTER MEET 127.0.0.1 {}", other.best_port());
                 let () = node.run(&meet).await;
             }
         }
         for (number, node) in this.nodes[..Self::MASTERS].iter().enumerate() {
-            let first = number * 16_384 / Self::MASTERS;
-            let last = (number + 1) * 16_384 / Self::MASTERS - 1;
-            let () = node
-                .run(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"))
-                .await;
+            let slots = number * 16_384 / Self::MASTERS..(number + 1) * 16_384 / Self::MASTERS;
+            let mut command = "CLUSTER ADDSLOTS".to_owned();
+            for slot in slots {
+                command += &format!(" {slot}");
+            }
+            let () = node.run(&command).await;
         }
         for number in Self::MASTERS..2 * Self::MASTERS {
             let node = &this.nodes[number];
@@ -64,7 +79,7 @@ impl Cluster {
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.nodes.iter().map(RedisServer::url).collect()
+        self.nodes.iter().map(RedisServer::best_url).collect()
     }
 
     async fn id(&self, number: usize) -> String {
@@ -169,7 +184,7 @@ impl Cluster {
                 return moved;
             }
             for key in keys {
-                let port = self.nodes[to].port();
+                let port = self.nodes[to].best_port();
                 let migrate = format!("MIGRATE 127.0.0.1 {port} {key} 0 5000");
                 let () = self.nodes[from].run(&migrate).await;
                 moved += 1;

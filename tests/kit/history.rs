@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tower_distributed_lock::{LockGuard, Unlocked};
@@ -72,6 +72,32 @@ impl History {
             .clone();
         stays.sort_by_key(|stay| stay.entered);
         stays
+    }
+
+    /// The longest time in which nobody came in.
+    pub fn longest_pause(&self) -> Duration {
+        let stays = self.stays();
+        let pauses = stays
+            .windows(2)
+            .map(|pair| pair[1].entered - pair[0].entered);
+        pauses.max().unwrap_or_default()
+    }
+
+    /// How often two were in under one key at the same time, and for how long at most.
+    pub fn overlaps(&self) -> (usize, Duration) {
+        let stays = self.stays();
+        let mut overlaps = (0, Duration::ZERO);
+        for (number, before) in stays.iter().enumerate() {
+            let after = stays[number + 1..].iter();
+            for after in after.filter(|after| after.key == before.key) {
+                if after.entered < before.left {
+                    let until = before.left.min(after.left);
+                    overlaps.0 += 1;
+                    overlaps.1 = overlaps.1.max(until - after.entered);
+                }
+            }
+        }
+        overlaps
     }
 
     /// Of two that were in at the same time, the first was told; and whoever came after another had

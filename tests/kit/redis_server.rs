@@ -2,8 +2,10 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, File},
     io,
+    ops::Range,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
@@ -54,7 +56,15 @@ static STARTED: AtomicU16 = AtomicU16::new(0);
 
 /// Ports below those that the kernel gives to outgoing connections: a port whose server is down for
 /// a moment is not taken by one of them.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
+const PORTS: Range<u16> = 12_000..32_000;
+
+/// The same for the nodes of a cluster, which listen on a second port too, 10,000 higher.
+const PORTS_OF_NODES: Range<u16> = 12_000..22_000;
+
+/// The program that is run: `redis-server`, or the one that this variable names, such as Valkey's.
+fn program() -> OsString {
+    env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
 
 impl RedisServer {
     pub async fn start() -> Self {
@@ -69,7 +79,9 @@ impl RedisServer {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             // Different for test binaries that run at the same time.
             let first = (process::id() % 400) as u16 * 50;
-            let nth = |number| PORTS.start + (first + number) % (PORTS.end - PORTS.start);
+            let is_node = options.settings.iter().any(|it| it == "--cluster-enabled");
+            let ports = if is_node { PORTS_OF_NODES } else { PORTS };
+            let nth = |number| ports.start + (first + number) % (ports.end - ports.start);
             let port = nth(number);
             let tls_port = match options.tls {
                 Some(_) => nth(STARTED.fetch_add(1, Ordering::Relaxed)),
@@ -103,6 +115,34 @@ impl RedisServer {
     /// The path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("socket")
+    }
+
+    /// The port for those who speak TLS if it does, the only one otherwise.
+    pub fn best_port(&self) -> u16 {
+        match self.options.tls {
+            Some(_) => self.tls_port,
+            None => self.port,
+        }
+    }
+
+    /// The URL of that port.
+    pub fn best_url(&self) -> String {
+        match self.options.tls {
+            Some(_) => format!("rediss://127.0.0.1:{}", self.tls_port),
+            None => self.url(),
+        }
+    }
+
+    /// Shows this certificate to whoever connects from now on.
+    pub async fn change_certificate(&self, certificate: &Certificate) {
+        self.write("certificate", &certificate.pem);
+        self.write("key", &certificate.key);
+        // It reads both again.
+        let () = self.run("CONFIG SET tls-cert-file certificate").await;
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.join(name), text).expect("the server's folder is ours");
     }
 
     /// The URL with the right password, if there is one.
@@ -190,7 +230,7 @@ impl RedisServer {
     /// One field of `INFO`. None also if the server closes the connection, as it does when it is
     /// demoted.
     pub async fn info(&self, field: &str) -> Option<String> {
-        let info: String = self.try_run("INFO everything").await.ok()?;
+        let info: String = self.try_run("INFO all").await.ok()?;
         find_field(&info, field)
     }
 
@@ -229,7 +269,7 @@ impl RedisServer {
     /// Whether the server runs now. `false` if it could not have the port.
     async fn spawn(&mut self) -> bool {
         let log = self.folder.join("log");
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         if let Some(configuration) = &self.options.sentinel {
             // It writes into it what it has learned, and reads that when it is started again.
             let file = self.folder.join("sentinel.conf");
@@ -260,15 +300,10 @@ impl RedisServer {
         // Relative to its folder: the whole path may be longer than a socket's may be.
         command.args(["--unixsocket", "socket"]);
         if let Some(tls) = &self.options.tls {
-            let write = |name: &str, pem: &str| {
-                fs::write(self.folder.join(name), pem).expect("the server's folder is ours");
-            };
-            write("certificate", &tls.certificate.pem);
-            write("key", &tls.certificate.key);
-            write(
-                "clients",
-                tls.clients.as_ref().unwrap_or(&tls.certificate.pem),
-            );
+            self.write("certificate", &tls.certificate.pem);
+            self.write("key", &tls.certificate.key);
+            let clients = tls.clients.as_ref().unwrap_or(&tls.certificate.pem);
+            self.write("clients", clients);
             let asks = if tls.clients.is_some() { "yes" } else { "no" };
             command
                 .args(["--tls-port", &self.tls_port.to_string()])
@@ -278,10 +313,11 @@ impl RedisServer {
         let process = match command.spawn() {
             Ok(process) => process,
             Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(
-                "redis-server is not on the PATH: run scripts/test once, or install it, e.g. \
-                 `apt-get install redis-server`"
+                "{} is not there: run scripts/test once, or install it, e.g. \
+                 `apt-get install redis-server`",
+                program().display()
             ),
-            Err(error) => panic!("redis-server cannot be run: {error}"),
+            Err(error) => panic!("{} cannot be run: {error}", program().display()),
         };
         let id = process.id().to_string();
         self.process = Some(process);
@@ -299,7 +335,7 @@ impl RedisServer {
                 return false;
             }
             // A reply alone proves nothing: it may come from somebody else's server on this port.
-            if let Ok(info) = self.try_run::<String>("INFO everything").await
+            if let Ok(info) = self.try_run::<String>("INFO all").await
                 && find_field(&info, "process_id").is_some_and(|server| server == id)
                 && find_field(&info, "loading").is_none_or(|loading| loading == "0")
             {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{LIMIT, RedisServer, ServerOptions, eventually, ms};
+use super::{LIMIT, RedisServer, ServerOptions, Tls, eventually, ms};
 
 /// All of them are processes, which end with this value.
 pub struct Sentinel {
@@ -20,16 +20,23 @@ impl Sentinel {
 
     /// A master and a replica.
     pub async fn start() -> Self {
-        Self::start_with(2, &[]).await
+        Self::start_with(2, &[], None).await
+    }
+
+    /// The same, where all speak TLS to each other. Whoever connects to them has to show a
+    /// certificate of `tls.clients`, as they do.
+    pub async fn start_with_tls(tls: Tls) -> Self {
+        let settings = ["--tls-replication", "yes"];
+        Self::start_with(2, &settings, Some(tls)).await
     }
 
     /// A master and two replicas. A master without any takes no writes: it may have been replaced.
     pub async fn start_guarded() -> Self {
-        Self::start_with(3, &["--min-replicas-to-write", "1"]).await
+        Self::start_with(3, &["--min-replicas-to-write", "1"], None).await
     }
 
     /// Returns when the Sentinels know the replicas and each other.
-    async fn start_with(count: usize, settings: &[&str]) -> Self {
+    async fn start_with(count: usize, settings: &[&str], tls: Option<Tls>) -> Self {
         let mut servers: Vec<RedisServer> = Vec::new();
         for number in 0..count {
             // The lowest is the first to become a master.
@@ -40,11 +47,12 @@ impl Sentinel {
             settings.extend(["--repl-diskless-sync-delay", "0"]);
             let options = ServerOptions {
                 settings: settings.into_iter().map(str::to_owned).collect(),
+                tls: tls.clone(),
                 ..ServerOptions::default()
             };
             let server = RedisServer::start_with(options).await;
             if let Some(master) = servers.first() {
-                let replicate = format!("REPLICAOF 127.0.0.1 {}", master.port());
+                let replicate = format!("REPLICAOF 127.0.0.1 {}", master.best_port());
                 let () = server.run(&replicate).await;
             }
             servers.push(server);
@@ -56,21 +64,28 @@ impl Sentinel {
         this.are_in_step().await;
 
         let down_after = Self::DOWN_AFTER;
-        let (name, port) = (Self::SERVICE, this.servers[0].port());
+        let (name, port) = (Self::SERVICE, this.servers[0].best_port());
         let configuration = format!(
             "sentinel monitor {name} 127.0.0.1 {port} 2\n\
              sentinel down-after-milliseconds {name} {down_after}\n\
              sentinel failover-timeout {name} 3000\n"
         );
+        let settings = match tls {
+            Some(_) => vec!["--tls-replication".to_owned(), "yes".to_owned()],
+            None => Vec::new(),
+        };
         for _ in 0..3 {
             let sentinel = RedisServer::start_with(ServerOptions {
+                settings: settings.clone(),
                 sentinel: Some(configuration.clone()),
+                tls: tls.clone(),
                 ..ServerOptions::default()
             });
             let sentinel = sentinel.await;
-            // Only how often they look at each other and at the servers.
-            let () = sentinel
-                .run("SENTINEL DEBUG INFO-PERIOD 200 PUBLISH-PERIOD 200 ASK-PERIOD 200")
+            // Only how often they look at each other and at the servers. Before Redis 7 that cannot
+            // be set, and all takes longer.
+            let _: Result<(), _> = sentinel
+                .try_run("SENTINEL DEBUG INFO-PERIOD 200 PUBLISH-PERIOD 200 ASK-PERIOD 200")
                 .await;
             this.sentinels.push(sentinel);
         }
@@ -92,12 +107,17 @@ impl Sentinel {
     }
 
     pub fn urls(&self) -> Vec<String> {
-        self.sentinels.iter().map(RedisServer::url).collect()
+        self.sentinels.iter().map(RedisServer::best_url).collect()
     }
 
     /// The replicas have all that the master has. Under load that may never be seen.
     pub async fn are_in_step(&self) {
         self.follow().await;
+        // A replica that has been given all that there was is sent nothing before it has said so,
+        // which may be a second later. Until then it is in step only with a master that is idle.
+        for server in &self.servers {
+            let _: u64 = server.run("PUBLISH kit anything").await;
+        }
         eventually("the replicas are in step", LIMIT, async || {
             let mut offsets = Vec::new();
             for server in &self.servers {
@@ -149,7 +169,7 @@ impl Sentinel {
 
     /// The server with this number is a master, and all Sentinels say so.
     pub async fn is_master(&self, number: usize) {
-        let port = self.servers[number].port().to_string();
+        let port = self.servers[number].best_port().to_string();
         let ask = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {}", Self::SERVICE);
         for sentinel in &self.sentinels {
             // Each time that they do not agree, they wait for six seconds.

@@ -92,6 +92,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "redis")]
+use crossbeam_utils::CachePadded;
 use futures_util::future::join_all;
 use tokio::time::{Sleep, sleep};
 
@@ -138,6 +140,9 @@ struct Node {
     behind: AtomicUsize,
 }
 
+#[cfg(feature = "redis")]
+type Server = Arc<CachePadded<super::RedisStorage>>;
+
 impl Redlock {
     /// Locks over these storages, one for each node. To mix storages of different types, see
     /// [`Redlock::builder`].
@@ -166,8 +171,33 @@ impl Redlock {
     pub async fn connect<U: Into<String>>(
         urls: impl IntoIterator<Item = U>,
     ) -> Result<Self, StorageError> {
-        use crate::storage::RedisStorage;
+        let (redlock, storages) = Self::over_servers(urls)?;
+        let connected = join_all(storages.iter().map(|storage| storage.connected())).await;
+        let reached = connected.iter().filter(|result| result.is_ok()).count();
+        match connected.into_iter().find_map(Result::err) {
+            Some(error) if reached < redlock.shared.quorum() => Err(error),
+            _ => Ok(redlock),
+        }
+    }
 
+    /// The same, but connects when the first lock is wanted, so that a service can start while its
+    /// servers are away.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] if a URL cannot be read or is there twice, or if there is none.
+    #[cfg(feature = "redis")]
+    pub fn connect_lazily<U: Into<String>>(
+        urls: impl IntoIterator<Item = U>,
+    ) -> Result<Self, StorageError> {
+        Ok(Self::over_servers(urls)?.0)
+    }
+
+    /// Not connected yet.
+    #[cfg(feature = "redis")]
+    fn over_servers<U: Into<String>>(
+        urls: impl IntoIterator<Item = U>,
+    ) -> Result<(Self, Vec<Server>), StorageError> {
         let refused =
             |error: InvalidSettings| StorageError::with_source(StorageErrorKind::Rejected, error);
         let mut known: Vec<String> = Vec::new();
@@ -177,21 +207,17 @@ impl Redlock {
             if known.contains(&url) {
                 return Err(refused(InvalidSettings::SameNode));
             }
-            let storage = RedisStorage::builder(url.as_str()).connect_lazily()?;
-            storages.push(storage);
+            let storage = super::RedisStorage::builder(url.as_str()).connect_lazily()?;
+            storages.push(Arc::new(CachePadded::new(storage)));
             known.push(url);
         }
-        let connected = join_all(storages.iter().map(|storage| storage.connected())).await;
         let mut builder = Self::builder();
-        for storage in storages {
-            builder = builder.node(storage);
+        for storage in &storages {
+            builder
+                .nodes
+                .push(Arc::clone(storage) as Arc<dyn DynStorage>);
         }
-        let redlock = builder.build().map_err(refused)?;
-        let reached = connected.iter().filter(|result| result.is_ok()).count();
-        match connected.into_iter().find_map(Result::err) {
-            Some(error) if reached < redlock.shared.quorum() => Err(error),
-            _ => Ok(redlock),
-        }
+        Ok((builder.build().map_err(refused)?, storages))
     }
 
     /// A Redlock with settings of your own.
@@ -689,6 +715,12 @@ impl LockStorage for Redlock {
 
     fn is_divided(&self) -> bool {
         true
+    }
+
+    async fn settled(&self) {
+        self.shared.stragglers.have_ended().await;
+        let nodes = self.shared.nodes.iter();
+        join_all(nodes.map(|node| Arc::clone(&node.storage).settled())).await;
     }
 }
 

@@ -18,6 +18,7 @@ use std::{
 
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     time::{Instant, sleep, timeout},
 };
 
@@ -52,7 +53,11 @@ impl Node {
 }
 
 #[derive(Default)]
-pub(super) struct Stragglers(Mutex<Open>);
+pub(super) struct Stragglers {
+    open: Mutex<Open>,
+    /// Notified when one has come to its end.
+    ended: Notify,
+}
 
 #[derive(Default)]
 struct Open {
@@ -98,7 +103,21 @@ struct Pending {
 
 impl Stragglers {
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when no call is on its way.
+    pub(super) async fn have_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            // Before the look, so that none is missed.
+            ended.as_mut().enable();
+            if self.open().calls.is_empty() {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// How many calls are on their way.
@@ -208,6 +227,7 @@ impl Drop for Straggler {
             // With the runtime that it ran on.
             self.take_out(&mut self.shared.stragglers.open());
         }
+        self.shared.stragglers.ended.notify_waiters();
     }
 }
 

@@ -30,6 +30,37 @@ fn a_redlock_has_nodes_and_a_time_limit_for_them() {
     }
 }
 
+/// A node that is never heard of again.
+struct Silent;
+
+impl LockStorage for Silent {
+    async fn acquire(&self, _: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        std::future::pending().await
+    }
+
+    async fn renew(&self, _: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        std::future::pending().await
+    }
+
+    async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        std::future::pending().await
+    }
+}
+
+fn request(ttl: Duration) -> AcquireRequest {
+    let key = crate::key::LockKey::from_parts(["k"]).unwrap();
+    AcquireRequest {
+        name: crate::key::KeyPrefix::default().name(&key),
+        token: crate::storage::OwnerToken::new(1, 1),
+        ttl,
+        again: false,
+        repeated: false,
+        queue: None,
+        hint: None,
+        fencing: 0,
+    }
+}
+
 /// A node that carries acquires out when it is let, whether somebody still waits for them or not.
 #[derive(Clone)]
 struct Slow {
@@ -66,16 +97,7 @@ async fn granted_by_two_of_three() -> (Redlock, Slow, AcquireRequest) {
     let builder = Redlock::builder().node(MemoryStorage::new());
     let builder = builder.node(MemoryStorage::new()).node(slow.clone());
     let redlock = builder.build().unwrap();
-    let request = AcquireRequest {
-        name: KeyPrefix::default().name(&LockKey::from_parts(["k"]).unwrap()),
-        token: OwnerToken::new(1, 1),
-        ttl: Duration::from_secs(10),
-        again: false,
-        repeated: false,
-        queue: None,
-        hint: None,
-        fencing: 0,
-    };
+    let request = request(Duration::from_secs(10));
     let reply = redlock.acquire(&request).await.unwrap();
     assert_eq!(reply, AcquireReply::granted());
     assert_eq!(redlock.shared.stragglers.len(), 1);
@@ -110,4 +132,35 @@ async fn a_call_that_a_grant_left_behind_is_followed_though_nobody_releases_the_
     assert_eq!(redlock.shared.stragglers.len(), 0);
     // The task that follows them has come to its end, and the next grant starts another.
     assert_eq!(Arc::strong_count(&redlock.shared), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_has_a_tenth_of_the_ttl_to_answer_and_200_ms_at_most() {
+    let asked = async |redlock: RedlockBuilder, ttl| {
+        let redlock = redlock.node(Silent).node(Silent).build().unwrap();
+        let started = tokio::time::Instant::now();
+        let error = redlock.acquire(&request(ttl)).await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Timeout);
+        // A timer has whole milliseconds.
+        started.elapsed().as_millis()
+    };
+    let ms = Duration::from_millis;
+    assert_eq!(asked(Redlock::builder(), ms(10_000)).await, 200);
+    assert_eq!(asked(Redlock::builder(), ms(500)).await, 50);
+    let long = Redlock::builder().node_timeout(ms(3_000));
+    assert_eq!(asked(long, ms(10_000)).await, 3_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_waits_for_no_node_that_was_silent_before() {
+    let memory = [MemoryStorage::new(), MemoryStorage::new()];
+    let [one, other] = memory;
+    let redlock = Redlock::builder().node(one).node(Silent).node(other);
+    let redlock = redlock.build().unwrap();
+    let started = tokio::time::Instant::now();
+    let reply = redlock.acquire(&request(Duration::from_secs(10))).await;
+    assert!(matches!(reply, Ok(AcquireReply::Granted { .. })));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    // And what is on its way to it is known of.
+    assert_eq!(redlock.shared.stragglers.len(), 1);
 }

@@ -79,7 +79,7 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             | ServerErrorKind::MasterDown
             | ServerErrorKind::ReadOnly,
         ) => StorageErrorKind::Unavailable,
-        _ => match error.code() {
+        _ => match code(error) {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => StorageErrorKind::Unauthorized,
             Some("WRONGTYPE") => StorageErrorKind::WrongType,
             // How Redis before 7 reports it from inside a script.
@@ -93,13 +93,39 @@ fn kind(error: &RedisError) -> StorageErrorKind {
             }
             // A busy script, a full memory, a failed snapshot, missing replicas, a server that
             // became one: all of them may heal.
-            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED") => {
+            Some("BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "UNBLOCKED") => {
                 StorageErrorKind::Unavailable
             }
             _ if error.is_unrecoverable_error() => StorageErrorKind::Unavailable,
             _ => StorageErrorKind::Rejected,
         },
     }
+}
+
+/// The server's code; for what a command inside a script brought, that command's, or `ERR`.
+fn code(error: &RedisError) -> Option<&str> {
+    code_in_script(error).or_else(|| {
+        error
+            .code()
+            .map(|code| if is_place(code) { "ERR" } else { code })
+    })
+}
+
+/// Redis before 7 puts the error of a command inside a script into one of the script: `ERR Error
+/// running script (call to f_..): @user_script:7: @user_script: 7: -OOM command not allowed ..`, or
+/// `@user_script: 7: -OOM ..` if the script itself answers it.
+fn code_in_script(error: &RedisError) -> Option<&str> {
+    let detail = error.detail()?;
+    if !is_place(error.code()?) && !detail.starts_with("Error running script ") {
+        return None;
+    }
+    let (_, inner) = detail.split_once(": -")?;
+    inner.split_ascii_whitespace().next()
+}
+
+/// A line of a script, where a code should be.
+fn is_place(code: &str) -> bool {
+    code.starts_with("@user_script")
 }
 
 fn says(error: &RedisError, text: &str) -> bool {
@@ -112,6 +138,7 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.is_connection_dropped()
         || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+        || code_in_script(error) == Some("READONLY")
 }
 
 /// A reply of a shape that the command does not have.
@@ -121,4 +148,67 @@ pub(super) fn unexpected() -> StorageError {
         StorageErrorKind::Unavailable,
         "a reply that the command cannot give",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extension(line: &str) -> RedisError {
+        match redis::parse_redis_value(line.as_bytes()) {
+            Ok(Value::ServerError(error)) => error.into(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_redis_before_7_says_of_a_command_inside_a_script_is_understood() {
+        for (inner, expected, ends) in [
+            (
+                "@user_script: 7: -NOREPLICAS Not enough good replicas to write.",
+                StorageErrorKind::Unavailable,
+                false,
+            ),
+            (
+                "@user_script: 7: -OOM command not allowed when used memory > 'maxmemory'.",
+                StorageErrorKind::Unavailable,
+                false,
+            ),
+            (
+                "@user_script: 7: -READONLY You can't write against a read only replica.",
+                StorageErrorKind::Unavailable,
+                true,
+            ),
+            (
+                "@user_script: 7: The user executing the script can't run this command",
+                StorageErrorKind::Unauthorized,
+                false,
+            ),
+            (
+                "WRONGTYPE Operation against a key holding the wrong kind of value",
+                StorageErrorKind::WrongType,
+                false,
+            ),
+            (
+                "@user_script: 7: bad argument",
+                StorageErrorKind::Rejected,
+                false,
+            ),
+        ] {
+            let detail = format!("Error running script (call to f_7): @user_script:7: {inner}");
+            let kind = ErrorKind::Server(ServerErrorKind::ResponseError);
+            let error = RedisError::from((kind, "An error was signalled", detail));
+            assert_eq!(ends_connection(&error), ends, "{inner}");
+            assert_eq!(storage_error(error).kind(), expected, "{inner}");
+
+            // The same as the answer of the script.
+            let Some(detail) = inner.strip_prefix("@user_script: ") else {
+                continue;
+            };
+            let error = extension(&format!("-@user_script: {detail}\r\n"));
+            assert_eq!(error.code(), Some("@user_script:"));
+            assert_eq!(ends_connection(&error), ends, "{inner}");
+            assert_eq!(storage_error(error).kind(), expected, "{inner}");
+        }
+    }
 }
