@@ -48,10 +48,10 @@ impl LockStorage for Silent {
 }
 
 fn request(ttl: Duration) -> AcquireRequest {
-    let key = crate::key::LockKey::from_parts(["k"]).unwrap();
+    let key = LockKey::from_parts(["k"]).unwrap();
     AcquireRequest {
-        name: crate::key::KeyPrefix::default().name(&key),
-        token: crate::storage::OwnerToken::new(1, 1),
+        name: KeyPrefix::default().name(&key),
+        token: OwnerToken::new(1, 1),
         ttl,
         again: false,
         repeated: false,
