@@ -50,6 +50,41 @@ async fn a_server_that_refuses_to_write_is_left_also_if_only_calls_that_went_tog
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_to_write_is_left_also_if_it_says_so_among_other_replies() {
+    // Demoted after the first lock, for those who are connected.
+    let first = Arc::new(OnceLock::new());
+    let server = FakeServer::start(move |connection, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'".to_owned(),
+            "SET" | "INCRBY" if first.get() == Some(&connection) => {
+                "-READONLY You can't write against a read only replica.".to_owned()
+            }
+            "GET" => "$-1".to_owned(),
+            // Taken, with a token.
+            "EVAL" | "EVALSHA" if words.len() > 9 => {
+                first.get_or_init(|| connection);
+                let token = &words[6];
+                format!(
+                    "*3\r\n${}\r\n{token}\r\n:0\r\n:2000000000000000",
+                    token.len()
+                )
+            }
+            "EVAL" | "EVALSHA" => ":1".to_owned(),
+            _ => "+OK".to_owned(),
+        })
+    })
+    .await;
+    let factory = factory(builder(server.url())).await;
+    let asks = |key: &str| factory.create_lock(key).unwrap().try_lock(patient());
+    // Held, so that nothing but what is asked for next goes over the connection.
+    let _first = asks("first").await.unwrap();
+    let error = storage_error(asks("refused").await);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
+    // Over another connection.
+    drop(asks("next").await.unwrap());
+}
+
+#[tokio::test]
 async fn messages_come_again_when_their_connection_was_a_black_hole() {
     let server = RedisServer::start().await;
     let proxy = Proxy::to(&server);

@@ -1,8 +1,7 @@
 //! The calls of a storage, each over one line to one server: what is sent, and how the reply is
 //! read. Which server that is, and whether to ask the next one, is not known here.
 //!
-//! A lock without fencing tokens is taken by a plain command if it is free; everything else is the
-//! work of a script, of which there are small ones for a lock that nobody else wants.
+//! A lock that is free is taken by plain commands; everything else is a script's work.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,9 +12,9 @@ use redis::{Cmd, Value};
 
 use super::{
     RedisStorage,
-    error::unexpected,
-    fencing,
-    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW, TAKE},
+    error::{unexpected, value},
+    fencing, names,
+    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
     topology::Line,
     wire::{Fact, Wire},
 };
@@ -78,38 +77,68 @@ fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
 }
 
 impl RedisStorage {
-    /// Takes a lock that is free, together with its fencing tokens. `None`: the other script has to
-    /// look.
+    /// Takes the lock if it is free, together with its fencing tokens, by plain commands in one
+    /// write. `None`: a script has to look.
+    ///
+    /// Other clients' commands may come between them. If the lock runs out and somebody else has it
+    /// before the tokens are taken, they could be out of order; but then the reply comes too late
+    /// for the lease to be used, as that counts from before the first byte was sent. The last
+    /// command sees whether others wait, whom only a holder's death can have left there.
+    ///
+    /// A script would make it one step, for 0.9 us less of the client's time and 2.2 us more of the
+    /// server's, which all clients share.
     async fn take_fenced(
         &self,
         line: &Line<'_>,
         request: &AcquireRequest,
         token: &[u8],
     ) -> Result<Option<AcquireReply>, StorageError> {
-        let seen = self.fencing.get();
-        let arguments = |command: &mut Cmd, _: &Wire| {
-            command
-                .arg(token)
-                .arg(millis(request.ttl))
-                .arg(request.fencing);
+        let take = |wire: &Wire| {
+            wire.knows(Fact::CounterIsRight).then(|| {
+                let name = request.name.as_str();
+                let mut take = Cmd::with_capacity(3, name.len() + 32);
+                take.arg("INCRBY")
+                    .arg(fencing::counter(&request.name))
+                    .arg(request.fencing);
+                let mut look = Cmd::with_capacity(2, name.len() + 16);
+                look.arg("GET").arg(names::queue(&request.name));
+                wire.send([set_if_free(request, token), take, look])
+            })
         };
-        let is_right = |wire: &Wire| wire.knows(Fact::CounterIsRight);
-        let taken = TAKE.run_if(line, &request.name, is_right, arguments);
-        let (last, origin) = match taken.await? {
-            Some((Value::Int(last), origin)) => (last, origin),
-            Some((Value::Nil, _)) | None => return Ok(None),
-            Some(_) => return Err(unexpected()),
+        let seen = self.fencing.get();
+        let Some((replies, origin)) = line.call(take).await? else {
+            return Ok(None);
+        };
+        let Value::Array(replies) = replies? else {
+            return Err(unexpected());
+        };
+        let Ok([set, last, found]) = <[_; 3]>::try_from(replies) else {
+            return Err(unexpected());
+        };
+        match value(set)? {
+            Value::Okay => {}
+            Value::Nil => return Ok(None),
+            _ => return Err(unexpected()),
+        }
+        let (last, is_wanted) = match (value(last), value(found)) {
+            (Ok(Value::Int(last)), Ok(queue)) => (last, queue != Value::Nil),
+            (Ok(_), Ok(_)) => return Err(unexpected()),
+            (Err(error), _) | (_, Err(error)) => {
+                // A lock without its tokens is not what was asked for.
+                Box::pin(self.give_back(line, request, token)).await?;
+                return Err(error.into());
+            }
         };
         let first = last.saturating_sub(i64::from(request.fencing) - 1);
         match fencing::block(first, request.fencing) {
             Some(block) if block.first > seen => {
                 self.fencing.update(block);
                 line.learn(origin, Fact::CounterIsRight);
-                Ok(Some(AcquireReply::granted().with_fencing(Some(block))))
+                let granted = granted(is_wanted);
+                Ok(Some(granted.with_fencing(Some(block))))
             }
-            // The counter went back. The lock is ours all the same: the other script finds it so,
-            // and raises the counter.
             _ => {
+                // The counter went back, or somebody else has the lock already.
                 line.unlearn(Fact::CounterIsRight);
                 Ok(None)
             }
@@ -186,7 +215,7 @@ impl RedisStorage {
             Ok((Value::Array(values), origin)) => (values, origin),
             Ok(_) => return Err(unexpected()),
             Err(error) => {
-                // It may be ours by the other script.
+                // By the commands before, the lock may be ours.
                 if fenced && !request.again && !error.kind().is_transient() {
                     Box::pin(self.give_back(line, request, token)).await?;
                 }

@@ -28,8 +28,8 @@
 //! # Fencing
 //!
 //! Fencing tokens come from one counter, the key `{prefix:}:fence`, which has no expiry; for a
-//! Cluster, see [below](self#cluster). A lock that is free is taken, and its token with it, by one
-//! small script. The counter starts at the server's clock in microseconds, and is raised to it
+//! Cluster, see [below](self#cluster). A lock that is free is taken, and its token with it, by plain
+//! commands in one write: `SET`, `INCRBY`, and a `GET` of the queue. The counter starts at the server's clock in microseconds, and is raised to it
 //! on each new connection, after 2 s without use, and when it is lower than a token seen before. So
 //! tokens keep growing after a restart without persistence, a `FLUSHALL` or a failover, as long as
 //! the clocks of the servers do not differ by more than the time that the failover takes, and all

@@ -33,7 +33,6 @@ macro_rules! script {
     };
 }
 
-script!(TAKE, HasTakeScript, 3, "take.lua");
 script!(ACQUIRE, HasAcquireScript, 3, "queue.lua", "acquire.lua");
 script!(RENEW, HasRenewScript, 1, "renew.lua");
 script!(FREE, HasFreeScript, 1, "free.lua");
@@ -59,37 +58,25 @@ impl Script {
         name: &LockName,
         arguments: impl Fn(&mut Cmd, &Wire) + Sync,
     ) -> Result<(Value, Origin), StorageError> {
-        let ran = self.run_if(line, name, |_| true, arguments).await?;
-        ran.ok_or_else(unexpected)
-    }
-
-    /// The same, if the connection that it would go over is `fit`.
-    pub(super) async fn run_if(
-        &self,
-        line: &Line<'_>,
-        name: &LockName,
-        fit: impl Fn(&Wire) -> bool + Sync,
-        arguments: impl Fn(&mut Cmd, &Wire) + Sync,
-    ) -> Result<Option<(Value, Origin)>, StorageError> {
         let send = |wire: &Wire, verb, script| {
             let mut command = self.command(verb, script, name, wire);
             arguments(&mut command, wire);
             wire.send([command])
         };
         let by_name = |wire: &Wire| {
-            (wire.knows(self.cached) && fit(wire)).then(|| send(wire, "EVALSHA", &self.sha))
+            wire.knows(self.cached)
+                .then(|| send(wire, "EVALSHA", &self.sha))
         };
         match line.call(by_name).await? {
             None | Some((Err(Failure::NoScript), _)) => {}
-            Some((reply, origin)) => return Ok(Some((reply?, origin))),
+            Some((reply, origin)) => return Ok((reply?, origin)),
         }
-        let by_text = |wire: &Wire| fit(wire).then(|| send(wire, "EVAL", self.text));
-        let Some((reply, origin)) = line.call(by_text).await? else {
-            return Ok(None);
-        };
+        let by_text = |wire: &Wire| Some(send(wire, "EVAL", self.text));
+        let called = line.call(by_text).await?;
+        let (reply, origin) = called.ok_or_else(unexpected)?;
         let value = reply?;
         line.learn(origin, self.cached);
-        Ok(Some((value, origin)))
+        Ok((value, origin))
     }
 
     /// Runs it over one connection, and then another command there: what both brought.

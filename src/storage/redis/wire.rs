@@ -68,7 +68,6 @@ pub(super) enum Fact {
     /// it: forgotten if it is not used for a while.
     CounterIsRight = 16,
     HasRaiseScript = 32,
-    HasTakeScript = 64,
 }
 
 impl Wire {
