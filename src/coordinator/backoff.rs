@@ -48,10 +48,15 @@ pub(crate) fn after_split(splits: u32, interval: Duration, random: f64) -> Durat
 
 /// How long after the `failures`-th failure in a row to ask again.
 pub(crate) fn after_failure(failures: u32, interval: Duration, random: f64) -> Duration {
+    after_late(failures, interval).mul_f64(0.5 + random / 2.0)
+}
+
+/// The same after a grant that came too late to be used: not at random, as this is worked out for
+/// every grant.
+pub(crate) fn after_late(failures: u32, interval: Duration) -> Duration {
     FIRST_RETRY
         .saturating_mul(1 << failures.min(16))
         .min(interval)
-        .mul_f64(0.5 + random / 2.0)
 }
 
 #[cfg(test)]

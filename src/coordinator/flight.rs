@@ -6,13 +6,19 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use crate::{
     clock::Timestamp,
-    coordinator::{Coordinator, key_events::Outcome, lease::Claim, table::Cell},
+    coordinator::{
+        Coordinator,
+        key_events::{Attempt, Outcome},
+        lease::Claim,
+        table::Cell,
+    },
     error::{StorageError, StorageErrorKind},
     options::LockOptions,
     storage::{AcquireReply, BoxFuture},
@@ -22,6 +28,8 @@ pub(crate) struct Flight {
     cell: Arc<Cell>,
     claim: Claim,
     options: LockOptions,
+    /// With the token of an attempt before.
+    repeated: bool,
     /// A reply after this moment is not waited for.
     pub(crate) limit: Timestamp,
     reply: BoxFuture<Reply>,
@@ -32,22 +40,31 @@ type Reply = Result<AcquireReply, StorageError>;
 impl Flight {
     pub(crate) fn new(
         cell: Arc<Cell>,
-        claim: Claim,
+        attempt: Attempt,
         options: LockOptions,
         limit: Timestamp,
         reply: BoxFuture<Reply>,
     ) -> Self {
         Self {
             cell,
-            claim,
+            claim: attempt.claim,
             options,
+            repeated: attempt.repeated,
             limit,
             reply,
         }
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reply> {
-        self.reply.as_mut().poll(cx)
+        let reply = ready!(self.reply.as_mut().poll(cx));
+        Poll::Ready(match reply {
+            // It would be asked again at once, and for ever.
+            Ok(AcquireReply::Unknown) if !self.repeated => Err(StorageError::with_source(
+                StorageErrorKind::Rejected,
+                "a reply that only a repeated attempt can get",
+            )),
+            reply => reply,
+        })
     }
 
     /// Tells the key how it ended.
@@ -92,7 +109,7 @@ impl Followed {
             return Err(StorageError::new(StorageErrorKind::Unavailable));
         };
         let limit = self.coordinator.clock.timer(flight.limit);
-        let reply = tokio::time::timeout_at(limit, flight.reply.as_mut()).await;
+        let reply = tokio::time::timeout_at(limit, poll_fn(|cx| flight.poll(cx))).await;
         reply.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)))
     }
 

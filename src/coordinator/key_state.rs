@@ -456,7 +456,14 @@ impl<W> KeyState<W> {
                 return self.hold(lease, now);
             }
             // The next attempt is a new one.
-            Outcome::NotQueued => return self.wake_first(),
+            Outcome::NotQueued => {
+                let mut effects = self.wake_first();
+                // Where it was given the lock, nobody looks at it any more.
+                if pushed.is_some() {
+                    effects.release = self.release(claim).release;
+                }
+                return effects;
+            }
             outcome if self.in_parts => {
                 return self.got_parts(claim, outcome, ask_again, now, until);
             }

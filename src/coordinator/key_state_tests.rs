@@ -585,7 +585,7 @@ fn a_token_whose_place_is_used_up_is_not_used_again() {
     key.push(place.claim, place.stamp);
     assert_eq!(
         key.replied(repeated.claim, Outcome::NotQueued),
-        Told::wake(a)
+        Told::release(place.claim).and_wake(a)
     );
     assert_ne!(key.ask(a).claim.token, place.claim.token);
 }

@@ -279,7 +279,7 @@ impl Coordinator {
         };
         let reply = Arc::clone(&self.storage).acquire(request);
         let limit = now + self.limits.storage_timeout;
-        Flight::new(Arc::clone(cell), attempt.claim, options, limit, reply)
+        Flight::new(Arc::clone(cell), attempt, options, limit, reply)
     }
 
     fn follow(self: &Arc<Self>, flight: Flight) {
@@ -312,7 +312,7 @@ impl Coordinator {
                     backoff::after_failure(slot.state.failures(), interval, random())
                 }
                 // It may have come too late to be of use, and so may the next.
-                Outcome::Granted { .. } => interval,
+                Outcome::Granted { .. } => backoff::after_late(slot.state.failures(), interval),
             };
             ((), slot.state.replied(claim, outcome, now, now + pause))
         });

@@ -14,7 +14,6 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::oneshot,
-    task,
     time::{Sleep, sleep, timeout},
 };
 
@@ -55,7 +54,7 @@ impl Release {
         // Only the call itself is polled: a timer made here would end with this runtime, which need
         // not be the one that follows it.
         coordinator.keeper.ensure_running(coordinator);
-        if coordinator.keeper.is_running() && is_in_runtime() {
+        if coordinator.keeper.is_running() && Handle::try_current().is_ok() {
             let mut cx = Context::from_waker(Waker::noop());
             // A storage with timers of its own panics in a runtime that has none, or that has ended
             // while the keeper goes on in another. This may be a `drop`, where nobody can catch
@@ -145,16 +144,9 @@ impl Drop for Release {
 
 /// `None` outside of a runtime, and in one that has no timers.
 fn timer(after: Duration) -> Option<Sleep> {
-    // Whether it has timers, there is no other way to find out.
-    is_in_runtime()
-        .then(|| catch_unwind(|| sleep(after)).ok())
-        .flatten()
-}
-
-fn is_in_runtime() -> bool {
-    // A handle counts as one more reference to the runtime, which all its threads would have to
-    // agree on; a task knows by itself that it is one.
-    task::try_id().is_some() || Handle::try_current().is_ok()
+    Handle::try_current().ok()?;
+    // There is no other way to find out.
+    catch_unwind(|| sleep(after)).ok()
 }
 
 fn unavailable() -> StorageError {

@@ -205,8 +205,8 @@ pub enum AcquireReply {
         /// When the storage saw the token standing in the lock's queue, if it does.
         queued: Option<Stamp>,
     },
-    /// The token of a [repeated](AcquireRequest::repeated) attempt has neither the lock nor a place
-    /// in its queue. Nothing was done.
+    /// The token has neither the lock nor a place in its queue, and nothing was done. Only to an
+    /// attempt that is [repeated](AcquireRequest::repeated).
     Unknown,
     /// Nobody is known to hold the lock, but it could not be had: several attempts at the same time
     /// got some of its parts each. Only of a storage that [is divided](LockStorage::is_divided).

@@ -59,7 +59,7 @@ async fn a_server_that_refuses_to_write_is_left_also_if_it_says_so_among_other_r
             "SET" | "INCRBY" if first.get() == Some(&connection) => {
                 "-READONLY You can't write against a read only replica.".to_owned()
             }
-            "GET" => "$-1".to_owned(),
+            "MGET" => "*2\r\n$-1\r\n$-1".to_owned(),
             // Taken, with a token.
             "EVAL" | "EVALSHA" if words.len() > 9 => {
                 first.get_or_init(|| connection);

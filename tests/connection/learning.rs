@@ -42,7 +42,7 @@ impl Server {
                 }
                 "SET" if is_about("held") => "$-1".to_owned(),
                 "INCRBY" => ":2000000000000001".to_owned(),
-                "GET" => "$-1".to_owned(),
+                "MGET" => "*2\r\n$-1\r\n$-1".to_owned(),
                 "EVAL" | "EVALSHA" if seen(words).is_none() => ":1".to_owned(),
                 "EVAL" | "EVALSHA" if is_about("held") => "*1\r\n:5000".to_owned(),
                 "EVAL" | "EVALSHA" => {

@@ -50,7 +50,10 @@ use tower_distributed_lock::{
         InvalidKey, InvalidOptions, InvalidSettings, LockError, LossReason, NotObtained,
         StorageError, StorageErrorKind, TooManyWaiters, WaiterScope,
     },
-    storage::MemoryStorage,
+    storage::{
+        AcquireReply, AcquireRequest, LockStorage, MemoryStorage, ReleaseReply, ReleaseRequest,
+        RenewReply, RenewRequest,
+    },
 };
 
 use self::faulty::{Cut, Fault, FaultyStorage, Gate, Op, Valve};

@@ -448,6 +448,49 @@ fn a_guard_dropped_on_a_plain_thread_is_released() {
     }
 }
 
+/// Locks that all is granted of; it notes where its releases are polled.
+#[derive(Clone, Default)]
+struct Anywhere {
+    outside: Arc<AtomicBool>,
+}
+
+impl LockStorage for Anywhere {
+    async fn acquire(&self, _: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        Ok(AcquireReply::granted())
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        vec![Ok(RenewReply::Renewed); requests.len()]
+    }
+
+    async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        let is_outside = runtime::Handle::try_current().is_err();
+        self.outside.fetch_or(is_outside, SeqCst);
+        Ok(ReleaseReply::Released)
+    }
+}
+
+/// A task's output that is dropped with its handle believes that it is still in that task.
+#[test]
+fn a_release_is_polled_in_a_runtime_only() {
+    let runtime = many_threads();
+    let storage = Anywhere::default();
+    let factory = LockFactory::new(storage.clone());
+    let lock = factory.create_lock("key").unwrap();
+    let (done, is_done) = mpsc::channel::<()>();
+    let task = runtime.spawn(async move {
+        let _done = done;
+        lock.lock(patient()).await.unwrap()
+    });
+    assert!(is_done.recv().is_err());
+    while !task.is_finished() {
+        thread::yield_now();
+    }
+    drop(task);
+    assert_eq!(runtime.block_on(factory.drain(ms(10_000))), 0);
+    assert!(!storage.outside.load(SeqCst));
+}
+
 #[test]
 fn a_guard_dropped_on_a_plain_thread_goes_to_the_next_caller() {
     let runtime = Runtime::new().unwrap();

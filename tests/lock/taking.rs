@@ -22,6 +22,32 @@ async fn a_lock_can_be_taken_and_given_back() {
     world.assert_empty("after drop");
 }
 
+/// It says of each token that it has no place.
+struct Forgetful;
+
+impl LockStorage for Forgetful {
+    async fn acquire(&self, _: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        Ok(AcquireReply::Unknown)
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        vec![Ok(RenewReply::NotOurs); requests.len()]
+    }
+
+    async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        Ok(ReleaseReply::NotOurs)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_does_not_know_what_it_was_not_asked_before_is_an_error_at_once() {
+    let factory = LockFactory::new(Forgetful);
+    let lock = factory.create_lock("key").unwrap();
+    for refused in [lock.try_lock(patient()).await, lock.lock(patient()).await] {
+        assert_eq!(storage_error(refused), StorageErrorKind::Rejected);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lock_held_here_is_refused_to_try_lock_without_asking_the_storage() {
     let world = World::new();

@@ -16,8 +16,8 @@ use tower_distributed_lock::{
 use super::{
     factory,
     kit::{
-        LIMIT, Proxy, RedisServer, eventually, it_stands_in_the_queue, ms, no_key_is_left, options,
-        patient, storage_error, token, within,
+        FakeServer, LIMIT, Proxy, RedisServer, eventually, it_stands_in_the_queue, ms,
+        no_key_is_left, options, patient, storage_error, token, within,
     },
     lock,
 };
@@ -398,4 +398,32 @@ async fn a_lock_whose_reply_was_lost_is_given_back_if_there_are_no_more_tokens()
     let error = storage_error(within(LIMIT, "an answer", waiting).await.unwrap());
     assert!(!error.kind().is_transient(), "{error}");
     no_key_is_left(&server).await;
+}
+
+/// Between the plain commands anything may happen. A token that was not taken under the lock is not
+/// given to anybody: the script is asked, and has the last word.
+#[tokio::test]
+async fn a_lock_that_was_gone_when_its_token_was_taken_is_not_granted() {
+    let server = FakeServer::start(|_, words| {
+        Some(match words[0].as_str() {
+            "HELLO" => "-ERR unknown command 'HELLO'",
+            // Somebody else has it, for another 5 s.
+            "EVAL" | "EVALSHA" => "*1\r\n:5000",
+            "INCRBY" => ":2000000000000001",
+            "MGET" if words[1].ends_with("gone") => "*2\r\n$-1\r\n$-1",
+            "MGET" => "*2\r\n$6\r\ntheirs\r\n$-1",
+            _ => "+OK",
+        })
+    })
+    .await;
+    let storage = RedisStorage::connect(server.url()).await.unwrap();
+    let factory = LockFactory::new(storage);
+    // The first does not go by plain commands.
+    for key in ["first", "gone", "first", "taken"] {
+        let refused = factory.create_lock(key).unwrap().try_lock(patient()).await;
+        let Err(LockError::NotObtained(refused)) = refused else {
+            panic!("{key}: {refused:?}");
+        };
+        assert_eq!(refused.holder_ttl, Some(ms(5_000)), "{key}");
+    }
 }

@@ -37,6 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long calls that were put aside are left alone at least, and twice that at most.
 const ASIDE: Duration = Duration::from_millis(20);
 
+/// When the task that sees to them has not come by for this long, another is started.
+const OVERDUE: Duration = Duration::from_secs(1);
+
 /// Between one try of a release and the next: doubling, up to this.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -65,8 +68,8 @@ struct Open {
     calls: HashMap<(OwnerToken, usize), Pending>,
     /// Calls of attempts that were granted without them.
     aside: HashMap<OwnerToken, Aside>,
-    /// A task is on its way that will come by.
-    is_swept: bool,
+    /// When the task that comes by has last done so, or was started. `None`: there is none.
+    swept_at: Option<Instant>,
     /// Tokens whose renewal is on its way, and whether they were released meanwhile.
     renewing: HashMap<OwnerToken, bool>,
 }
@@ -83,6 +86,10 @@ struct Aside {
 type Leftover = Vec<(usize, Call<AcquireReply>)>;
 
 impl Open {
+    fn is_empty(&self) -> bool {
+        self.calls.is_empty() && self.aside.is_empty()
+    }
+
     /// Has a release sent after what is on its way to the node. `false`: nothing is.
     fn owe(&mut self, node: usize, request: &ReleaseRequest) -> bool {
         let pending = self.calls.get_mut(&(request.token, node));
@@ -113,10 +120,11 @@ impl Stragglers {
             tokio::pin!(ended);
             // Before the look, so that none is missed.
             ended.as_mut().enable();
-            if self.open().calls.is_empty() {
+            if self.open().is_empty() {
                 return;
             }
-            ended.await;
+            // Of those that were put aside, nobody tells.
+            let _ = timeout(ASIDE, ended).await;
         }
     }
 
@@ -261,8 +269,10 @@ impl Sweeper {
         }
         if open.aside.is_empty() {
             open.aside.shrink_to(FAR_BEHIND);
-            open.is_swept = false;
+            open.swept_at = None;
             self.is_done = true;
+        } else {
+            open.swept_at = Some(Instant::now());
         }
         drop(open);
         let runtime = Handle::current();
@@ -278,7 +288,7 @@ impl Drop for Sweeper {
     fn drop(&mut self) {
         if !self.is_done {
             // With the runtime that it ran on: the next call that is put aside starts another.
-            self.shared.stragglers.open().is_swept = false;
+            self.shared.stragglers.open().swept_at = None;
         }
     }
 }
@@ -305,7 +315,14 @@ impl Shared {
             is_old: false,
         });
         aside.calls.extend(calls);
-        let is_swept = std::mem::replace(&mut open.is_swept, true);
+        // Its runtime may be one that nobody drives any more.
+        let now = Instant::now();
+        let is_swept = open
+            .swept_at
+            .is_some_and(|at| now.duration_since(at) < OVERDUE);
+        if !is_swept {
+            open.swept_at = Some(now);
+        }
         drop(open);
         if !is_swept {
             let sweeper = Sweeper {

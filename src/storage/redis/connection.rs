@@ -10,7 +10,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
     },
     task::{Context, Poll, ready},
 };
@@ -143,7 +146,16 @@ impl Connection {
         let lost = self.present.swap(Some(Arc::clone(wire)));
         // It may lead to another server.
         if self.connector.is_replaceable() && lost.is_some_and(|lost| !Arc::ptr_eq(&lost, wire)) {
-            self.replacements.fetch_add(1, Relaxed);
+            self.replacements.fetch_add(1, Release);
+        }
+        // Since it was made, it may have been replaced, while nobody knew that we would use it.
+        if self
+            .connector
+            .sentinels()
+            .is_some_and(|it| wire.is_behind(it))
+        {
+            self.replacements.fetch_add(1, Release);
+            wire.leave();
         }
     }
 
@@ -178,7 +190,7 @@ impl Connection {
         };
         let is_replaced = wire.is_replaced_by(master);
         if is_replaced {
-            self.replacements.fetch_add(1, Relaxed);
+            self.replacements.fetch_add(1, Release);
             wire.leave();
         }
         is_replaced
@@ -202,7 +214,7 @@ impl Connection {
     /// Changes when another server has taken the place of the one that commands went to, or may have.
     /// What that one says it has done does not count any more.
     pub(super) fn replacements(&self) -> u64 {
-        self.replacements.load(Relaxed)
+        self.replacements.load(Acquire)
     }
 
     /// A reply from there has shown something.

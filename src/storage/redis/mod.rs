@@ -29,11 +29,13 @@
 //!
 //! Fencing tokens come from one counter, the key `{prefix:}:fence`, which has no expiry; for a
 //! Cluster, see [below](self#cluster). A lock that is free is taken, and its token with it, by plain
-//! commands in one write: `SET`, `INCRBY`, and a `GET` of the queue. The counter starts at the server's clock in microseconds, and is raised to it
+//! commands in one write: `SET`, `INCRBY`, and an `MGET` that shows that the lock was ours when the
+//! token was taken. The counter starts at the server's clock in microseconds, and is raised to it
 //! on each new connection, after 2 s without use, and when it is lower than a token seen before. So
 //! tokens keep growing after a restart without persistence, a `FLUSHALL` or a failover, as long as
 //! the clocks of the servers do not differ by more than the time that the failover takes, and all
-//! locks with the prefix together have had fewer than one million holders a second, on average.
+//! locks with the prefix together take fewer than one million tokens a second, on average. (Who asks
+//! for the first time takes tokens also if the lock is not to be had.)
 //!
 //! # Where the server is
 //!

@@ -107,13 +107,11 @@ impl<'a> Line<'a> {
         send: impl FnOnce(&Wire) -> Option<Reply> + Send + 'b,
     ) -> Call<'b> {
         let connection = self.connection();
-        connection.call(|wire| {
-            let replacements = connection.replacements();
-            self.replacements.store(replacements, Relaxed);
-            match self.asking {
-                true => send(&wire.asking()),
-                false => send(wire),
-            }
+        // Before the connection is chosen, or one that is replaced meanwhile would go unnoticed.
+        self.replacements.store(connection.replacements(), Relaxed);
+        connection.call(|wire| match self.asking {
+            true => send(&wire.asking()),
+            false => send(wire),
         })
     }
 

@@ -19,7 +19,7 @@ use super::{
     batch::{self, Batches},
     error::{Failure, value},
     health::{Health, Unanswered},
-    sentinel::Master,
+    sentinel::{Master, Sentinels},
     slot::Counters,
 };
 
@@ -166,6 +166,12 @@ impl Wire {
     /// Whether Sentinel has put this master in the place of the server it leads to.
     pub(super) fn is_replaced_by(&self, master: &Master) -> bool {
         self.master.as_ref().is_some_and(|old| master.replaces(old))
+    }
+
+    /// Whether they have put another master in the place of the server it leads to.
+    pub(super) fn is_behind(&self, sentinels: &Sentinels) -> bool {
+        let replaced = |master| sentinels.have_replaced(master);
+        self.master.as_ref().is_some_and(replaced)
     }
 
     pub(super) fn is_dead(&self) -> bool {
