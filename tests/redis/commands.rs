@@ -70,7 +70,7 @@ async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected:
 #[tokio::test]
 async fn a_crowd_of_one_process_costs_the_server_next_to_nothing() {
     const TASKS: u64 = 64;
-    const TURNS: u64 = 100;
+    const TURNS: u64 = 300;
     let server = RedisServer::start().await;
     let factory = factory(&server).await;
     // Before it can hear who else wants the lock, it does not keep it for long.
@@ -90,8 +90,8 @@ async fn a_crowd_of_one_process_costs_the_server_next_to_nothing() {
         crowd.join_all().await;
         let calls = ["set", "get", "mget", "incrby", "eval", "evalsha", "del"];
         let calls = join_all(calls.map(|command| server.calls(command))).await;
-        // One command for 20 turns.
-        calls.iter().sum::<u64>() * 20 <= TASKS * TURNS
+        // One command for 100 turns, or fewer.
+        calls.iter().sum::<u64>() * 100 <= TASKS * TURNS
     })
     .await;
 }
