@@ -99,7 +99,7 @@ async fn clients_of_another_kind_and_ours_take_turns_and_leave_each_other_alone(
     }));
     within(4 * LIMIT, "all had their turns", join(ours, theirs)).await;
     // Else they ran one after the other, and the test has shown nothing.
-    let turns = turns.borrow();
+    let turns = turns.into_inner();
     let changes = turns.windows(2).filter(|pair| pair[0] != pair[1]).count();
     assert!(changes > 4, "{turns:?}");
     no_key_is_left(&server).await;
