@@ -15,8 +15,12 @@ use tower_distributed_lock::{
 use super::{
     LONG, builder, factory,
     kit::{LIMIT, RedisServer, eventually, ms, within},
-    no_key_is_left, options, patient, storage_error, texts, the_lock_goes_round,
+    no_key_is_left, options, patient,
+    probe::Log,
+    storage_error, texts, the_lock_goes_round,
 };
+
+const POLL: &str = "waiters poll";
 
 /// The line that the documentation of `storage::redis` shows.
 const DOCUMENTED: &str = include_str!("../../src/storage/redis/acl.txt");
@@ -193,6 +197,29 @@ async fn a_waiter_that_is_not_permitted_something_leaves_no_queue_for_good() {
         let left: i64 = server.run("PTTL {distributed-locks:k}:queue").await;
         assert_ne!(left, -1, "{command}: it has no end");
         let () = server.run("FLUSHALL").await;
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_listen_is_told_once_that_waiters_poll() {
+    let server = RedisServer::start().await;
+    let (log, _logging) = Log::start();
+    let url = user(&server, "locks", &["subscribe"]).await;
+    let factory = factory(builder(&url)).await;
+    drop(factory.create_lock("k").unwrap().lock(patient()).await);
+    for attempt in 1..=3 {
+        eventually("it is refused", LIMIT, async || {
+            let refused = server.info("cmdstat_subscribe").await.unwrap_or_default();
+            refused.contains(&format!("rejected_calls={attempt},"))
+        })
+        .await;
+        eventually("it is told", LIMIT, async || log.lines("WARN", POLL) > 0).await;
+        no_key_is_left(&server).await;
+        assert_eq!(log.lines("WARN", POLL), 1, "attempt {attempt}");
+        // It tries again after 30 s.
+        tokio::time::pause();
+        tokio::time::advance(ms(31_000)).await;
+        tokio::time::resume();
     }
 }
 

@@ -114,6 +114,50 @@ async fn messages_come_again_when_their_connection_was_a_black_hole() {
     drop(within(LIMIT, "the lock", waiting).await.unwrap().unwrap());
 }
 
+/// Its clock and that by which the place was had may be any time apart.
+#[tokio::test]
+async fn who_is_given_the_lock_by_another_server_asks_before_it_enters() {
+    let (server, other) = (RedisServer::start().await, RedisServer::start().await);
+    let proxy = Proxy::to(&server);
+    let first = factory(builder(server.url())).await;
+    let plain = LockFactory::builder(builder(proxy.url()).connect().await.unwrap());
+    let second = plain.fencing(false).build().unwrap();
+    let held = first.create_lock("k").unwrap().lock(patient()).await;
+    let slow = LockOptions::builder().ttl(LONG).interval(LONG).retries(1);
+    let lock = second.create_lock("k").unwrap();
+    let waiting = tokio::spawn(lock.lock(slow.build().unwrap()));
+    it_stands_in_the_queue(&server).await;
+    // Commands go where they went, and messages come from elsewhere.
+    let asked = async |times| {
+        eventually("it asks", LIMIT, async || {
+            // Who gets a place is told the time.
+            server.calls("time").await == times
+        })
+        .await;
+    };
+    let () = server.run("CONFIG RESETSTAT").await;
+    proxy.switch_to(&other);
+    let _: u64 = server.run("CLIENT KILL TYPE pubsub").await;
+    let mut inboxes: Vec<String> = Vec::new();
+    eventually("it listens", LIMIT, async || {
+        inboxes = other.run("PUBSUB CHANNELS *:inbox:*").await;
+        !inboxes.is_empty()
+    })
+    .await;
+    asked(1).await;
+    let queue: String = server.run("GET {distributed-locks:k}:queue").await;
+    let token = queue.split(' ').next().unwrap();
+    let (seconds, micros): (u64, u64) = other.run("TIME").await;
+    let grant = format!("g distributed-locks:k {token} 300000 {seconds} {micros} 0 0 0");
+    let heard: u64 = other.run_words(&["PUBLISH", &inboxes[0], &grant]).await;
+    assert_eq!(heard, 1);
+    asked(2).await;
+    assert!(!waiting.is_finished(), "it enters while another is in");
+    waiting.abort();
+    assert_eq!(held.unwrap().unlock().await.unwrap(), Unlocked::Held);
+    no_key_is_left(&server).await;
+}
+
 #[tokio::test]
 async fn who_is_not_told_any_more_that_a_lock_is_wanted_keeps_none() {
     let server = RedisServer::start().await;

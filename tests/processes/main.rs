@@ -51,12 +51,14 @@ fn main() {
         a_killed_process_blocks_its_key_for_its_ttl_and_not_longer,
         the_first_in_the_queue_gets_the_lock_of_a_killed_process,
         killed_waiters_are_passed_over_at_once,
+        processes_that_were_all_killed_leave_nothing_for_good,
         a_process_that_stood_still_knows_that_it_has_lost_its_lock,
         a_holder_that_stood_still_does_not_disturb_the_queue,
         a_first_in_the_queue_that_stands_still_delays_the_others_by_its_ttl_and_waits_its_turn,
         a_waiter_that_stands_still_delays_those_behind_it_by_its_ttl_and_waits_its_turn,
         processes_are_served_in_the_order_in_which_they_came,
         busy_processes_take_turns_and_get_fair_shares,
+        processes_whose_inboxes_are_cut_again_and_again_go_on_at_once,
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -300,6 +302,20 @@ async fn killed_waiters_are_passed_over_at_once() {
     nothing_is_left_but_the_diary(&server).await;
 }
 
+async fn processes_that_were_all_killed_leave_nothing_for_good() {
+    let server = RedisServer::start().await;
+    let mut holder = Replica::start(&["hold", &server.url(), "1500"]);
+    assert_eq!(holder.says().await, "held");
+    let mut waiter = Waiter::start(&server, "b", (ms(1500), ms(200)));
+    waiter.is_ready().await;
+    stand_in_line(&server, [&mut waiter]).await;
+    waiter.replica.kill();
+    holder.kill();
+    assert_eq!(queue(&server).await.len(), 1, "its place is still there");
+    // Nobody comes who would clear it away.
+    eventually("nothing is left", LIMIT, async || server.keys().await == 0).await;
+}
+
 async fn a_process_that_stood_still_knows_that_it_has_lost_its_lock() {
     let server = RedisServer::start().await;
     let lock = factory(&server.url()).await.create_lock("k").unwrap();
@@ -512,6 +528,43 @@ async fn busy_processes_take_turns_and_get_fair_shares() {
     for (name, _) in crowds {
         let share = stays.iter().filter(|stay| stay.who == name).count();
         assert!(share >= stays.len() / crowds.len() / 2, "{name}: {share}");
+    }
+    nothing_is_left_but_the_diary(&server).await;
+}
+
+/// A grant may be lost with the inbox that it was sent to, and who has none is passed over. Nobody
+/// asks by itself within the time in which each has to come in: it is the new inbox that makes them
+/// ask.
+async fn processes_whose_inboxes_are_cut_again_and_again_go_on_at_once() {
+    const STAYS: usize = 400;
+    let names = ["b", "c", "d"];
+    let server = RedisServer::start().await;
+    let mut replicas = names
+        .map(|name| Replica::start(&["contend", &server.url(), name, "4", &STAYS.to_string()]));
+    for replica in &replicas {
+        assert_eq!(replica.says().await, "ready");
+    }
+    replicas.iter_mut().for_each(Replica::go);
+    let (mut lines, mut cut) = (0_usize, 0_usize);
+    while lines < 2 * STAYS {
+        cut += server.run::<usize>("CLIENT KILL TYPE pubsub").await;
+        let since = format!("LRANGE diary {lines} -1");
+        eventually("each enters", LIMIT, async || {
+            let since: Vec<String> = server.run(&since).await;
+            let enters = |name| since.iter().any(|line| line.starts_with(name));
+            names
+                .map(|name| format!("{name} enters"))
+                .iter()
+                .all(enters)
+        })
+        .await;
+        lines = server.run("LLEN diary").await;
+    }
+    // Else the test has shown nothing.
+    assert!(cut > 3 * names.len(), "{cut}");
+    for replica in &replicas {
+        let done = within(LIMIT, "all have had their turns", replica.says()).await;
+        assert_eq!(done, "done");
     }
     nothing_is_left_but_the_diary(&server).await;
 }

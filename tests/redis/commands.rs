@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tower_distributed_lock::{
     LockFactory, Unlocked, error::StorageErrorKind, storage::RedisStorage,
@@ -64,6 +65,35 @@ async fn a_free_lock_costs(server: &RedisServer, factory: LockFactory, expected:
     for turns in 2..=5 {
         assert_eq!(turn().await, costs(turns));
     }
+}
+
+#[tokio::test]
+async fn a_crowd_of_one_process_costs_the_server_next_to_nothing() {
+    const TASKS: u64 = 64;
+    const TURNS: u64 = 300;
+    let server = RedisServer::start().await;
+    let factory = factory(&server).await;
+    // Before it can hear who else wants the lock, it does not keep it for long.
+    eventually("it is as cheap as it gets", LIMIT, async || {
+        let () = server.run("CONFIG RESETSTAT").await;
+        let mut crowd = JoinSet::new();
+        for _ in 0..TASKS {
+            let lock = factory.create_lock("hot").unwrap();
+            crowd.spawn(async move {
+                for _ in 0..TURNS {
+                    let guard = lock.lock(patient()).await.unwrap();
+                    assert!(guard.fencing_token().is_some());
+                    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+                }
+            });
+        }
+        crowd.join_all().await;
+        let calls = ["set", "get", "mget", "incrby", "eval", "evalsha", "del"];
+        let calls = join_all(calls.map(|command| server.calls(command))).await;
+        // One command for 100 turns, or fewer.
+        calls.iter().sum::<u64>() * 100 <= TASKS * TURNS
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,19 +1,20 @@
 //! One holder at a time: among tasks, between processes, and with clients of other kinds.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
 };
 
+use futures_util::future::{join, join_all};
 use tokio::task::JoinSet;
 use tower_distributed_lock::{Unlocked, error::LockError, storage::conformance};
 
 use super::{
     factory,
-    kit::{LIMIT, LONG, RedisServer, eventually, no_key_is_left, options, patient, within},
+    kit::{LIMIT, LONG, RedisServer, eventually, ms, no_key_is_left, options, patient, within},
     lock, storage,
 };
 
@@ -56,6 +57,52 @@ async fn a_client_of_another_kind_excludes_us_and_is_excluded() {
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
     let taken: Option<String> = server.run(take).await;
     assert_eq!(taken.as_deref(), Some("OK"));
+}
+
+/// The script that the Redis documentation has for a release.
+const FREE_BY_HAND: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then
+    return redis.call('del', KEYS[1]) else return 0 end";
+
+#[tokio::test]
+async fn clients_of_another_kind_and_ours_take_turns_and_leave_each_other_alone() {
+    const TURNS: u64 = 40;
+    let server = RedisServer::start().await;
+    let factories = [factory(&server).await, factory(&server).await];
+    let (inside, turns) = (AtomicBool::new(false), RefCell::new(Vec::new()));
+    let stay = async |who: &'static str| {
+        assert!(!inside.swap(true, SeqCst), "two holders");
+        turns.borrow_mut().push(who);
+        tokio::time::sleep(ms(1)).await;
+        inside.store(false, SeqCst);
+    };
+    let ours = join_all(factories.iter().map(async |factory| {
+        let lock = factory.create_lock("k").unwrap();
+        for turn in 0..TURNS {
+            let guard = lock.lock(options(LONG, 3 * LIMIT)).await.unwrap();
+            stay("ours").await;
+            assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+            tokio::time::sleep(ms(turn % 7)).await;
+        }
+    }));
+    let theirs = join_all((0..2).map(async |client| {
+        for turn in 0..TURNS {
+            let token = format!("d9428888-122b-11e1-b85c-{client:02}{turn:010}");
+            let take = format!("SET distributed-locks:k {token} NX PX 300000");
+            while server.run::<Option<String>>(&take).await.is_none() {
+                tokio::time::sleep(ms(1)).await;
+            }
+            stay("theirs").await;
+            let free = ["EVAL", FREE_BY_HAND, "1", "distributed-locks:k", &token];
+            assert_eq!(server.run_words::<u64>(&free).await, 1, "it was theirs");
+            tokio::time::sleep(ms(turn % 7)).await;
+        }
+    }));
+    within(4 * LIMIT, "all had their turns", join(ours, theirs)).await;
+    // Else they ran one after the other, and the test has shown nothing.
+    let turns = turns.into_inner();
+    let changes = turns.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes > 4, "{turns:?}");
+    no_key_is_left(&server).await;
 }
 
 #[tokio::test]

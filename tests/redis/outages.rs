@@ -11,7 +11,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use tower_distributed_lock::{
-    LockFactory, Unlocked,
+    LockFactory, LockOptions, Unlocked,
     error::{LossReason, StorageErrorKind},
     storage::RedisStorage,
 };
@@ -19,8 +19,8 @@ use tower_distributed_lock::{
 use super::{
     factory,
     kit::{
-        LIMIT, LONG, RedisServer, ServerOptions, eventually, ms, no_key_is_left, options, patient,
-        storage_error, within,
+        LIMIT, LONG, RedisServer, ServerOptions, eventually, it_stands_in_the_queue, ms,
+        no_key_is_left, options, patient, storage_error, within,
     },
 };
 
@@ -71,6 +71,39 @@ async fn a_killed_server_is_an_error_in_the_callers_own_time_and_heals_by_itself
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
     assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
     no_key_is_left(&server).await;
+}
+
+#[tokio::test]
+async fn who_waits_asks_as_soon_as_the_server_is_back() {
+    for durable in [false, true] {
+        let options = ServerOptions {
+            durable,
+            ..ServerOptions::default()
+        };
+        let mut server = RedisServer::start_with(options).await;
+        let (first, second) = (factory(&server).await, factory(&server).await);
+        let guard = first.create_lock("k").unwrap().lock(patient()).await;
+        // By itself it asks only after a long time.
+        let slow = LockOptions::builder().ttl(LONG).interval(LONG).retries(1);
+        let lock = second.create_lock("k").unwrap();
+        let waiting = tokio::spawn(lock.lock(slow.build().unwrap()));
+        it_stands_in_the_queue(&server).await;
+        server.kill();
+        server.restart().await;
+        if durable {
+            // The lock is still there, and so is the place behind it.
+            eventually("they listen", LIMIT, async || {
+                let inboxes = "PUBSUB CHANNELS distributed-locks:inbox:*";
+                server.run::<Vec<String>>(inboxes).await.len() == 2
+            })
+            .await;
+            assert!(!waiting.is_finished());
+            assert_eq!(guard.unwrap().unlock().await.unwrap(), Unlocked::Held);
+        }
+        let next = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
+        assert_eq!(next.unlock().await.unwrap(), Unlocked::Held);
+        no_key_is_left(&server).await;
+    }
 }
 
 /// When somebody relied on a lock: from a moment after it was granted to the last one at which it
