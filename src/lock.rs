@@ -359,6 +359,10 @@ impl LockFuture {
 }
 
 /// The future of [`Lock::lock`] and [`Lock::try_lock`].
+///
+/// # Panics
+///
+/// If it is polled again after it has resolved.
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]

@@ -73,23 +73,18 @@ impl Acquire {
 }
 
 impl Caller {
-    /// Who waits, and the time: one look at the clock serves for all that happens at once.
-    fn waiter(&mut self) -> Result<(&mut Waiter, Timestamp), LockError> {
-        let now = match self {
-            Self::Waiting(waiter) => waiter.coordinator.clock.now(),
-            _ => match std::mem::replace(self, Self::Gone) {
-                Self::Arriving(arrival) => {
-                    let now = arrival.coordinator.clock.now();
-                    *self = Self::Waiting(Waiter::join(arrival, now)?);
-                    now
-                }
-                Self::Waiting(_) | Self::Gone => panic!("polled after it was ready"),
-            },
-        };
-        match self {
-            Self::Waiting(waiter) => Ok((waiter, now)),
-            Self::Arriving(_) | Self::Gone => unreachable!("it has joined"),
+    /// Joins the queue, if it has not yet; then, when that was.
+    fn arrive(&mut self) -> Result<Option<Timestamp>, LockError> {
+        // Looked at first: a waiter is not moved at each poll.
+        if !matches!(self, Self::Arriving(_)) {
+            return Ok(None);
         }
+        let Self::Arriving(arrival) = std::mem::replace(self, Self::Gone) else {
+            return Ok(None);
+        };
+        let now = arrival.coordinator.clock.now();
+        *self = Self::Waiting(Waiter::join(arrival, now)?);
+        Ok(Some(now))
     }
 }
 
@@ -98,8 +93,15 @@ impl Future for Acquire {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let mut joined = this.caller.arrive()?;
         loop {
-            let (waiter, now) = this.caller.waiter()?;
+            let Caller::Waiting(waiter) = this.caller else {
+                panic!("polled after it was ready");
+            };
+            // One look at the clock serves for all that happens at once.
+            let now = joined
+                .take()
+                .unwrap_or_else(|| waiter.coordinator.clock.now());
             let come_again = match waiter.advance(cx, now) {
                 Ok(Progress::Granted(turn)) => {
                     *this.caller = Caller::Gone;
