@@ -25,6 +25,9 @@ pub enum LockError {
     /// The factory is shutting down: [`LockFactory::drain`](crate::LockFactory::drain) was called.
     #[error("no new locks: this process is shutting down")]
     Draining,
+    /// One lock of a [`LockSet`](crate::LockSet) was lost while the others were waited for.
+    #[error(transparent)]
+    Lost(LossReason),
 }
 
 /// Somebody else held the lock for as long as the caller was ready to wait.
@@ -228,6 +231,12 @@ pub enum InvalidKey {
     /// The key is longer than [`LockKey::MAX_LEN`](crate::LockKey::MAX_LEN).
     #[error("a lock key has at most 1024 bytes")]
     TooLong,
+    /// No key was given where several may be.
+    #[error("a set of locks needs at least one key")]
+    None,
+    /// There are more keys than [`LockSet::MAX_LEN`](crate::LockSet::MAX_LEN).
+    #[error("a set of locks has at most 64 keys")]
+    TooMany,
 }
 
 /// A setting of a factory out of its range.

@@ -1,6 +1,6 @@
 //! What may be locked, and how it is written in the storage.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
 use crate::error::{InvalidKey, InvalidSettings};
 
@@ -162,6 +162,44 @@ impl TryFrom<String> for LockKey {
     }
 }
 
+/// Some keys, each once, in their order. At least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LockKeys(Arc<[LockKey]>);
+
+impl LockKeys {
+    pub(crate) const MAX_LEN: usize = 64;
+
+    pub(crate) fn new<K>(keys: impl IntoIterator<Item = K>) -> Result<Self, InvalidKey>
+    where
+        K: TryInto<LockKey>,
+        InvalidKey: From<K::Error>,
+    {
+        let mut unique = BTreeSet::new();
+        for key in keys {
+            unique.insert(key.try_into()?);
+            if unique.len() > Self::MAX_LEN {
+                return Err(InvalidKey::TooMany);
+            }
+        }
+        if unique.is_empty() {
+            return Err(InvalidKey::None);
+        }
+        Ok(Self(unique.into_iter().collect()))
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, LockKey> {
+        self.0.iter()
+    }
+
+    /// The key, if it is one alone.
+    pub(crate) fn single(&self) -> Option<&LockKey> {
+        match &*self.0 {
+            [key] => Some(key),
+            _ => None,
+        }
+    }
+}
+
 /// The first part of a lock's name in the storage, before the `:`.
 ///
 /// 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`. Services that must not see each other's
@@ -316,6 +354,21 @@ mod tests {
         );
         let parts = std::iter::repeat_n("part", LockKey::MAX_LEN);
         assert_eq!(LockKey::from_parts(parts), Err(InvalidKey::TooLong));
+    }
+
+    #[test]
+    fn several_keys_are_sorted_and_each_is_there_once() {
+        let keys = |keys: &[&str]| {
+            let keys = LockKeys::new(keys.iter().copied())?;
+            Ok(keys.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(keys(&["b", "a", "b"]), Ok(vec!["a".into(), "b".into()]));
+        assert_eq!(keys(&[]), Err(InvalidKey::None));
+        assert_eq!(keys(&["a", ""]), Err(InvalidKey::Empty));
+
+        let many = |count: usize| LockKeys::new((0..count).map(|number| number.to_string()));
+        assert!(many(LockKeys::MAX_LEN).is_ok());
+        assert_eq!(many(LockKeys::MAX_LEN + 1), Err(InvalidKey::TooMany));
     }
 
     #[test]

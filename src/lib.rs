@@ -13,7 +13,10 @@ pub mod storage;
 pub use crate::{
     clock::Clock,
     key::LockKey,
-    lock::{Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard, Unlocked},
+    lock::{
+        Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard, LockSet, LockSetFuture,
+        LockSetGuard, Unlocked,
+    },
     middleware::{DistributedLockLayer, HeldLock},
     options::{LockOptions, LockOptionsBuilder},
     storage::Redlock,

@@ -31,6 +31,7 @@ pub struct LockOptions {
     ttl: Duration,
     retries: u32,
     interval: Duration,
+    max_wait: Duration,
     max_hold: Duration,
 }
 
@@ -69,14 +70,25 @@ impl LockOptions {
         self.max_hold
     }
 
-    /// How long a caller waits for the lock at most: `retries` × `interval`.
+    /// How long a caller waits for the lock at most: `retries` × `interval`, or what is
+    /// [less](Self::within).
     pub fn max_wait(&self) -> Duration {
-        self.interval * self.retries
+        self.max_wait
+    }
+
+    /// These options, for a caller who has no more than `limit` left to wait. With 0 the lock is
+    /// had at once or not at all.
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self {
+            max_wait: self.max_wait.min(limit),
+            ..self
+        }
     }
 
     /// These options, with no wait: the lock is had at once or not at all.
     pub(crate) fn without_wait(self) -> Self {
-        Self { retries: 0, ..self }
+        self.within(Duration::ZERO)
     }
 }
 
@@ -86,6 +98,7 @@ impl Default for LockOptions {
             ttl: Duration::from_secs(10),
             retries: 3,
             interval: Duration::from_secs(1),
+            max_wait: Duration::from_secs(3),
             max_hold: Duration::from_secs(5 * 60),
         }
     }
@@ -151,14 +164,17 @@ impl LockOptionsBuilder {
         if !range(Duration::from_millis(1)).contains(&options.interval) {
             return Err(InvalidOptions::Interval);
         }
-        match options.interval.checked_mul(options.retries) {
-            Some(wait) if wait <= LockOptions::MAX_DURATION => {}
+        let max_wait = match options.interval.checked_mul(options.retries) {
+            Some(wait) if wait <= LockOptions::MAX_DURATION => wait,
             _ => return Err(InvalidOptions::Wait),
-        }
+        };
         if !range(LockOptions::MIN_TTL).contains(&options.max_hold) {
             return Err(InvalidOptions::MaxHold);
         }
-        Ok(options)
+        Ok(LockOptions {
+            max_wait,
+            ..options
+        })
     }
 }
 

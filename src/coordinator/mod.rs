@@ -24,7 +24,7 @@ pub(crate) mod key_events;
 mod key_state;
 pub(crate) mod lease;
 mod queue;
-mod release;
+pub(crate) mod release;
 mod renewal;
 pub(crate) mod signal;
 mod table;
@@ -130,6 +130,10 @@ impl Coordinator {
     /// Keys that anybody of this process waits for, holds, or is giving back.
     pub(crate) fn keys(&self) -> usize {
         self.table.len()
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// Callers that wait for a lock.

@@ -11,10 +11,10 @@ use pin_project::pin_project;
 use tower_service::Service;
 
 use crate::{
-    coordinator::signal::Holding,
     error::{BoxError, LockError, LossReason, StorageError},
-    lock::{LockFuture, LockGuard, Unlocked},
+    lock::Unlocked,
     middleware::{
+        guards::{Acquire, Guards},
         held_lock::{HeldLock, OnAcquired},
         on_reject::{OnReject, Rejection},
         request_key::RequestKey,
@@ -52,7 +52,7 @@ where
     /// The request waits for its lock.
     Waiting {
         #[pin]
-        lock: LockFuture,
+        lock: Acquire,
         waiting: Option<Waiting<S, Req, C>>,
     },
     /// The handler runs. Fields are dropped in this order: the work ends before the lock is given
@@ -81,7 +81,7 @@ struct Waiting<S, Req, C> {
 
 /// The lock of a request that is being served.
 struct Held<C> {
-    guard: LockGuard,
+    guards: Guards,
     context: C,
 }
 
@@ -97,16 +97,16 @@ where
         key: Result<RequestKey, BoxError>,
         settings: Arc<Settings<K, R, A>>,
     ) -> Self {
-        let state = match key {
-            Ok(RequestKey::None) => {
+        let state = match key.map(|key| settings.policy.lock(&key)) {
+            Ok(None) => {
                 settings.on_acquired.on_skipped(&mut request);
                 State::Running {
                     response: service.call(request),
                     held: None,
                 }
             }
-            Ok(RequestKey::One(key)) => State::Waiting {
-                lock: settings.policy.lock(&key),
+            Ok(Some(lock)) => State::Waiting {
+                lock,
                 waiting: Some(Waiting {
                     context: settings.on_reject.context(&request),
                     service,
@@ -151,7 +151,7 @@ where
                     held: slot @ Some(_),
                 } => {
                     let Some(held) = slot else { continue };
-                    held.guard.turn().watch(cx.waker());
+                    held.guards.watch(cx.waker());
                     // Before the poll: the handler does nothing at or past the deadline. And after
                     // it, because one poll may have taken longer than the lock lasted.
                     let mut answer = None;
@@ -164,7 +164,7 @@ where
                     this.state.set(State::Done);
                     match (lost, answer) {
                         (None, Some(answer)) if settings.policy.await_release => State::Releasing {
-                            unlocking: Box::pin(held.guard.unlock()),
+                            unlocking: Box::pin(held.guards.unlock()),
                             answer: Some((answer, held.context)),
                         },
                         (None, Some(answer)) => return Poll::Ready(answer),
@@ -205,7 +205,7 @@ where
     /// The wait is over.
     fn serve<K, R, A>(
         self,
-        result: Result<LockGuard, LockError>,
+        result: Result<Guards, LockError>,
         settings: &Settings<K, R, A>,
     ) -> State<S, Req, C>
     where
@@ -217,13 +217,13 @@ where
             context,
         } = self;
         match result {
-            Ok(guard) => {
+            Ok(guards) => {
                 settings
                     .on_acquired
-                    .on_acquired(&mut request, HeldLock::new(&guard));
+                    .on_acquired(&mut request, HeldLock::new(&guards));
                 State::Running {
                     response: service.call(request),
-                    held: Some(Held { guard, context }),
+                    held: Some(Held { guards, context }),
                 }
             }
             Err(LockError::Storage(error))
@@ -244,9 +244,9 @@ where
 impl<C> Held<C> {
     /// Why the request must not go on, if so.
     fn lost<K, R, A>(&self, settings: &Settings<K, R, A>) -> Option<LossReason> {
-        match (settings.policy.on_loss, self.guard.turn().look()) {
-            (OnLoss::Cancel, Holding::Lost(reason)) => Some(reason),
-            _ => None,
+        match settings.policy.on_loss {
+            OnLoss::Cancel => self.guards.loss(),
+            OnLoss::Signal => None,
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use futures_util::future::select_all;
 use http::HeaderName;
 
 use crate::{
     coordinator::{signal::Holding, turn::Turn},
     error::LossReason,
     lock::LockGuard,
+    middleware::guards::Guards,
 };
 
 /// The lock under which a request runs.
@@ -27,58 +29,105 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct HeldLock {
-    turn: Arc<Turn>,
+    turns: Turns,
+}
+
+#[derive(Clone)]
+enum Turns {
+    One(Arc<Turn>),
+    Several(Arc<[Arc<Turn>]>),
 }
 
 impl HeldLock {
-    pub(crate) fn new(guard: &LockGuard) -> Self {
-        Self {
-            turn: Arc::clone(guard.turn()),
+    pub(super) fn new(guards: &Guards) -> Self {
+        let turn = |guard: &LockGuard| Arc::clone(guard.turn());
+        let turns = match guards.as_slice() {
+            [guard] => Turns::One(turn(guard)),
+            several => Turns::Several(several.iter().map(turn).collect()),
+        };
+        Self { turns }
+    }
+
+    fn turns(&self) -> &[Arc<Turn>] {
+        match &self.turns {
+            Turns::One(turn) => std::slice::from_ref(turn),
+            Turns::Several(turns) => turns,
         }
     }
 
-    /// The key, encoded.
+    /// The key, encoded. Of several, the first: see [`HeldLock::each`].
     pub fn key(&self) -> &str {
-        self.turn.key()
+        self.turns().first().map_or("", |turn| turn.key())
     }
 
-    /// Whether the lock can be relied on at this moment.
+    /// The locks of a request that has [several](super::RequestKey::all), in the order of their
+    /// keys; of one that has one lock, that.
+    ///
+    /// ```
+    /// use tower_distributed_lock::HeldLock;
+    ///
+    /// fn tokens(lock: &HeldLock) -> Vec<(String, Option<u64>)> {
+    ///     let each = lock.each();
+    ///     each.map(|lock| (lock.key().to_owned(), lock.fencing_token())).collect()
+    /// }
+    /// ```
+    pub fn each(&self) -> impl Iterator<Item = HeldLock> {
+        self.turns().iter().map(|turn| Self {
+            turns: Turns::One(Arc::clone(turn)),
+        })
+    }
+
+    /// Whether the lock can be relied on at this moment. Of several: all of them.
     pub fn is_held(&self) -> bool {
-        self.turn.look() == Holding::Held
+        self.turns().iter().all(|turn| turn.look() == Holding::Held)
     }
 
     /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost
-    /// or released.
+    /// or released. Of several: the shortest.
     pub fn remaining(&self) -> Duration {
-        self.turn.remaining()
+        let remaining = self.turns().iter().map(|turn| turn.remaining());
+        remaining.min().unwrap_or_default()
     }
 
-    /// Resolves when the lock is lost; never, if it is released first.
+    /// Resolves when the lock is lost; never, if it is released first. Of several: when one is lost.
     ///
     /// # Cancel safety
     ///
     /// Can be dropped and called again; a loss is not forgotten.
     pub async fn lost(&self) -> LossReason {
-        self.turn.lost().await
+        match &self.turns {
+            Turns::One(turn) => turn.lost().await,
+            Turns::Several(turns) => {
+                let lost = turns.iter().map(|turn| Box::pin(turn.lost()));
+                select_all(lost).await.0
+            }
+        }
     }
 
-    /// The fencing token, to be passed on with each write: see [`LockGuard::fencing_token`].
+    /// The fencing token, to be passed on with each write: see [`LockGuard::fencing_token`]. `None`
+    /// if there are several locks, as each of them has [its own](Self::each).
     pub fn fencing_token(&self) -> Option<u64> {
-        self.turn.fencing_token()
+        match &self.turns {
+            Turns::One(turn) => turn.fencing_token(),
+            Turns::Several(_) => None,
+        }
     }
 
-    /// Releases the lock before the response is ready. Say so when the part that needs it is done:
-    /// the rest of the handler runs without the lock, and losing it no longer matters.
+    /// Releases the lock, or all of them, before the response is ready. Say so when the part that
+    /// needs it is done: the rest of the handler runs without the lock, and losing it no longer
+    /// matters.
     ///
     /// Does nothing if it was released before.
     pub fn release(&self) {
-        drop(self.turn.give_back());
+        for turn in self.turns() {
+            drop(turn.give_back());
+        }
     }
 }
 
 impl fmt::Debug for HeldLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HeldLock").field(&self.turn).finish()
+        f.debug_tuple("HeldLock").field(&self.turns()).finish()
     }
 }
 
@@ -119,6 +168,9 @@ impl<B> OnAcquired<http::Request<B>> for DefaultOnAcquired {
 /// for inner services that pass their headers on. Made by
 /// [`DistributedLockLayer::fencing_header`](super::DistributedLockLayer::fencing_header).
 ///
+/// A request with [several](super::RequestKey::all) locks has the header once for each, in the order
+/// of their keys.
+///
 /// Whatever a client sends under that name is removed, also from requests without a lock: the inner
 /// service sees a token of the lock or none.
 #[derive(Clone, Debug)]
@@ -134,11 +186,10 @@ impl FencingHeader {
 
 impl<B> OnAcquired<http::Request<B>> for FencingHeader {
     fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
-        request.headers_mut().remove(&self.name);
-        if let Some(token) = lock.fencing_token() {
-            request
-                .headers_mut()
-                .insert(self.name.clone(), token.into());
+        let headers = request.headers_mut();
+        headers.remove(&self.name);
+        for token in lock.each().filter_map(|lock| lock.fencing_token()) {
+            headers.append(self.name.clone(), token.into());
         }
         DefaultOnAcquired.on_acquired(request, lock);
     }

@@ -60,6 +60,7 @@
 //! | `InvalidKey`: the key function failed | 400 Bad Request | `INVALID_ARGUMENT` |
 
 pub mod future;
+mod guards;
 mod held_lock;
 mod layer;
 mod on_reject;

@@ -19,7 +19,8 @@ pub enum Rejection {
     /// This process shuts down. The request was not served.
     Draining,
     /// The lock was lost while the request was being served. Its work was cut off, or ended too
-    /// late: what it has done so far is done.
+    /// late: what it has done so far is done. (Or one of several locks was lost while the request
+    /// still waited for the others; then it was not served.)
     Lost(LossReason),
     /// The key function failed. The request was not served.
     InvalidKey(BoxError),
@@ -95,6 +96,7 @@ impl From<LockError> for Rejection {
             LockError::TooManyWaiters(error) => Self::TooManyWaiters(error),
             LockError::Storage(error) => Self::Storage(error),
             LockError::Draining => Self::Draining,
+            LockError::Lost(reason) => Self::Lost(reason),
         }
     }
 }

@@ -1,28 +1,81 @@
 //! What a key function may return.
 
-use crate::{error::BoxError, key::LockKey};
+use crate::{
+    error::{BoxError, InvalidKey},
+    key::{LockKey, LockKeys},
+    options::LockOptions,
+};
 
-/// What a request has to lock.
+/// What a request has to lock, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RequestKey {
-    /// Nothing: the request runs without a lock.
-    None,
-    /// One key.
-    One(LockKey),
+pub struct RequestKey {
+    pub(super) keys: Keys,
+    pub(super) options: Option<LockOptions>,
 }
 
-/// What a key function may return: a [`LockKey`], owned text, an `Option` or a `Result` of these,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Keys {
+    None,
+    One(LockKey),
+    Several(LockKeys),
+}
+
+impl RequestKey {
+    /// Nothing: the request runs without a lock.
+    pub fn none() -> Self {
+        Self::of(Keys::None)
+    }
+
+    /// One key.
+    pub fn one(key: LockKey) -> Self {
+        Self::of(Keys::One(key))
+    }
+
+    /// Several keys, all or none: see [`LockSet`](crate::LockSet). Their order does not matter, and
+    /// a key that is named twice is one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if there is no key, or if there are more than
+    /// [`LockSet::MAX_LEN`](crate::LockSet::MAX_LEN).
+    pub fn all(keys: impl IntoIterator<Item = LockKey>) -> Result<Self, InvalidKey> {
+        let keys = LockKeys::new(keys)?;
+        Ok(match keys.single() {
+            Some(key) => Self::one(key.clone()),
+            None => Self::of(Keys::Several(keys)),
+        })
+    }
+
+    /// The options of this request, in place of [those of the layer](super::DistributedLockLayer::options).
+    #[must_use]
+    pub fn with_options(mut self, options: LockOptions) -> Self {
+        self.options = Some(options);
+        self
+    }
+
+    fn of(keys: Keys) -> Self {
+        Self {
+            keys,
+            options: None,
+        }
+    }
+}
+
+/// What a key function may return: a [`LockKey`], owned text, several keys (an array or a `Vec` of
+/// [`LockKey`]s), a pair of one of these and [`LockOptions`], an `Option` or a `Result` of all that,
 /// or both.
 ///
-/// `None` means that the request runs without a lock; an error rejects it.
+/// `None` means that the request runs without a lock; an error rejects it, and so does an empty
+/// list.
 ///
 /// Name the resource, not the URL: a handler that takes `Path<u64>` treats `/orders/42` and
 /// `/orders/042` as one, so the key function has to parse the id as well.
 ///
 /// ```
+/// use std::time::Duration;
+///
 /// use http::Request;
-/// use tower_distributed_lock::{LockKey, error::InvalidKey};
+/// use tower_distributed_lock::{LockKey, LockOptions, error::InvalidKey};
 ///
 /// // Locks nothing for GET requests, and the whole service for all others.
 /// fn writes<B>(request: &Request<B>) -> Option<Result<LockKey, InvalidKey>> {
@@ -33,6 +86,13 @@ pub enum RequestKey {
 /// fn account<B>(request: &Request<B>) -> Result<LockKey, Box<dyn std::error::Error + Send + Sync>> {
 ///     let account = request.headers().get("x-account").ok_or("no x-account header")?;
 ///     Ok(LockKey::from_parts(["account".as_bytes(), account.as_bytes()])?)
+/// }
+///
+/// // Two resources, all or none, and no wait.
+/// fn transfer(from: u64, to: u64) -> Result<([LockKey; 2], LockOptions), InvalidKey> {
+///     let account = |id: u64| LockKey::from_parts(["account", &id.to_string()]);
+///     let at_once = LockOptions::default().within(Duration::ZERO);
+///     Ok(([account(from)?, account(to)?], at_once))
 /// }
 /// ```
 pub trait IntoRequestKey {
@@ -52,7 +112,7 @@ impl IntoRequestKey for RequestKey {
 
 impl IntoRequestKey for LockKey {
     fn into_request_key(self) -> Result<RequestKey, BoxError> {
-        Ok(RequestKey::One(self))
+        Ok(RequestKey::one(self))
     }
 }
 
@@ -65,13 +125,32 @@ impl IntoRequestKey for String {
 impl IntoRequestKey for &str {
     fn into_request_key(self) -> Result<RequestKey, BoxError> {
         let key = LockKey::new(self)?;
-        Ok(RequestKey::One(key))
+        Ok(RequestKey::one(key))
+    }
+}
+
+impl IntoRequestKey for Vec<LockKey> {
+    fn into_request_key(self) -> Result<RequestKey, BoxError> {
+        Ok(RequestKey::all(self)?)
+    }
+}
+
+impl<const N: usize> IntoRequestKey for [LockKey; N] {
+    fn into_request_key(self) -> Result<RequestKey, BoxError> {
+        Ok(RequestKey::all(self)?)
+    }
+}
+
+impl<T: IntoRequestKey> IntoRequestKey for (T, LockOptions) {
+    fn into_request_key(self) -> Result<RequestKey, BoxError> {
+        let (key, options) = self;
+        Ok(key.into_request_key()?.with_options(options))
     }
 }
 
 impl<T: IntoRequestKey> IntoRequestKey for Option<T> {
     fn into_request_key(self) -> Result<RequestKey, BoxError> {
-        self.map_or(Ok(RequestKey::None), T::into_request_key)
+        self.map_or(Ok(RequestKey::none()), T::into_request_key)
     }
 }
 

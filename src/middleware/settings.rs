@@ -3,8 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    key::LockKey,
-    lock::{LockFactory, LockFuture},
+    lock::LockFactory,
+    middleware::{
+        guards::Acquire,
+        request_key::{Keys, RequestKey},
+    },
     options::LockOptions,
 };
 
@@ -56,13 +59,18 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// Starts to wait for a key's lock.
-    pub(super) fn lock(&self, key: &LockKey) -> LockFuture {
-        let lock = self.factory.lock_of(key).lock(self.options);
-        match self.on_storage_failure {
-            OnStorageFailure::FailClosed => lock,
-            OnStorageFailure::FailOpen => lock.impatient(),
-        }
+    /// Starts to wait for a request's locks, if it wants any.
+    pub(super) fn lock(&self, key: &RequestKey) -> Option<Acquire> {
+        let options = key.options.unwrap_or(self.options);
+        let acquire = match &key.keys {
+            Keys::None => return None,
+            Keys::One(key) => Acquire::One(self.factory.lock_of(key).lock(options)),
+            Keys::Several(keys) => Acquire::Several(self.factory.lock_set_of(keys).lock(options)),
+        };
+        Some(match self.on_storage_failure {
+            OnStorageFailure::FailClosed => acquire,
+            OnStorageFailure::FailOpen => acquire.impatient(),
+        })
     }
 }
 

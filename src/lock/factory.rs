@@ -1,27 +1,15 @@
-//! Locks as a program sees them: [`LockFactory`] makes [`Lock`]s, a [`Lock`] gives a [`LockGuard`].
+//! [`LockFactory`]: one storage, and this process's side of its locks.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
-
-use pin_project::pin_project;
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     clock::Clock,
-    coordinator::{
-        Acquire, Coordinator, Limits,
-        key_events::{Ended, HandoffLimit},
-        signal::Holding,
-        turn::Turn,
-    },
-    error::{InvalidKey, InvalidSettings, LockError, LossReason, StorageError},
-    key::{KeyPrefix, LockKey, LockName},
+    coordinator::{Coordinator, Limits, key_events::HandoffLimit},
+    error::{InvalidKey, InvalidSettings},
+    key::{KeyPrefix, LockKey, LockKeys},
+    lock::{Lock, LockSet},
     options::LockOptions,
-    storage::{self, LockStorage, ReleaseReply},
+    storage::{self, LockStorage},
 };
 
 /// Makes locks over one storage.
@@ -97,11 +85,36 @@ impl LockFactory {
         Ok(self.lock_of(&key))
     }
 
+    /// A handle on the locks of several keys, which are had all or none. Nothing is asked of the
+    /// storage yet.
+    ///
+    /// The order of the keys does not matter, and a key that is named twice is one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if a text is empty or too long, if there is no key, or if there are more than
+    /// [`LockSet::MAX_LEN`].
+    pub fn create_lock_set<K>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<LockSet, InvalidKey>
+    where
+        K: TryInto<LockKey>,
+        InvalidKey: From<K::Error>,
+    {
+        let keys = LockKeys::new(keys)?;
+        Ok(self.lock_set_of(&keys))
+    }
+
     pub(crate) fn lock_of(&self, key: &LockKey) -> Lock {
         Lock {
             coordinator: Arc::clone(&self.coordinator),
             name: self.prefix.name(key),
         }
+    }
+
+    pub(crate) fn lock_set_of(&self, keys: &LockKeys) -> LockSet {
+        LockSet::new(keys.iter().map(|key| self.lock_of(key)).collect())
     }
 
     /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
@@ -291,198 +304,5 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
             ),
             prefix,
         }
-    }
-}
-
-/// A handle on one lock. Clones are handles on the same lock.
-#[derive(Clone)]
-pub struct Lock {
-    coordinator: Arc<Coordinator>,
-    name: LockName,
-}
-
-impl Lock {
-    /// Waits for the lock, first come first served among the callers of this factory, for at most
-    /// `retries` × `interval`.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError`]. A storage that is away is asked again until the wait is over; one that
-    /// refuses (a wrong password, say) ends it at once.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future gives up the place in the queue. A lock that was being obtained goes to
-    /// the next waiter or is released, in the background.
-    ///
-    /// Keep polling it, or drop it: the first in the queue that is neither polled nor dropped keeps
-    /// those behind it waiting.
-    pub fn lock(&self, options: LockOptions) -> LockFuture {
-        LockFuture {
-            acquire: Acquire::new(Arc::clone(&self.coordinator), self.name.clone(), options),
-        }
-    }
-
-    /// Takes the lock if it is free. Does not wait for it: `retries` is taken to be 0. The storage
-    /// has [`storage_timeout`](LockFactoryBuilder::storage_timeout) to answer.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::NotObtained`] if somebody has it, otherwise as [`Lock::lock`].
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`Lock::lock`].
-    pub fn try_lock(&self, options: LockOptions) -> LockFuture {
-        self.lock(options.without_wait())
-    }
-
-    /// The key, encoded.
-    pub fn key(&self) -> &str {
-        self.name.key()
-    }
-}
-
-impl fmt::Debug for Lock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Lock").field(&self.name).finish()
-    }
-}
-
-impl LockFuture {
-    /// Gives up at the first failure of the storage.
-    pub(crate) fn impatient(self) -> Self {
-        Self {
-            acquire: self.acquire.impatient(),
-        }
-    }
-}
-
-/// The future of [`Lock::lock`] and [`Lock::try_lock`].
-///
-/// # Panics
-///
-/// If it is polled again after it has resolved.
-#[pin_project]
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub struct LockFuture {
-    #[pin]
-    acquire: Acquire,
-}
-
-impl Future for LockFuture {
-    type Output = Result<LockGuard, LockError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let turn = self.project().acquire.poll(cx);
-        turn.map(|result| result.map(|turn| LockGuard { turn }))
-    }
-}
-
-/// A lock that is held. Dropping it gives the lock back, in the background.
-///
-/// The lock is renewed while the guard lives, up to
-/// [`max_hold`](crate::LockOptionsBuilder::max_hold). It can be lost all the same: the storage may
-/// be away for longer than the ttl, or forget it. Work that takes long should look at
-/// [`LockGuard::is_held`] before each step that matters, or stop when [`LockGuard::lost`] resolves.
-#[must_use = "a guard that is dropped at once gives the lock back at once"]
-pub struct LockGuard {
-    turn: Arc<Turn>,
-}
-
-/// What [`LockGuard::unlock`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "work done under a lock that was lost may have been done twice"]
-pub enum Unlocked {
-    /// The lock was ours to the end.
-    Held,
-    /// The lock was lost before, and may have had another holder since. Nothing of theirs was
-    /// touched.
-    Lost,
-}
-
-impl LockGuard {
-    /// Gives the lock back and says whether it was still ours.
-    ///
-    /// If another caller of this factory waits, it mostly has the lock at once and the storage is
-    /// not asked; nor is it if the lock [lingers](LockFactoryBuilder::linger).
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError`] if the storage could not be asked. The release is tried again in the
-    /// background until the ttl has passed.
-    ///
-    /// # Cancel safety
-    ///
-    /// The release is sent at the first poll. Dropping the future before or after that gives the
-    /// lock back all the same.
-    ///
-    /// Keep polling it, or drop it: meanwhile a release that found no answer is not sent again.
-    pub async fn unlock(self) -> Result<Unlocked, StorageError> {
-        match self.turn.give_back() {
-            None | Some((Ended::Kept, _)) => Ok(Unlocked::Held),
-            Some((Ended::Released, Some(release))) => match release.answer().await? {
-                ReleaseReply::Released | ReleaseReply::Requeued { .. } => Ok(Unlocked::Held),
-                ReleaseReply::NotOurs => Ok(Unlocked::Lost),
-            },
-            Some(_) => Ok(Unlocked::Lost),
-        }
-    }
-
-    /// Whether the lock can be relied on at this moment.
-    pub fn is_held(&self) -> bool {
-        self.turn.look() == Holding::Held
-    }
-
-    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost.
-    pub fn remaining(&self) -> Duration {
-        self.turn.remaining()
-    }
-
-    /// Resolves when the lock is lost.
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped and called again; a loss is not forgotten.
-    pub async fn lost(&self) -> LossReason {
-        self.turn.lost().await
-    }
-
-    /// The key, encoded.
-    pub fn key(&self) -> &str {
-        self.turn.key()
-    }
-
-    /// The fencing token: a number below 2^53, greater than that of every holder of this key
-    /// before. `None` if the factory was built [without](LockFactoryBuilder::fencing), or the
-    /// storage has none to give. What it rests on is said at the storage (`storage::redis`).
-    ///
-    /// A resource that remembers the highest token it has seen, and refuses writes with a lower
-    /// one, is safe even from a holder that stood still for longer than its lock lasted and does
-    /// not know it yet: `UPDATE .. SET fence = ?1, .. WHERE id = ?2 AND fence < ?1` (`<=` where one
-    /// holder writes more than once). Kleppmann, "How to do distributed locking", describes it, and
-    /// `examples/fenced_sqlite` does it.
-    ///
-    /// A holder that writes what it made of what it read has to leave its token when it reads, too:
-    /// or a late write between its read and its write is taken, and then overwritten.
-    pub fn fencing_token(&self) -> Option<u64> {
-        self.turn.fencing_token()
-    }
-
-    pub(crate) fn turn(&self) -> &Arc<Turn> {
-        &self.turn
-    }
-}
-
-impl Drop for LockGuard {
-    fn drop(&mut self) {
-        drop(self.turn.give_back());
-    }
-}
-
-impl fmt::Debug for LockGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LockGuard").field(&self.turn).finish()
     }
 }

@@ -1,0 +1,241 @@
+//! Several locks at once: all or none.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::future::select_all;
+use pin_project::pin_project;
+
+use crate::{
+    clock::Timestamp,
+    error::{LockError, LossReason, StorageError},
+    key::LockKeys,
+    lock::{Lock, LockFuture, LockGuard, Unlocked},
+    options::LockOptions,
+};
+
+/// A handle on several locks, for work that changes several resources at once: the two accounts of
+/// a transfer. Made by [`LockFactory::create_lock_set`](crate::LockFactory::create_lock_set).
+/// Clones are handles on the same locks.
+///
+/// The locks are taken one after the other in the order of their keys, the same in every process,
+/// so two callers that want some of the same locks cannot wait for each other in a circle. That
+/// holds for callers that take all they want in one set: whoever holds a lock and then waits for
+/// another can still meet somebody who does it the other way round, until one of them gives up.
+///
+/// ```
+/// use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let factory = LockFactory::new(MemoryStorage::new());
+/// let accounts = factory.create_lock_set(["accounts/7", "accounts/3"])?;
+///
+/// let guard = accounts.lock(LockOptions::default()).await?;
+/// assert!(guard.is_held());
+/// assert_eq!(guard.unlock().await?, Unlocked::Held);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct LockSet {
+    /// In the order of their keys.
+    locks: Arc<[Lock]>,
+}
+
+impl LockSet {
+    /// The most locks in a set. Each costs a round trip of its own, so a set is for a handful.
+    pub const MAX_LEN: usize = LockKeys::MAX_LEN;
+
+    pub(super) fn new(locks: Arc<[Lock]>) -> Self {
+        Self { locks }
+    }
+
+    /// Waits for all the locks, for at most `retries` × `interval` in all. Those that it has are
+    /// held and renewed while it waits for the others; if one cannot be had, they are given back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::lock`], for the first lock that could not be had; or [`LockError::Lost`] if one
+    /// was lost while the others were waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::lock`]: dropping the future gives up the place in the queue and what it has.
+    pub fn lock(&self, options: LockOptions) -> LockSetFuture {
+        LockSetFuture {
+            locks: Arc::clone(&self.locks),
+            options,
+            impatient: false,
+            since: None,
+            guards: Vec::with_capacity(self.locks.len()),
+            next: None,
+        }
+    }
+
+    /// Takes the locks if all of them are free; does not wait for any.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotObtained`] if somebody has one of them, otherwise as [`LockSet::lock`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`LockSet::lock`].
+    pub fn try_lock(&self, options: LockOptions) -> LockSetFuture {
+        self.lock(options.without_wait())
+    }
+
+    /// The keys, encoded, in their order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.locks.iter().map(Lock::key)
+    }
+}
+
+/// The future of [`LockSet::lock`] and [`LockSet::try_lock`].
+///
+/// # Panics
+///
+/// If it is polled again after it has resolved.
+#[pin_project]
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct LockSetFuture {
+    /// In this order: the place in the queue is given up before the locks that others may want.
+    #[pin]
+    next: Option<LockFuture>,
+    guards: Vec<LockGuard>,
+    locks: Arc<[Lock]>,
+    options: LockOptions,
+    impatient: bool,
+    /// When the wait for all of them began.
+    since: Option<Timestamp>,
+}
+
+impl LockSetFuture {
+    /// Gives up at the first failure of the storage.
+    pub(crate) fn impatient(self) -> Self {
+        Self {
+            impatient: true,
+            ..self
+        }
+    }
+}
+
+impl Future for LockSetFuture {
+    type Output = Result<LockSetGuard, LockError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            if let Some(next) = this.next.as_mut().as_pin_mut() {
+                let result = ready!(next.poll(cx));
+                this.next.set(None);
+                match result {
+                    Ok(guard) => this.guards.push(guard),
+                    Err(mut error) => {
+                        if let LockError::NotObtained(error) = &mut error
+                            && let (Some(since), Some(lock)) = (*this.since, this.locks.first())
+                        {
+                            error.waited = lock.coordinator.clock().now().since(since);
+                        }
+                        this.guards.clear();
+                        return Poll::Ready(Err(error));
+                    }
+                }
+            }
+            let Some(lock) = this.locks.get(this.guards.len()) else {
+                let guards = LockSetGuard {
+                    guards: std::mem::take(this.guards),
+                };
+                return Poll::Ready(match guards.loss() {
+                    None => Ok(guards),
+                    Some(reason) => Err(LockError::Lost(reason)),
+                });
+            };
+            let now = lock.coordinator.clock().now();
+            let until = *this.since.get_or_insert(now) + this.options.max_wait();
+            let next = lock.lock(this.options.within(until.since(now)));
+            this.next.set(Some(if *this.impatient {
+                next.impatient()
+            } else {
+                next
+            }));
+        }
+    }
+}
+
+/// Several locks that are held. Dropping it gives all of them back, in the background.
+///
+/// What is said of a [`LockGuard`] holds for each of them.
+#[derive(Debug)]
+#[must_use = "a guard that is dropped at once gives the locks back at once"]
+pub struct LockSetGuard {
+    guards: Vec<LockGuard>,
+}
+
+impl LockSetGuard {
+    /// Gives all the locks back and says whether all were still ours.
+    ///
+    /// # Errors
+    ///
+    /// The first [`StorageError`], if the storage could not be asked. See [`LockGuard::unlock`].
+    ///
+    /// # Cancel safety
+    ///
+    /// All releases are sent at the first poll. Dropping the future before or after that gives the
+    /// locks back all the same.
+    pub async fn unlock(self) -> Result<Unlocked, StorageError> {
+        let sent: Vec<_> = self.guards.iter().map(LockGuard::give_back).collect();
+        let mut all = Ok(Unlocked::Held);
+        for release in sent {
+            match (release.answer().await, &all) {
+                (Ok(Unlocked::Lost), Ok(_)) => all = Ok(Unlocked::Lost),
+                (Err(error), Ok(_)) => all = Err(error),
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// Whether all the locks can be relied on at this moment.
+    pub fn is_held(&self) -> bool {
+        self.guards.iter().all(LockGuard::is_held)
+    }
+
+    /// How long all of them can be relied on if no renewal succeeds from now on. Zero when one is
+    /// lost.
+    pub fn remaining(&self) -> Duration {
+        let remaining = self.guards.iter().map(LockGuard::remaining);
+        remaining.min().unwrap_or_default()
+    }
+
+    /// Resolves when one of the locks is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped and called again; a loss is not forgotten.
+    pub async fn lost(&self) -> LossReason {
+        select_all(self.guards.iter().map(|guard| Box::pin(guard.lost())))
+            .await
+            .0
+    }
+
+    /// The locks, in the order of their keys. Each has a key and a fencing token of its own.
+    pub fn guards(&self) -> &[LockGuard] {
+        &self.guards
+    }
+
+    /// The locks as guards of their own, in the order of their keys.
+    pub fn into_guards(self) -> Vec<LockGuard> {
+        self.guards
+    }
+
+    fn loss(&self) -> Option<LossReason> {
+        self.guards.iter().find_map(LockGuard::loss)
+    }
+}
