@@ -526,16 +526,11 @@ impl OwnerToken {
 
     /// The same without an allocation, and without the formatter: it is needed for every command.
     pub(crate) fn text(&self) -> TokenText {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut bytes = [0; TokenText::LONGEST];
         let (factory, rest) = bytes.split_at_mut(32);
-        for (digits, byte) in factory
-            .as_chunks_mut()
-            .0
-            .iter_mut()
-            .zip(self.factory.to_be_bytes())
-        {
-            *digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+        let pairs = factory.as_chunks_mut().0;
+        for (pair, byte) in pairs.iter_mut().zip(self.factory.to_be_bytes()) {
+            *pair = HEX[usize::from(byte)];
         }
         rest[0] = b':';
         let digits = self.number.checked_ilog10().unwrap_or(0) as usize + 1;
@@ -564,6 +559,18 @@ impl OwnerToken {
         self.factory
     }
 }
+
+/// Each byte in hex. Tokens are written for every call, so it is done two digits at a time.
+const HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < pairs.len() {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 /// An [`OwnerToken`] as text.
 pub(crate) struct TokenText {
