@@ -14,7 +14,7 @@ use super::{
     RedisStorage,
     error::{unexpected, value},
     fencing, names,
-    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW},
+    script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW, Script},
     topology::Line,
     wire::{Fact, Wire},
 };
@@ -295,55 +295,41 @@ impl RedisStorage {
         }
     }
 
+    /// Gives the lock to the first in its queue, or frees it.
     pub(super) async fn release_over(
         &self,
         line: &Line<'_>,
         request: &ReleaseRequest,
         token: &[u8],
     ) -> Result<ReleaseReply, StorageError> {
-        if request.unwanted
-            && !request.quiet
-            && let Some(reply) = self.free(line, request, token).await?
-        {
+        let script = match request.unwanted && !request.quiet {
+            true => &FREE,
+            false => &RELEASE,
+        };
+        if let Some(reply) = self.release_by(script, line, request, token).await? {
             return Ok(reply);
         }
         // In a box, as is all that is seldom needed: or every call's future would be as large.
-        Box::pin(self.pass_on(line, request, token)).await
+        let released = Box::pin(self.release_by(&RELEASE, line, request, token));
+        released.await?.ok_or_else(unexpected)
     }
 
-    /// Frees a lock that nobody waits for. `None`: somebody has come to wait meanwhile.
-    async fn free(
+    /// By [`RELEASE`], or by [`FREE`], which frees a lock that nobody waits for. `None`: somebody has
+    /// come to wait for it meanwhile.
+    async fn release_by(
         &self,
+        script: &'static Script,
         line: &Line<'_>,
         request: &ReleaseRequest,
         token: &[u8],
     ) -> Result<Option<ReleaseReply>, StorageError> {
-        let arguments = |command: &mut Cmd, _: &Wire| {
-            command.arg(token);
-        };
-        let freed = FREE.run(line, &request.name, arguments).await;
-        match freed.map(|(value, _)| value) {
-            Ok(Value::Int(0)) => Ok(Some(ReleaseReply::NotOurs)),
-            Ok(Value::Int(1)) => Ok(Some(ReleaseReply::Released)),
-            Ok(Value::Int(2)) => Ok(None),
-            Ok(_) => Err(unexpected()),
-            Err(error) if error.kind() == StorageErrorKind::WrongType => {
-                Ok(Some(ReleaseReply::NotOurs))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Gives the lock to the first in its queue, or frees it.
-    async fn pass_on(
-        &self,
-        line: &Line<'_>,
-        request: &ReleaseRequest,
-        token: &[u8],
-    ) -> Result<ReleaseReply, StorageError> {
+        let frees = std::ptr::eq(script, &FREE);
         let requeue = request.requeue.map(|requeue| requeue.token.text());
         let arguments = |command: &mut Cmd, _: &Wire| {
             command.arg(token);
+            if frees {
+                return;
+            }
             if request.quiet {
                 command.arg(QUIET);
             } else if let (Some(requeue), Some(token)) = (&request.requeue, &requeue) {
@@ -354,16 +340,21 @@ impl RedisStorage {
                     .arg(millis(requeue.place));
             }
         };
-        let released = RELEASE.run(line, &request.name, arguments);
-        let (reply, origin) = released.await?;
+        let (reply, origin) = match script.run(line, &request.name, arguments).await {
+            Err(error) if frees && error.kind() == StorageErrorKind::WrongType => {
+                return Ok(Some(ReleaseReply::NotOurs));
+            }
+            reply => reply?,
+        };
         match reply {
-            Value::Int(0) => Ok(ReleaseReply::NotOurs),
-            Value::Int(1) => Ok(ReleaseReply::Released),
+            Value::Int(0) => Ok(Some(ReleaseReply::NotOurs)),
+            Value::Int(1) => Ok(Some(ReleaseReply::Released)),
+            Value::Int(2) if frees => Ok(None),
             Value::Array(values) => match numbers(&values).as_deref() {
-                Some([ttl, seconds, micros]) => Ok(ReleaseReply::Requeued {
+                Some([ttl, seconds, micros]) => Ok(Some(ReleaseReply::Requeued {
                     ttl: left(*ttl).unwrap_or_default(),
                     stamp: stamp(origin.clock, *seconds, *micros),
-                }),
+                })),
                 _ => Err(unexpected()),
             },
             _ => Err(unexpected()),
