@@ -237,6 +237,14 @@ impl<W> KeyState<W> {
         in_turn || !self.queue.is_empty()
     }
 
+    /// Whose the lock is, if it is this process's.
+    pub(crate) fn owner(&self) -> Option<OwnerToken> {
+        match &self.phase {
+            Phase::Held(held) => Some(held.lease.claim.token),
+            _ => None,
+        }
+    }
+
     /// How long the present holder's lock lasts at least, as far as known.
     pub(crate) fn holder_ttl(&self, now: Timestamp) -> Option<Duration> {
         let until = match &self.phase {
@@ -942,6 +950,15 @@ impl<W> KeyState<W> {
                 held.lease.renewal_failed(now);
                 Effects::none()
             }
+        }
+    }
+
+    /// Somebody had the storage take the lock from this token.
+    pub(crate) fn force_released(&mut self, token: OwnerToken) -> Effects<W> {
+        match self.owner() {
+            Some(owner) if owner == token => self.lose(LossReason::ForceReleased),
+            // Given back, or lost, meanwhile.
+            _ => Effects::none(),
         }
     }
 

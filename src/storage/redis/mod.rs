@@ -226,6 +226,7 @@ mod probe;
 mod script;
 mod sentinel;
 mod slot;
+mod survey;
 #[cfg(feature = "tls")]
 mod tls;
 mod topology;
@@ -244,9 +245,10 @@ use self::{
 };
 use crate::{
     error::StorageError,
+    key::LockName,
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, RaiseReply, RaiseRequest, ReleaseReply,
-        ReleaseRequest, RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, Inbox, LockRecord, LockStorage, RaiseReply, RaiseRequest,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Survey, SurveyRequest,
     },
 };
 
@@ -449,5 +451,31 @@ impl LockStorage for RedisStorage {
                 return result;
             }
         }
+    }
+
+    async fn survey(&self, request: &SurveyRequest) -> Result<Survey, StorageError> {
+        self.survey_all(request).await
+    }
+
+    async fn look(&self, name: &LockName) -> Result<Option<LockRecord>, StorageError> {
+        self.look_for(name).await
+    }
+
+    async fn force_release(&self, seen: &LockRecord) -> Result<ReleaseReply, StorageError> {
+        let mut way = self.servers.way(&seen.name);
+        loop {
+            let line = way.line().await?;
+            let result = self.force_over(&line, seen).await;
+            if result.is_ok() && line.is_replaced() {
+                continue;
+            }
+            if let Some(result) = way.after(result).await {
+                return result;
+            }
+        }
+    }
+
+    async fn tell(&self, prefix: &str, inbox: u128, text: &str) -> Result<bool, StorageError> {
+        self.tell_inbox(prefix, inbox, text).await
     }
 }
