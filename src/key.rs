@@ -387,6 +387,18 @@ mod tests {
             prop_assert_eq!(decode(encoded.as_str()), key);
             let plain = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
             prop_assert!(encoded.as_str().bytes().all(plain));
+            prop_assert_eq!(LockKey::from_encoded(encoded.as_str()), Ok(encoded));
+        }
+
+        #[test]
+        fn what_is_taken_as_it_is_stored_is_what_some_parts_are_stored_as(
+            encoded in "([a/%{é]|%[0-9A-Fa-f]{2}){1,6}",
+        ) {
+            if let Ok(key) = LockKey::from_encoded(&encoded) {
+                prop_assert_eq!(key.as_str(), &*encoded);
+                let parts = encoded.split('/').map(decode);
+                prop_assert_eq!(LockKey::from_parts(parts), Ok(key));
+            }
         }
 
         #[test]
@@ -437,6 +449,20 @@ mod tests {
         let many = |count: usize| LockKeys::new((0..count).map(|number| number.to_string()));
         assert!(many(LockKeys::MAX_LEN).is_ok());
         assert_eq!(many(LockKeys::MAX_LEN + 1), Err(InvalidKey::TooMany));
+    }
+
+    #[test]
+    fn what_no_key_is_stored_as_is_refused() {
+        assert_eq!(LockKey::from_encoded(""), Err(InvalidKey::Empty));
+        for bad in ["%", "%4", "%zz", "%41", "%c3%a9", "a b", "{a}", "é", "a%"] {
+            let key = LockKey::from_encoded(bad);
+            assert_eq!(key, Err(InvalidKey::NotEncoded), "{bad}");
+        }
+        let longest = "%00".repeat(LockKey::MAX_LEN);
+        assert!(LockKey::from_encoded(&longest).is_ok());
+        for bad in [longest + "x", "x".repeat(LockKey::MAX_LEN + 1)] {
+            assert_eq!(LockKey::from_encoded(bad), Err(InvalidKey::TooLong));
+        }
     }
 
     #[test]

@@ -955,11 +955,17 @@ impl<W> KeyState<W> {
 
     /// Somebody had the storage take the lock from this token.
     pub(crate) fn force_released(&mut self, token: OwnerToken) -> Effects<W> {
-        match self.owner() {
-            Some(owner) if owner == token => self.lose(LossReason::ForceReleased),
+        let (claim, turn) = match &self.phase {
+            Phase::Held(held) if held.lease.claim.token == token => (held.lease.claim, held.turn),
             // Given back, or lost, meanwhile.
-            _ => Effects::none(),
+            _ => return Effects::none(),
+        };
+        let mut effects = self.lose(LossReason::ForceReleased);
+        // With a turn, its end brings the release. Anybody may have said that the lock was taken.
+        if turn.is_none() {
+            effects.release = self.release(claim).release;
         }
+        effects
     }
 
     /// Takes the wakers of all waiters, so that each looks at the world again.

@@ -70,9 +70,8 @@ impl Note {
         let mut words = text.split(' ');
         match words.next()? {
             "?" => {
-                let inbox = words.next().filter(|word| word.len() == 32)?;
-                let inbox = u128::from_str_radix(inbox, 16).ok()?;
-                let number = hex(words.next()?)?;
+                let inbox = hex(words.next()?, 32)?;
+                let number = number_of(words.next()?)?;
                 let names = words.map(|key| LockName::of_encoded(prefix, key));
                 let names: Vec<_> = names.take(MAX_KEYS + 1).collect::<Option<_>>()?;
                 (1..=MAX_KEYS)
@@ -84,7 +83,7 @@ impl Note {
                     })
             }
             "!" => {
-                let number = hex(words.next()?)?;
+                let number = number_of(words.next()?)?;
                 let label = label(words.next()?)?;
                 let details = words.map(Detail::parse).take(MAX_KEYS + 1);
                 let details: Vec<_> = details.collect::<Option<_>>()?;
@@ -220,13 +219,18 @@ fn label(word: &str) -> Option<Option<Arc<str>>> {
         .then(|| Some(label.into()))
 }
 
-fn hex(word: &str) -> Option<u64> {
-    let is_hex = word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    u64::from_str_radix(word, 16).ok().filter(|_| is_hex)
+/// The number of a question.
+fn number_of(word: &str) -> Option<u64> {
+    u64::try_from(hex(word, 16)?).ok()
+}
+
+fn hex(word: &str, digits: usize) -> Option<u128> {
+    // A sign is read too.
+    let is_hex = word.len() == digits && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u128::from_str_radix(word, 16).ok().filter(|_| is_hex)
 }
 
 fn decimal(word: &str) -> Option<u64> {
-    // A sign is read too.
     let is_decimal = word.bytes().all(|byte| byte.is_ascii_digit());
     word.parse().ok().filter(|_| is_decimal)
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex, Once},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, body::Body, http::Request, routing::get};
@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
     factory, hold,
-    kit::{LIMIT, Proxy, RedisServer, eventually, is_queued, ms, no_key_is_left, within},
+    kit::{LIMIT, Proxy, RedisServer, eventually, is_queued, ms, no_key_is_left, options, within},
     label, labels, listens, served, wait_for,
 };
 
@@ -135,7 +135,7 @@ async fn a_holder_that_cannot_hear_finds_out_at_its_renewal() {
     );
     let lock = deaf.create_lock("k").unwrap();
     let first = lock
-        .lock(super::kit::options(3 * LIMIT, LIMIT))
+        .lock(options(Duration::from_secs(6), LIMIT))
         .await
         .unwrap();
     listens(&server, 1).await;

@@ -45,11 +45,12 @@ fn inboxes(queue: &[u8]) -> Vec<u128> {
     let lines = str::from_utf8(queue).unwrap_or_default().lines();
     let inbox = |line: &str| {
         let who = line.split(' ').next()?;
-        match who.len() {
-            // One that only wants to hear that the lock is free.
-            32 => u128::from_str_radix(who, 16).ok(),
-            _ => OwnerToken::from_text(who).map(|token| token.inbox()),
-        }
+        // A process that only wants to hear that the lock is free stands there without a number.
+        let token = match who.len() {
+            32 => OwnerToken::from_text(&[who, ":0"].concat()),
+            _ => OwnerToken::from_text(who),
+        };
+        token.map(|token| token.inbox())
     };
     lines.filter_map(inbox).collect()
 }
