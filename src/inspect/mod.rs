@@ -50,7 +50,8 @@
 //! [fencing token](crate::LockGuard::fencing_token) is what stops its late writes, and
 //! [`lock_delay`](crate::LockFactoryBuilder::lock_delay) does not. Each is logged by
 //! `tracing` with the target `tower_distributed_lock::audit`, at the level `WARN`, with the fields
-//! `key`, `reason`, `holder` (its label) and `fencing_token`, as far as they are known.
+//! `key`, `reason`, `holder` (its label) and `fencing_token`, as far as they are known, in the span of
+//! the caller.
 //!
 //! # What it takes
 //!
@@ -73,6 +74,7 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 pub use self::snapshot::{LockInfo, Process, Snapshot, Waiting};
 use crate::{
@@ -162,10 +164,13 @@ impl LockInspector {
     ) -> Result<Option<LockInfo>, StorageError> {
         let (done, result) = oneshot::channel();
         let (this, key, reason) = (self.clone(), key.clone(), reason.to_owned());
-        self.coordinator.carry_through(Box::pin(async move {
+        let job = async move {
             // Nobody listens if the caller has gone.
             let _ = done.send(this.force_release_now(&key, &reason).await);
-        }));
+        };
+        // Whoever reads the log may want to know in whose request it was.
+        let job = job.in_current_span();
+        self.coordinator.carry_through(Box::pin(job));
         // An error: the runtime that was to carry it out has ended.
         let gone = |_| Err(StorageError::new(StorageErrorKind::Unavailable));
         result.await.unwrap_or_else(gone)

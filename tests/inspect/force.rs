@@ -11,6 +11,7 @@ use tower::ServiceExt;
 use tower_distributed_lock::{
     DistributedLockLayer, LockKey, Unlocked, error::LossReason, inspect::LockInspector,
 };
+use tracing::Instrument;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
@@ -238,8 +239,10 @@ async fn each_lock_that_is_taken_away_is_logged_with_who_why_and_no_token() {
     let guard = hold(&one, "k").await;
     listens(&server, 1).await;
     let value: String = server.run("GET distributed-locks:k").await;
-    take(&looking.inspector()).await.unwrap();
-    assert_eq!(take(&looking.inspector()).await, None);
+    let inspector = looking.inspector();
+    let span = tracing::info_span!("request", user = "ada");
+    take(&inspector).instrument(span).await.unwrap();
+    assert_eq!(take(&inspector).await, None);
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<_> = log
         .lines()
@@ -251,6 +254,7 @@ async fn each_lock_that_is_taken_away_is_logged_with_who_why_and_no_token() {
     let token = guard.fencing_token().unwrap();
     for part in [
         "WARN",
+        "request{user=\"ada\"}",
         "lock released by force",
         "key=\"k\"",
         "reason=\"it hangs\"",

@@ -4,8 +4,8 @@ use tower_distributed_lock::{
     LockFactory, LockKey, LockOptions, Unlocked,
     error::{LossReason, StorageError, StorageErrorKind},
     storage::{
-        AcquireReply, AcquireRequest, LockStorage, MemoryStorage, ReleaseReply, ReleaseRequest,
-        RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, LockName, LockOwner, LockRecord, LockStorage, MemoryStorage,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest,
     },
 };
 
@@ -81,6 +81,46 @@ impl LockStorage for Plain {
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         self.0.release(request).await
     }
+}
+
+/// A storage that says whose a lock was a moment ago.
+struct Stale(MemoryStorage);
+
+impl LockStorage for Stale {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        self.0.acquire(request).await
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        self.0.renew(requests).await
+    }
+
+    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        self.0.release(request).await
+    }
+
+    async fn look(&self, name: &LockName) -> Result<Option<LockRecord>, StorageError> {
+        let mut seen = self.0.look(name).await?.unwrap();
+        let inbox = seen.owner.token().unwrap().inbox();
+        seen.owner = LockOwner::from_value(format!("{inbox:032x}:999").as_bytes());
+        Ok(Some(seen))
+    }
+}
+
+#[tokio::test]
+async fn what_a_process_says_of_another_grant_is_not_taken_for_this_one() {
+    let one = labelled(Stale(MemoryStorage::new()), "one");
+    let guard = hold(&one, "k").await;
+    let key = LockKey::new("k").unwrap();
+    let info = one.inspector().lock(&key).await.unwrap().unwrap();
+    assert_eq!(label(&info.holder), "one");
+    assert_eq!((info.held_for, info.fencing_token), (None, None));
+    // It has the lock by another grant, which is nobody's business here.
+    assert_eq!(
+        one.inspector().force_release(&key, "r").await.unwrap(),
+        None
+    );
+    assert!(guard.is_held());
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The same over Sentinel, a Cluster, several servers, and a pool of one's own.
 
+use std::time::Instant;
+
 use futures_util::future::join_all;
 use tower_distributed_lock::{
     LockFactory, LockKey, Redlock, Unlocked,
@@ -12,7 +14,7 @@ use tower_distributed_lock::{
 
 use super::{
     factory, hold,
-    kit::{Cluster, LIMIT, RedisServer, Sentinel, eventually, is_queued, within},
+    kit::{Cluster, FakeServer, LIMIT, RedisServer, Sentinel, eventually, is_queued, within},
     label, labelled, labels, listens, served, shown, wait_for,
 };
 
@@ -219,4 +221,29 @@ async fn a_server_that_is_away_is_an_error() {
     server.kill();
     let error = looking.inspector().locks(10).await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_server_with_keys_without_end_is_looked_at_for_a_while() {
+    let name = "distributed-locks:k";
+    let bulk = |text: &str| format!("${}\r\n{text}", text.len());
+    let server = FakeServer::start(move |_, words| {
+        let verb: Vec<_> = words.iter().map(String::as_str).collect();
+        Some(match verb[..] {
+            // Always the same, and always more.
+            ["SCAN", ..] => format!("*2\r\n{}\r\n*2\r\n{1}\r\n{1}", bulk("7"), bulk(name)),
+            ["GET", key] if key == name => bulk("theirs"),
+            ["GET", _] => "$-1".to_owned(),
+            ["PTTL", _] => ":1000".to_owned(),
+            ["INFO", ..] => "-ERR no".to_owned(),
+            _ => "+OK".to_owned(),
+        })
+    })
+    .await;
+    let looking = factory(server.url(), "looking").await;
+    let started = Instant::now();
+    let snapshot = looking.inspector().locks(10).await.unwrap();
+    assert!(started.elapsed() < LIMIT / 2, "{:?}", started.elapsed());
+    assert!(snapshot.more);
+    assert_eq!(snapshot.locks.len(), 1);
 }
