@@ -59,9 +59,12 @@
 //! | `Lost`: the lock was lost while the handler ran | 503 Service Unavailable | `ABORTED` |
 //! | `InvalidKey`: the key function failed | 400 Bad Request | `INVALID_ARGUMENT` |
 
+#[cfg(feature = "body")]
+mod body;
 pub mod future;
 mod guards;
 mod held_lock;
+mod hold;
 mod layer;
 mod on_reject;
 mod request_key;
@@ -70,6 +73,7 @@ mod settings;
 
 pub use self::{
     held_lock::{DefaultOnAcquired, FencingHeader, HeldLock, OnAcquired},
+    hold::{Hold, HoldToBodyEnd, HoldToHead, RequestLock},
     layer::DistributedLockLayer,
     on_reject::{DefaultOnReject, OnReject, Protocol, Rejection},
     request_key::{IntoRequestKey, RequestKey},
@@ -77,5 +81,7 @@ pub use self::{
     settings::{OnLoss, OnStorageFailure},
 };
 
+#[cfg(feature = "body")]
+pub use self::body::{HeldBody, HoldBody};
 #[cfg(feature = "axum")]
 pub use self::held_lock::MissingLock;
