@@ -456,11 +456,13 @@ mod leaving {
         world.is_released().await;
         assert_eq!(call.held_at_end(), Some(true), "the work ends first");
 
-        let (_sender, texts) = mpsc::unbounded_channel();
+        let (sender, texts) = mpsc::unbounded_channel();
         let talk = client.talk(stream_of(texts)).await.unwrap();
         let call = world.call().await;
         assert_eq!(world.locks.keys(), 1);
         drop(talk);
+        // To a client, a call goes on for as long as either direction of it does.
+        drop(sender);
         world.is_released().await;
         assert_eq!(call.held_at_end(), Some(true), "the work ends first");
     }
