@@ -33,6 +33,7 @@ use tower_distributed_lock::{
 use crate::told::{End, Step, Told};
 
 type Req = Request<()>;
+type Key = fn(&Req) -> Result<LockKey, InvalidKey>;
 
 fn path(request: &Req) -> Result<LockKey, InvalidKey> {
     LockKey::new(request.uri().path())
@@ -115,8 +116,8 @@ impl World {
         }
     }
 
-    fn layer(&self) -> DistributedLockLayer<fn(&Req) -> Result<LockKey, InvalidKey>> {
-        let path: fn(&Req) -> _ = path;
+    fn layer(&self) -> DistributedLockLayer<Key> {
+        let path: Key = path;
         DistributedLockLayer::new(self.factory.clone(), path).options(options())
     }
 

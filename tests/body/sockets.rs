@@ -30,6 +30,7 @@ use tower::util::option_layer;
 use tower_distributed_lock::{
     DistributedLockLayer, HeldLock, LockFactory, LockKey, LockOptions,
     error::{InvalidKey, LossReason},
+    middleware::{DefaultOnAcquired, DefaultOnReject, HoldToBodyEnd},
     storage::{LockStorage, MemoryStorage, RedisStorage},
 };
 
@@ -42,7 +43,8 @@ fn path(request: &Request) -> Result<LockKey, InvalidKey> {
     LockKey::new(request.uri().path())
 }
 
-type Layer = DistributedLockLayer<fn(&Request) -> Result<LockKey, InvalidKey>>;
+type Key = fn(&Request) -> Result<LockKey, InvalidKey>;
+type Layer = DistributedLockLayer<Key, DefaultOnReject, DefaultOnAcquired, HoldToBodyEnd>;
 
 /// A request does not wait; one that comes second is rejected.
 fn at_once() -> LockOptions {
@@ -50,8 +52,10 @@ fn at_once() -> LockOptions {
 }
 
 fn layer(locks: &LockFactory) -> Layer {
-    let path: fn(&Request) -> _ = path;
-    DistributedLockLayer::new(locks.clone(), path).options(at_once())
+    let path: Key = path;
+    DistributedLockLayer::new(locks.clone(), path)
+        .options(at_once())
+        .hold_to_body_end()
 }
 
 /// A body that the server has started to send.
@@ -75,22 +79,9 @@ struct Server {
 }
 
 impl Server {
-    /// `GET /told` streams what its test says, `/told/5` says that these will be 5 bytes, and so do
-    /// all others what their route says; all under a lock as `make` makes it.
-    async fn start<H>(
-        storage: impl LockStorage,
-        make: impl FnOnce(
-            Layer,
-        ) -> DistributedLockLayer<
-            fn(&Request) -> Result<LockKey, InvalidKey>,
-            tower_distributed_lock::middleware::DefaultOnReject,
-            tower_distributed_lock::middleware::DefaultOnAcquired,
-            H,
-        >,
-    ) -> Self
-    where
-        H: tower_distributed_lock::middleware::Hold<Response> + Send + Sync + 'static,
-    {
+    /// `/told` streams what its test says, `/told/5` also says that these will be 5 bytes. All routes
+    /// are under the lock.
+    async fn start(storage: impl LockStorage, make: impl FnOnce(Layer) -> Layer) -> Self {
         let locks = LockFactory::new(storage);
         let (sender, sent) = mpsc::unbounded_channel();
         let told = |State(sender): State<mpsc::UnboundedSender<Sent>>,
@@ -257,7 +248,7 @@ mod end {
         for version in VERSIONS {
             let locks = LockFactory::new(MemoryStorage::new());
             let (sender, receiver) = mpsc::unbounded_channel();
-            let lock = layer(&locks).hold_to_body_end();
+            let lock = layer(&locks);
             let app = Router::new()
                 .route("/events", get(events).route_layer(lock))
                 .with_state(Arc::new(Mutex::new(Some(receiver))));
@@ -282,10 +273,7 @@ mod end {
     async fn who_waits_gets_the_lock_when_the_body_has_ended() {
         for version in VERSIONS {
             let patient = LockOptions::builder().retries(100).build().unwrap();
-            let server = Server::start(MemoryStorage::new(), |lock| {
-                lock.options(patient).hold_to_body_end()
-            })
-            .await;
+            let server = Server::start(MemoryStorage::new(), |lock| lock.options(patient)).await;
             let mut first = Client::connect(version, server.address).await;
             let mut first = first.get("/told").await;
             let first_sent = server.sent().await;
@@ -309,7 +297,7 @@ mod end {
     #[tokio::test(flavor = "multi_thread")]
     async fn an_error_in_mid_stream_releases_and_the_client_sees_it() {
         for version in VERSIONS {
-            let server = Server::start(MemoryStorage::new(), |lock| lock.hold_to_body_end()).await;
+            let server = Server::start(MemoryStorage::new(), |lock| lock).await;
             let mut client = Client::connect(version, server.address).await;
             let mut response = client.get("/told").await;
             let sent = server.sent().await;
@@ -325,7 +313,7 @@ mod end {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_body_of_known_length_keeps_it_and_releases_with_its_last_byte() {
         for version in VERSIONS {
-            let server = Server::start(MemoryStorage::new(), |lock| lock.hold_to_body_end()).await;
+            let server = Server::start(MemoryStorage::new(), |lock| lock).await;
             let mut client = Client::connect(version, server.address).await;
             let mut response = client.get("/told/10").await;
             assert_eq!(response.headers()[header::CONTENT_LENGTH], "10");
@@ -349,7 +337,7 @@ mod end {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_response_without_a_body_releases() {
         for version in VERSIONS {
-            let server = Server::start(MemoryStorage::new(), |lock| lock.hold_to_body_end()).await;
+            let server = Server::start(MemoryStorage::new(), |lock| lock).await;
             let mut client = Client::connect(version, server.address).await;
             assert_eq!(client.get("/nothing").await.status(), 204);
             server.is_released().await;
@@ -373,7 +361,7 @@ mod disconnect {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_client_that_disconnects_in_mid_stream_releases() {
         for version in VERSIONS {
-            let server = Server::start(MemoryStorage::new(), |lock| lock.hold_to_body_end()).await;
+            let server = Server::start(MemoryStorage::new(), |lock| lock).await;
             let mut client = Client::connect(version, server.address).await;
             let mut response = client.get("/told").await;
             let sent = server.sent().await;
@@ -390,7 +378,7 @@ mod disconnect {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stream_that_is_reset_releases_and_the_connection_goes_on() {
-        let server = Server::start(MemoryStorage::new(), |lock| lock.hold_to_body_end()).await;
+        let server = Server::start(MemoryStorage::new(), |lock| lock).await;
         let mut client = Client::connect(Version::Http2, server.address).await;
         let response = client.get("/told").await;
         let sent = server.sent().await;
@@ -410,10 +398,7 @@ mod disconnect {
                 .max_hold(ms(1000))
                 .retries(0);
             let options = options.build().unwrap();
-            let server = Server::start(MemoryStorage::new(), |lock| {
-                lock.options(options).hold_to_body_end()
-            })
-            .await;
+            let server = Server::start(MemoryStorage::new(), |lock| lock.options(options)).await;
             let mut client = Client::connect(version, server.address).await;
             let response = client.get("/told").await;
             let sent = server.sent().await;
@@ -448,8 +433,7 @@ mod lost {
         let redis = RedisServer::start().await;
         for version in VERSIONS {
             let storage = RedisStorage::connect(redis.url()).await.unwrap();
-            let server =
-                Server::start(storage, |lock| lock.options(quick()).hold_to_body_end()).await;
+            let server = Server::start(storage, |lock| lock.options(quick())).await;
             // In chunks, and with a length.
             for route in ["/told", "/told/1000"] {
                 let mut client = Client::connect(version, server.address).await;
@@ -471,7 +455,7 @@ mod lost {
     async fn the_client_sees_that_the_body_is_not_the_whole_when_redis_is_away_for_too_long() {
         let mut redis = RedisServer::start().await;
         let storage = RedisStorage::connect(redis.url()).await.unwrap();
-        let server = Server::start(storage, |lock| lock.options(quick()).hold_to_body_end()).await;
+        let server = Server::start(storage, |lock| lock.options(quick())).await;
         let mut responses = Vec::new();
         for (version, route) in VERSIONS.into_iter().zip(["/told", "/told/1000"]) {
             let mut client = Client::connect(version, server.address).await;
@@ -496,7 +480,7 @@ mod placement {
     #[tokio::test(flavor = "multi_thread")]
     async fn the_layer_fits_where_it_did() {
         let locks = LockFactory::new(MemoryStorage::new());
-        let lock = || layer(&locks).hold_to_body_end();
+        let lock = || layer(&locks);
         let held = {
             let locks = locks.clone();
             async move || {
@@ -514,19 +498,7 @@ mod placement {
                 "/optional",
                 get(held.clone()).layer(option_layer(Some(lock()))),
             )
-            .route(
-                "/not",
-                get(held.clone()).layer(option_layer(
-                    None::<
-                        DistributedLockLayer<
-                            fn(&Request) -> Result<LockKey, InvalidKey>,
-                            tower_distributed_lock::middleware::DefaultOnReject,
-                            tower_distributed_lock::middleware::DefaultOnAcquired,
-                            tower_distributed_lock::middleware::HoldToBodyEnd,
-                        >,
-                    >,
-                )),
-            )
+            .route("/not", get(held.clone()).layer(option_layer(None::<Layer>)))
             .route("/route", get(held.clone()).route_layer(lock()))
             .route("/method", get(held.clone()).layer(lock()))
             .nest("/nested", nested);
