@@ -6,9 +6,9 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use redis::{Cmd, Value};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{RedisStorage, error::unexpected, names, script::RELEASE, topology::Line, wire::Wire};
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
 
 /// How many keys the server looks at in one step: about a tenth of a millisecond of its time.
 const STEP: usize = 500;
+
+/// How long one node of a cluster has to tell something before another is asked to.
+const NEXT_NODE: Duration = Duration::from_millis(20);
 
 /// What a prefix is for `SCAN`, which takes patterns.
 fn pattern(prefix: &str) -> String {
@@ -211,10 +214,18 @@ impl RedisStorage {
         publish
             .arg(format!("{prefix}:inbox:{inbox:032x}"))
             .arg(["t ", text].concat());
+        // In a cluster, any node tells all others. One that stands still must not be in the way.
+        let lines = self.servers.lines().await?;
+        let mut telling: FuturesUnordered<_> = (0u32..)
+            .zip(&lines)
+            .map(async |(number, line)| {
+                sleep(NEXT_NODE * number).await;
+                ask(line, publish.clone()).await
+            })
+            .collect();
         let mut failed = None;
-        // In a cluster, any node tells all others.
-        for line in self.servers.lines().await? {
-            match ask(&line, publish.clone()).await {
+        while let Some(told) = telling.next().await {
+            match told {
                 Ok(Value::Int(heard)) => return Ok(heard > 0 || self.servers.is_cluster()),
                 Ok(_) => return Err(unexpected()),
                 Err(error) => failed = Some(error),
