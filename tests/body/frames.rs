@@ -30,7 +30,10 @@ use tower_distributed_lock::{
     },
 };
 
-use crate::told::{End, Step, Told};
+use crate::{
+    kit::{LONG, within},
+    told::{End, Step, Told},
+};
 
 type Req = Request<()>;
 type Key = fn(&Req) -> Result<LockKey, InvalidKey>;
@@ -180,7 +183,7 @@ where
     }
 
     async fn frame(&mut self) -> Option<Result<Frame<Bytes>, B::Error>> {
-        self.response.frame().await
+        within(LONG, "a frame", self.response.frame()).await
     }
 
     /// The next frame, which has data.
@@ -713,7 +716,8 @@ mod types {
         let mut cancelled = task::spawn(poll_fn(|cx| lock.poll_cancelled(cx)));
         assert_pending!(cancelled.poll());
         world.storage.clear();
-        assert_eq!(cancelled.await, LossReason::NotOurs);
+        let reason = within(LONG, "the loss", cancelled).await;
+        assert_eq!(reason, LossReason::NotOurs);
         drop(lock);
         world.assert_nothing_left();
     }
