@@ -30,7 +30,10 @@ use tower_distributed_lock::{
     },
 };
 
-use crate::told::{End, Step, Told};
+use crate::{
+    kit::{LONG, within},
+    told::{End, Step, Told},
+};
 
 type Req = Request<()>;
 type Key = fn(&Req) -> Result<LockKey, InvalidKey>;
@@ -180,7 +183,7 @@ where
     }
 
     async fn frame(&mut self) -> Option<Result<Frame<Bytes>, B::Error>> {
-        self.response.frame().await
+        within(LONG, "a frame", self.response.frame()).await
     }
 
     /// The next frame, which has data.
@@ -503,7 +506,8 @@ mod loss_of_the_lock {
         let layer = world.layer().hold_to_body_end().on_loss(OnLoss::Signal);
         let mut streamed = stream!(layer);
         world.storage.clear();
-        assert_eq!(streamed.lock.lost().await, LossReason::NotOurs);
+        let reason = within(LONG, "the loss", streamed.lock.lost()).await;
+        assert_eq!(reason, LossReason::NotOurs);
         streamed.tell(Step::Data("without the lock"));
         assert_eq!(streamed.data().await, "without the lock");
         streamed.tell(Step::Last("to the end"));
@@ -551,7 +555,7 @@ mod loss_of_the_lock {
             waited > max_hold && waited <= max_hold + TTL,
             "the next got the lock after {waited:?}"
         );
-        let (reason, at) = told.await.unwrap();
+        let (reason, at) = within(LONG, "the loss", told).await.unwrap();
         assert_eq!(reason, LossReason::MaxHold);
         assert_eq!(at - start, max_hold, "those who hold a handle are told");
         // Polled at last, it does nothing, and its end does not touch the lock of the next.
@@ -713,7 +717,8 @@ mod types {
         let mut cancelled = task::spawn(poll_fn(|cx| lock.poll_cancelled(cx)));
         assert_pending!(cancelled.poll());
         world.storage.clear();
-        assert_eq!(cancelled.await, LossReason::NotOurs);
+        let reason = within(LONG, "the loss", cancelled).await;
+        assert_eq!(reason, LossReason::NotOurs);
         drop(lock);
         world.assert_nothing_left();
     }
