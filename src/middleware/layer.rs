@@ -8,8 +8,8 @@ use tower_layer::Layer;
 use crate::{
     lock::LockFactory,
     middleware::{
-        held_lock::{DefaultOnAcquired, FencingHeader},
-        on_reject::DefaultOnReject,
+        held_lock::{DefaultOnAcquired, FencingHeader, NoHeldLock},
+        on_reject::{DefaultOnReject, RejectWithError, Rejection},
         service::DistributedLock,
         settings::{OnLoss, OnStorageFailure, Policy, Settings},
     },
@@ -91,6 +91,19 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
         DistributedLockLayer { settings }
     }
 
+    /// Makes a rejection an error of the service: by the inner service's error type, or anything
+    /// that can be [made into](Into) it. For services whose answers cannot say "locked". Default: it
+    /// is [`DefaultOnReject`] that answers, with a response.
+    ///
+    /// This is a hook as [`on_reject`](Self::on_reject) sets it, and so is replaced by it.
+    #[must_use]
+    pub fn reject_with_error<F, E>(self, error: F) -> DistributedLockLayer<K, RejectWithError<F>, A>
+    where
+        F: Fn(Rejection) -> E,
+    {
+        self.on_reject(RejectWithError::new(error))
+    }
+
     /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
     #[must_use]
     pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2> {
@@ -101,6 +114,15 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
             on_acquired: Arc::new(on_acquired),
         };
         DistributedLockLayer { settings }
+    }
+
+    /// Puts nothing into requests, which may be of any type. Default: [`DefaultOnAcquired`] puts the
+    /// [`HeldLock`](super::HeldLock) into HTTP requests.
+    ///
+    /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
+    #[must_use]
+    pub fn without_held_lock(self) -> DistributedLockLayer<K, R, NoHeldLock> {
+        self.on_acquired(NoHeldLock)
     }
 }
 
