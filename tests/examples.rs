@@ -142,10 +142,15 @@ fn says(log: &mut Log, what: &str) {
 }
 
 fn post(address: &str, path: &str) -> String {
+    send("POST", address, path)
+}
+
+/// The whole answer, head and body.
+fn send(method: &str, address: &str, path: &str) -> String {
     let mut socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     );
     socket.write_all(head.as_bytes()).unwrap();
     let mut answer = String::new();
@@ -215,4 +220,45 @@ async fn a_service_that_is_told_to_end_finishes_what_runs_and_leaves_no_lock() {
     // Not in a moment, nor when a ttl is over: they are gone when the process is.
     assert_eq!(server.keys().await, 1, "the lock of this test alone");
     assert!(elsewhere.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transfers_in_all_directions_lose_no_money_and_leave_no_lock() {
+    let server = RedisServer::start().await;
+    for redis in [None, Some(&server)] {
+        let (_service, address, _log) = start("transfer", redis);
+        // Around the circle in both directions, and from an account to itself.
+        let mut transfers = Vec::new();
+        for from in 1..=5 {
+            for to in [from % 5 + 1, (from + 3) % 5 + 1, from] {
+                let path = format!("/transfer?from={from}&to={to}&amount={from}");
+                let address = address.clone();
+                transfers.push(thread::spawn(move || {
+                    [0; 4].map(|_| post(&address, &path)).to_vec()
+                }));
+            }
+        }
+        for transfer in transfers {
+            for answer in transfer.join().unwrap() {
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            }
+        }
+        // Each has paid 8 times its own number, and was paid 4 times that of each neighbour.
+        let accounts = send("GET", &address, "/accounts");
+        let expected = r#"{"1":120,"2":100,"3":100,"4":100,"5":80}"#;
+        assert!(accounts.ends_with(expected), "{accounts}");
+
+        let poor = post(&address, "/transfer?from=5&to=1&amount=81");
+        assert!(poor.starts_with("HTTP/1.1 409"), "{poor}");
+        let unknown = post(&address, "/transfer?from=5&to=6&amount=1");
+        assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
+        let invalid = post(&address, "/transfer?from=x&to=1&amount=1");
+        assert!(invalid.starts_with("HTTP/1.1 400"), "{invalid}");
+        assert!(invalid.contains(r#""reason":"invalid_key""#), "{invalid}");
+    }
+    kit::no_key_is_left(&server).await;
+    assert!(
+        server.calls("set").await > 0,
+        "the locks were in that server"
+    );
 }
