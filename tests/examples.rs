@@ -207,6 +207,10 @@ async fn a_service_that_is_told_to_end_finishes_what_runs_and_leaves_no_lock() {
     // In this order: who waits can go elsewhere at once, who runs has time, who hangs is cut off.
     let waits = waits.join().unwrap();
     assert!(waits.starts_with("HTTP/1.1 503"), "{waits}");
+    kit::eventually("nobody new is let in", LIMIT, async || {
+        TcpStream::connect(&address).is_err()
+    })
+    .await;
     assert!(!runs.is_finished() && !hangs.is_finished());
     let runs = runs.join().unwrap();
     assert!(runs.starts_with("HTTP/1.1 200"), "{runs}");
