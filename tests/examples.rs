@@ -13,6 +13,7 @@ use std::{
     net::TcpStream,
     process::{Child, ChildStdout, Command, Output, Stdio},
     thread,
+    time::Instant,
 };
 
 use kit::{LIMIT, RedisServer};
@@ -135,9 +136,11 @@ fn start(name: &str, redis: Option<&RedisServer>) -> (Running, String, Log) {
     (service, address, log)
 }
 
-/// Reads on to a line with this in it.
+/// Reads on to a line that begins so.
 fn says(log: &mut Log, what: &str) {
-    let found = log.any(|line| line.unwrap().contains(what));
+    let started = Instant::now();
+    let mut lines = log.take_while(|_| started.elapsed() < LIMIT);
+    let found = lines.any(|line| line.unwrap().starts_with(what));
     assert!(found, "it does not say `{what}`");
 }
 
@@ -220,7 +223,7 @@ async fn a_service_that_is_told_to_end_finishes_what_runs_and_leaves_no_lock() {
     assert!(hangs.starts_with("HTTP/1.1 503"), "{hangs}");
 
     assert_eq!(service.0.wait().unwrap().code(), Some(0));
-    says(&mut log, "0 locks left behind");
+    says(&mut log, "ended: 0 locks left behind");
     // Not in a moment, nor when a ttl is over: they are gone when the process is.
     assert_eq!(server.keys().await, 1, "the lock of this test alone");
     assert!(elsewhere.is_held());
@@ -265,4 +268,26 @@ async fn transfers_in_all_directions_lose_no_money_and_leave_no_lock() {
         server.calls("set").await > 0,
         "the locks were in that server"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_over_three_servers_goes_on_without_one_of_them_and_not_without_two() {
+    let mut servers = [(); 3].map(|()| None);
+    for server in &mut servers {
+        *server = Some(RedisServer::start().await);
+    }
+    let mut command = example("redlock");
+    command
+        .args(servers.iter().flatten().map(RedisServer::url))
+        .stdout(Stdio::piped());
+    let mut looping = Running(command.spawn().unwrap());
+    let mut log = BufReader::new(looping.0.stdout.take().unwrap()).lines();
+    says(&mut log, "2 of 3 servers are needed");
+    says(&mut log, "in, with the fencing token Some(");
+    servers[0] = None;
+    // Of the lock that was held meanwhile, and of the next.
+    says(&mut log, "out");
+    says(&mut log, "out");
+    servers[1] = None;
+    says(&mut log, "not in: the lock storage");
 }
