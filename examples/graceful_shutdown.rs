@@ -51,22 +51,18 @@ fn report_key(request: &Request) -> Result<LockKey, BoxError> {
     Ok(LockKey::from_parts(["reports", &report.to_string()])?)
 }
 
-fn app(locks: &LockFactory) -> Router {
-    let one_at_a_time = DistributedLockLayer::new(locks.clone(), report_key);
-    Router::new()
-        .route("/reports/{id}", post(report).route_layer(one_at_a_time))
-        // What never ends by itself: it is ended.
-        .route(
-            "/hang",
-            post(hang).route_layer(DistributedLockLayer::new(locks.clone(), |_: &Request| {
-                "hang".to_owned()
-            })),
-        )
-}
-
+/// What never ends by itself: it is ended.
 async fn hang() {
     println!("hang: begun");
     std::future::pending().await
+}
+
+fn app(locks: &LockFactory) -> Router {
+    let reports = DistributedLockLayer::new(locks.clone(), report_key);
+    let hangs = DistributedLockLayer::new(locks.clone(), |_: &Request| "hang");
+    Router::new()
+        .route("/reports/{id}", post(report).route_layer(reports))
+        .route("/hang", post(hang).route_layer(hangs))
 }
 
 #[tokio::main]
