@@ -4,6 +4,7 @@
 mod clock;
 mod coordinator;
 pub mod error;
+pub mod inspect;
 mod key;
 mod lock;
 pub mod middleware;

@@ -9,9 +9,9 @@
 mod kit;
 
 use std::{
-    io::{BufRead, BufReader, Lines, Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::Instant,
 };
@@ -118,10 +118,11 @@ impl Drop for Running {
     }
 }
 
-type Log = Lines<BufReader<ChildStdout>>;
-
-/// Starts a service on a port of its own: where it listens, and what it says after that.
-fn start(name: &str, redis: Option<&RedisServer>) -> (Running, String, Log) {
+/// Starts a service on a port of its own, and gives its log, and where it listens.
+fn service(
+    name: &str,
+    redis: Option<&RedisServer>,
+) -> (Running, impl Iterator<Item = String> + use<>, String) {
     let mut command = example(name);
     command
         .env("ADDRESS", "127.0.0.1:0")
@@ -129,18 +130,23 @@ fn start(name: &str, redis: Option<&RedisServer>) -> (Running, String, Log) {
         .envs(redis.map(|server| ("REDIS_URL", server.url())))
         .stdout(Stdio::piped());
     let mut service = Running(command.spawn().unwrap());
-    let mut log = BufReader::new(service.0.stdout.take().unwrap()).lines();
+    let mut log = log(&mut service);
     let address = log
-        .find_map(|line| Some(line.unwrap().split_once("http://")?.1.to_owned()))
+        .find_map(|line| Some(line.split_once("http://")?.1.to_owned()))
         .expect("it says where it listens");
-    (service, address, log)
+    (service, log, address)
+}
+
+fn log(program: &mut Running) -> impl Iterator<Item = String> + use<> {
+    let lines = BufReader::new(program.0.stdout.take().unwrap()).lines();
+    lines.map(Result::unwrap)
 }
 
 /// Reads on to a line that begins so.
-fn says(log: &mut Log, what: &str) {
+fn says(log: &mut impl Iterator<Item = String>, what: &str) {
     let started = Instant::now();
     let mut lines = log.take_while(|_| started.elapsed() < LIMIT);
-    let found = lines.any(|line| line.unwrap().starts_with(what));
+    let found = lines.any(|line| line.starts_with(what));
     assert!(found, "it does not say `{what}`");
 }
 
@@ -161,10 +167,20 @@ fn send(method: &str, address: &str, path: &str) -> String {
     answer
 }
 
+/// It is told to end, and does so with all its locks given back.
+fn ends_cleanly(mut service: Running, log: impl Iterator<Item = String>) {
+    kit::signal("INT", &service.0);
+    assert!(service.0.wait().unwrap().success());
+    let last = log.last().expect("it says that it ends");
+    assert!(
+        last.contains("locks given back") && last.contains("left=0"),
+        "{last}"
+    );
+}
+
 #[test]
 fn an_order_is_paid_once_and_the_service_ends_cleanly() {
-    let (mut service, address, log) = start("axum_orders", None);
-
+    let (service, log, address) = service("axum_orders", None);
     let payments = [0, 1].map(|_| {
         let address = address.clone();
         thread::spawn(move || post(&address, "/orders/42/pay"))
@@ -173,23 +189,72 @@ fn an_order_is_paid_once_and_the_service_ends_cleanly() {
     answers.sort();
     assert!(answers[0].starts_with("HTTP/1.1 200"), "{answers:?}");
     assert!(answers[1].starts_with("HTTP/1.1 409"), "{answers:?}");
+    ends_cleanly(service, log);
+}
 
-    kit::signal("INT", &service.0);
-    assert!(service.0.wait().unwrap().success());
-    let last = log
-        .map(Result::unwrap)
-        .last()
-        .expect("it says that it ends");
-    assert!(
-        last.contains("locks given back") && last.contains("left=0"),
-        "{last}"
-    );
+/// A client that reads an answer line by line.
+fn open(address: &str, path: &str) -> impl Iterator<Item = String> {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    socket.write_all(head.as_bytes()).unwrap();
+    BufReader::new(socket).lines().map_while(Result::ok)
+}
+
+#[test]
+fn a_document_has_one_writer_for_as_long_as_its_stream_is_open() {
+    let (service, log, address) = service("sse", None);
+    let write = || open(&address, "/documents/42/write");
+    let is_saved = |line: &String| line.starts_with("data: document 42");
+
+    let mut first = write();
+    assert_eq!(first.next().unwrap(), "HTTP/1.1 200 OK");
+    assert!(first.any(|line| is_saved(&line)), "it writes");
+    assert_eq!(write().next().unwrap(), "HTTP/1.1 423 Locked");
+    // The client goes, in mid-stream.
+    drop(first);
+    let mut next = loop {
+        let mut next = write();
+        if next.next().unwrap() == "HTTP/1.1 200 OK" {
+            break next;
+        }
+    };
+    assert_eq!(write().next().unwrap(), "HTTP/1.1 423 Locked");
+    assert_eq!(next.by_ref().filter(is_saved).count(), 5, "to the end");
+    let mut last = loop {
+        let mut last = write();
+        if last.next().unwrap() == "HTTP/1.1 200 OK" {
+            break last;
+        }
+    };
+    assert!(last.any(|line| is_saved(&line)), "it writes");
+    ends_cleanly(service, log);
+}
+
+#[test]
+fn an_order_is_worked_on_by_one_grpc_call_at_a_time() {
+    let mut demo = example("tonic_orders");
+    let output = demo.env_remove("REDIS_URL").arg("--demo").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let steps = |who: &str| {
+        let steps = ["reserved", "packed", "shipped"];
+        steps.map(|step| format!("{who} order 42 is {step}"))
+    };
+    let denied = "second: Aborted, the resource is locked".to_owned();
+    let mut expected = Vec::new();
+    for step in steps("first: ") {
+        expected.extend([step, denied.clone()]);
+    }
+    expected.push("first:  the stream has ended".into());
+    expected.extend(steps("second:"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_told_to_end_finishes_what_runs_and_leaves_no_lock() {
     let server = RedisServer::start().await;
-    let (mut service, address, mut log) = start("graceful_shutdown", Some(&server));
+    let (mut service, mut log, address) = service("graceful_shutdown", Some(&server));
     let locks = LockFactory::new(RedisStorage::connect(server.url()).await.unwrap());
     let elsewhere = locks.create_lock("reports/9").unwrap();
     let elsewhere = elsewhere.lock(kit::patient()).await.unwrap();
@@ -233,7 +298,7 @@ async fn a_service_that_is_told_to_end_finishes_what_runs_and_leaves_no_lock() {
 async fn transfers_in_all_directions_lose_no_money_and_leave_no_lock() {
     let server = RedisServer::start().await;
     for redis in [None, Some(&server)] {
-        let (_service, address, _log) = start("transfer", redis);
+        let (_service, _log, address) = service("transfer", redis);
         // Around the circle in both directions, and from an account to itself.
         let mut transfers = Vec::new();
         for from in 1..=5 {
@@ -281,7 +346,7 @@ async fn a_lock_over_three_servers_goes_on_without_one_of_them_and_not_without_t
         .args(servers.iter().flatten().map(RedisServer::url))
         .stdout(Stdio::piped());
     let mut looping = Running(command.spawn().unwrap());
-    let mut log = BufReader::new(looping.0.stdout.take().unwrap()).lines();
+    let mut log = log(&mut looping);
     says(&mut log, "2 of 3 servers are needed");
     says(&mut log, "in, with the fencing token Some(");
     servers[0] = None;
