@@ -140,7 +140,9 @@ impl LockFactory {
     /// be released because the storage is away; its ttl frees it.
     ///
     /// Call it after the server has stopped (`axum::serve(..).with_graceful_shutdown(..)`), before
-    /// the runtime ends.
+    /// the runtime ends. Begun when the server is told to stop, and again then, it also ends the
+    /// requests that wait or hang, for which the server would wait: see
+    /// `examples/graceful_shutdown.rs`.
     ///
     /// # Cancel safety
     ///

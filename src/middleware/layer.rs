@@ -8,9 +8,9 @@ use tower_layer::Layer;
 use crate::{
     lock::LockFactory,
     middleware::{
-        held_lock::{DefaultOnAcquired, FencingHeader},
+        held_lock::{DefaultOnAcquired, FencingHeader, NoHeldLock},
         hold::{HoldToBodyEnd, HoldToHead},
-        on_reject::DefaultOnReject,
+        on_reject::{DefaultOnReject, RejectWithError, Rejection},
         service::DistributedLock,
         settings::{OnLoss, OnStorageFailure, Policy, Settings},
     },
@@ -97,6 +97,22 @@ impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
         DistributedLockLayer { settings }
     }
 
+    /// Makes a rejection an error of the service: by the inner service's error type, or anything
+    /// that can be [made into](Into) it. For services whose answers cannot say "locked". Default: it
+    /// is [`DefaultOnReject`] that answers, with a response.
+    ///
+    /// This is a hook as [`on_reject`](Self::on_reject) sets it, and so is replaced by it.
+    #[must_use]
+    pub fn reject_with_error<F, E>(
+        self,
+        error: F,
+    ) -> DistributedLockLayer<K, RejectWithError<F>, A, H>
+    where
+        F: Fn(Rejection) -> E,
+    {
+        self.on_reject(RejectWithError::new(error))
+    }
+
     /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
     #[must_use]
     pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2, H> {
@@ -159,6 +175,15 @@ impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
             hold: Arc::new(hold),
         };
         DistributedLockLayer { settings }
+    }
+
+    /// Puts nothing into requests, which may be of any type. Default: [`DefaultOnAcquired`] puts the
+    /// [`HeldLock`](super::HeldLock) into HTTP requests.
+    ///
+    /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
+    #[must_use]
+    pub fn without_held_lock(self) -> DistributedLockLayer<K, R, NoHeldLock, H> {
+        self.on_acquired(NoHeldLock)
     }
 }
 

@@ -96,6 +96,105 @@
 //! | `Draining`: this process shuts down | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Lost`: the lock was lost while the handler ran (see above for [streams](#streams)) | 503 Service Unavailable | `ABORTED` |
 //! | `InvalidKey`: the key function failed | 400 Bad Request | `INVALID_ARGUMENT` |
+//!
+//! [`ProblemDetails`] adds a body that says so to programs (RFC 9457). A hook of your own is a
+//! function from the rejection to the response:
+//!
+//! ```
+//! use axum::{Json, extract::Request, response::IntoResponse};
+//! # use tower_distributed_lock::{DistributedLockLayer, LockFactory, middleware::Rejection, storage::MemoryStorage};
+//! # let factory = LockFactory::new(MemoryStorage::new());
+//! # let key = |_: &Request| "reports".to_owned();
+//! # let layer =
+//! DistributedLockLayer::new(factory, key).on_reject(|rejection: Rejection| {
+//!     (rejection.status(), Json([rejection.reason()])).into_response()
+//! })
+//! # ;
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(|| async {}).route_layer(layer));
+//! ```
+//!
+//! # When the storage is away
+//!
+//! Each layer decides for its own routes. Here payments are refused, and reports are served without
+//! a lock:
+//!
+//! ```
+//! use axum::{Router, extract::Request, routing::{get, post}};
+//! use tower_distributed_lock::{
+//!     DistributedLockLayer, LockFactory, middleware::OnStorageFailure, storage::MemoryStorage,
+//! };
+//!
+//! let locks = LockFactory::new(MemoryStorage::new());
+//! let lock = DistributedLockLayer::new(locks, |request: &Request| request.method().to_string());
+//! let open = lock.clone().on_storage_failure(OnStorageFailure::FailOpen);
+//! let app: Router = Router::new()
+//!     .route("/pay", post(|| async { "paid" }).route_layer(lock))
+//!     .route("/report", get(|| async { "all is well" }).route_layer(open));
+//! ```
+//!
+//! # Services that are no HTTP services
+//!
+//! Nothing but the defaults of the two hooks knows of HTTP. A queue's worker, say, has requests, answers
+//! and errors of its own:
+//!
+//! ```
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower_distributed_lock::{
+//!     DistributedLockLayer, HeldLock, LockFactory, LockKey, middleware::Rejection,
+//!     storage::MemoryStorage,
+//! };
+//!
+//! struct Job {
+//!     account: u64,
+//!     lock: Option<HeldLock>,
+//! }
+//!
+//! #[derive(Debug)]
+//! enum JobError {
+//!     /// To be put back into the queue.
+//!     Rejected(Rejection),
+//!     Failed,
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), JobError> {
+//! let locks = LockFactory::new(MemoryStorage::new());
+//! let one_at_a_time = DistributedLockLayer::new(locks, |job: &Job| {
+//!     LockKey::from_parts(["accounts", &job.account.to_string()])
+//! })
+//! .reject_with_error(JobError::Rejected)
+//! // Or `without_held_lock()`, if the job need not know.
+//! .on_acquired(|job: &mut Job, lock: HeldLock| job.lock = Some(lock));
+//!
+//! let worker = ServiceBuilder::new()
+//!     .layer(one_at_a_time)
+//!     .service(service_fn(async |job: Job| job.lock.ok_or(JobError::Failed)));
+//! worker.oneshot(Job { account: 7, lock: None }).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! In front of a client it is the same, and a client whose error type has no room for a rejection
+//! takes its errors as [`BoxError`](crate::error::BoxError):
+//!
+//! ```
+//! # use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! # use tower_distributed_lock::{DistributedLockLayer, LockFactory, error::BoxError, storage::MemoryStorage};
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! # let locks = LockFactory::new(MemoryStorage::new());
+//! # let client = service_fn(async |account: String| Ok::<_, std::io::Error>(account.len()));
+//! let one_at_a_time = DistributedLockLayer::new(locks, |account: &String| account.clone())
+//!     .reject_with_error(|rejection| rejection)
+//!     .without_held_lock();
+//! let client = ServiceBuilder::new()
+//!     .layer(one_at_a_time)
+//!     .map_err(BoxError::from)
+//!     .service(client);
+//! client.oneshot("account-7".to_owned()).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(feature = "body")]
 mod body;
@@ -105,15 +204,17 @@ mod held_lock;
 mod hold;
 mod layer;
 mod on_reject;
+mod problem;
 mod request_key;
 mod service;
 mod settings;
 
 pub use self::{
-    held_lock::{DefaultOnAcquired, FencingHeader, HeldLock, OnAcquired},
+    held_lock::{DefaultOnAcquired, FencingHeader, HeldLock, NoHeldLock, OnAcquired},
     hold::{Hold, HoldToBodyEnd, HoldToHead, RequestLock},
     layer::DistributedLockLayer,
-    on_reject::{DefaultOnReject, OnReject, Protocol, Rejection},
+    on_reject::{DefaultOnReject, OnReject, Protocol, RejectWithError, Rejection},
+    problem::{ProblemContext, ProblemDetails},
     request_key::{IntoRequestKey, RequestKey},
     service::DistributedLock,
     settings::{OnLoss, OnStorageFailure},
