@@ -11,6 +11,7 @@
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
+//! | `observe`, `meters` | what is seen of a lock from outside: its span, and numbers |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
 //! Here they are put together: every method feeds one event into a key's machine and carries out
@@ -23,6 +24,9 @@ mod keeper;
 pub(crate) mod key_events;
 mod key_state;
 pub(crate) mod lease;
+#[cfg_attr(not(feature = "metrics"), path = "meters_off.rs")]
+mod meters;
+mod observe;
 mod queue;
 pub(crate) mod release;
 mod renewal;
@@ -49,6 +53,7 @@ use self::{
     keeper::{Job, Keeper},
     key_events::{Attempt, Effects, Ended, HandoffLimit, Outcome, Sharing, Step, TurnId},
     lease::Claim,
+    meters::Meters,
     queue::Place,
     release::Release,
     renewal::Renewal,
@@ -75,6 +80,8 @@ pub(crate) struct Limits {
     pub(crate) linger: Duration,
     /// How much longer the storage keeps a lock than we rely on it.
     pub(crate) lock_delay: Duration,
+    /// What the factory is called in metrics.
+    pub(crate) metrics_name: Option<&'static str>,
 }
 
 /// How many fencing tokens a lease that may linger comes with at least.
@@ -98,6 +105,7 @@ pub(crate) struct Coordinator {
     prefix: Arc<str>,
     /// Whether messages of the storage reach us.
     listening: AtomicBool,
+    meters: Meters,
 }
 
 impl Coordinator {
@@ -109,6 +117,7 @@ impl Coordinator {
     ) -> Arc<Self> {
         Arc::new(Self {
             table: Table::new(storage.is_divided()),
+            meters: Meters::new(limits.metrics_name),
             storage,
             clock,
             limits,
@@ -139,6 +148,11 @@ impl Coordinator {
     /// Callers that wait for a lock.
     pub(crate) fn waiters(&self) -> usize {
         self.waiting.load(Relaxed)
+    }
+
+    /// A request was rejected because its key function failed.
+    pub(crate) fn key_was_invalid(&self) {
+        self.meters.invalid_key();
     }
 
     fn is_draining(&self) -> bool {
@@ -349,9 +363,12 @@ impl Coordinator {
                     false => Duration::ZERO,
                 },
             };
-            let (ended, effects) = slot
+            let (ended, mut effects) = slot
                 .state
                 .turn_done(id, claim, sharing, now, || self.new_token());
+            if let Some(release) = &mut effects.release {
+                release.was_held = ended == Ended::Released;
+            }
             ((ended, slot.state.due()), effects)
         });
         if let Some(due) = due {
@@ -612,8 +629,10 @@ impl Told {
 }
 
 fn tell_loss(cell: &Cell, holder: &Turn, reason: LossReason) {
-    if holder.lose(reason) {
-        tracing::warn!(key = cell.name.key(), %reason, "lock lost");
+    let is_news = holder.lose(reason);
+    let span = holder.was_lost(reason);
+    if is_news {
+        span.in_scope(|| tracing::warn!(key = cell.name.key(), %reason, "lock lost"));
     }
 }
 

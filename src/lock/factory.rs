@@ -65,6 +65,7 @@ impl LockFactory {
                 fencing: true,
                 linger: Duration::ZERO,
                 lock_delay: Duration::ZERO,
+                metrics_name: None,
             },
         }
     }
@@ -115,6 +116,10 @@ impl LockFactory {
 
     pub(crate) fn lock_set_of(&self, keys: &LockKeys) -> LockSet {
         LockSet::new(keys.iter().map(|key| self.lock_of(key)).collect())
+    }
+
+    pub(crate) fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
     }
 
     /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
@@ -261,6 +266,15 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// it writes, still writes late. (Consul has the same under the same name.)
     pub fn lock_delay(mut self, delay: Duration) -> Self {
         self.limits.lock_delay = delay;
+        self
+    }
+
+    /// A name for this factory in metrics: the value of the label `factory` of all that it counts.
+    /// Default: there is no such label. For a process with more than one factory.
+    #[cfg(feature = "metrics")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+    pub fn metrics_name(mut self, name: &'static str) -> Self {
+        self.limits.metrics_name = Some(name);
         self
     }
 
