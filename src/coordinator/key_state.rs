@@ -770,7 +770,7 @@ impl<W> KeyState<W> {
                     told_free: true,
                 };
                 let mut effects = self.wake_first();
-                effects.release = self.release(claim).release;
+                effects.release = self.release_ended(claim, ended).release;
                 (ended, effects)
             }
             Some((ttl, interval)) if sharing.told && wanted => {
@@ -1014,6 +1014,7 @@ impl<W> KeyState<W> {
         let mut effects = self.release(claim);
         if let Some(release) = &mut effects.release {
             release.was_lost |= ended == Ended::Lost;
+            release.was_held = ended == Ended::Released;
         }
         effects
     }

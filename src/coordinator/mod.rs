@@ -363,12 +363,9 @@ impl Coordinator {
                     false => Duration::ZERO,
                 },
             };
-            let (ended, mut effects) = slot
+            let (ended, effects) = slot
                 .state
                 .turn_done(id, claim, sharing, now, || self.new_token());
-            if let Some(release) = &mut effects.release {
-                release.was_held = ended == Ended::Released;
-            }
             ((ended, slot.state.due()), effects)
         });
         if let Some(due) = due {
