@@ -29,8 +29,7 @@ use std::{
 
 use http::{Request, Response};
 use tower_distributed_lock::{
-    Clock, Lock, LockFactory, LockOptions, LockOptionsBuilder,
-    storage::MemoryStorage,
+    Clock, Lock, LockFactory, LockOptions, LockOptionsBuilder, storage::MemoryStorage,
 };
 
 use self::{
@@ -57,16 +56,26 @@ fn impatient() -> LockOptions {
     options().retries(0).build().unwrap()
 }
 
-/// Over memory, on tokio's clock.
+/// Over memory, on tokio's clock. Without fencing tokens, for want of which a lock would go back to
+/// the storage instead of to the next caller here.
 fn factory(memory: &MemoryStorage) -> LockFactory {
     LockFactory::builder(memory.clone())
         .clock(Clock::tokio())
+        .fencing(false)
         .build()
         .unwrap()
 }
 
 fn memory() -> MemoryStorage {
     MemoryStorage::with_clock(Clock::tokio())
+}
+
+/// The same, to which messages of the storage come.
+async fn listening(memory: &MemoryStorage) -> LockFactory {
+    let factory = factory(memory);
+    drop(factory.create_lock("first").unwrap().lock(patient()).await);
+    settle().await;
+    factory
 }
 
 /// A storage that fails as it is told to, and a factory over it.

@@ -32,7 +32,7 @@ fn has(span: &capture::Span, expected: &[(&str, &str)]) {
 #[tokio::test(start_paused = true)]
 async fn a_lock_has_a_span_with_its_wait_its_hold_and_its_outcome() {
     let (seen, _default) = start();
-    let factory = factory(&memory());
+    let (_, factory) = faulty();
     let guard = key(&factory).lock(patient()).await.unwrap();
     let token = guard.fencing_token().unwrap();
     tokio::time::sleep(ms(70)).await;
@@ -56,9 +56,8 @@ async fn a_lock_has_a_span_with_its_wait_its_hold_and_its_outcome() {
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_knows_who_blocked_it_and_for_how_long() {
+    let factory = listening(&memory()).await;
     let (seen, _default) = start();
-    let factory = factory(&memory());
-    settle().await;
     let guard = key(&factory).lock(patient()).await.unwrap();
     let next = tokio::spawn(key(&factory).lock(patient()));
     settle().await;
@@ -83,12 +82,8 @@ async fn a_waiter_knows_who_blocked_it_and_for_how_long() {
 async fn a_grant_by_the_queue_of_the_storage_says_so() {
     let (seen, _default) = start();
     let memory = memory();
-    let [here, there] = [factory(&memory), factory(&memory)];
-    // Both listen.
-    for factory in [&here, &there] {
-        drop(factory.create_lock("other").unwrap().lock(patient()).await);
-    }
-    settle().await;
+    let here = listening(&memory).await;
+    let there = listening(&memory).await;
     let guard = key(&there).lock(patient()).await.unwrap();
     let next = tokio::spawn(key(&here).lock(patient()));
     settle().await;
