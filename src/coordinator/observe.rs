@@ -143,7 +143,7 @@ impl Observed {
     /// It does not get the lock. `now` is asked only if somebody looks.
     #[inline]
     pub(super) fn rejected(&mut self, error: &LockError, now: impl FnOnce() -> Timestamp) {
-        if let Some(inner) = self.0.take() {
+        if let Some(mut inner) = self.0.take() {
             inner.without(error.into(), now());
         }
     }
@@ -151,7 +151,7 @@ impl Observed {
     /// It has gone before it got the lock. `now` is asked only if somebody looks.
     #[inline]
     pub(super) fn dropped(&mut self, now: impl FnOnce() -> Timestamp) {
-        if let Some(inner) = self.0.take() {
+        if let Some(mut inner) = self.0.take() {
             inner.without(Waited::Dropped, now());
         }
     }
@@ -254,7 +254,7 @@ impl Inner {
     }
 
     #[cold]
-    fn without(mut self: Box<Self>, how: Waited, now: Timestamp) {
+    fn without(&mut self, how: Waited, now: Timestamp) {
         let waited = now.since(self.arrived);
         self.span.record("wait_ms", ms(waited));
         self.span.record("outcome", how.word());

@@ -388,8 +388,10 @@ async fn the_name_of_a_factory_is_a_label_of_all_it_counts() {
     }
 }
 
+type Words = BTreeMap<String, BTreeSet<String>>;
+
 /// The rows of the table of metrics in the docs: name, kind, unit, and the words of each label.
-fn documented() -> BTreeMap<String, (String, String, BTreeMap<String, BTreeSet<String>>)> {
+fn documented() -> BTreeMap<String, (String, String, Words)> {
     let text = include_str!("../../docs/observability.md");
     let mut rows = BTreeMap::new();
     for line in text
@@ -399,7 +401,7 @@ fn documented() -> BTreeMap<String, (String, String, BTreeMap<String, BTreeSet<S
         let mut columns = line.trim_matches('|').split('|').map(str::trim);
         let name = columns.next().unwrap().trim_matches('`').to_owned();
         let (kind, unit) = (columns.next().unwrap(), columns.next().unwrap());
-        let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut labels = Words::new();
         // `label`: `word`, `word`; `label`: ..
         for label in columns.next().unwrap().split(';').map(str::trim) {
             if let Some((label, words)) = label.split_once(':') {
@@ -427,11 +429,11 @@ async fn the_docs_list_every_metric_with_its_kind_unit_and_words() {
             } else {
                 "1"
             };
-            (what.kind.to_owned(), unit.to_owned(), BTreeMap::new())
+            (what.kind.to_owned(), unit.to_owned(), Words::new())
         });
         let labels = labels.trim_end_matches('}').split(',');
         for (label, word) in labels.filter_map(|label| label.split_once('=')) {
-            let words: &mut BTreeSet<String> = words.entry(label.to_owned()).or_default();
+            let words = words.entry(label.to_owned()).or_default();
             words.insert(word.to_owned());
         }
     }
