@@ -94,19 +94,36 @@ fn send(method: &str, address: &str, path: &str) -> String {
     answer
 }
 
-#[test]
-fn an_order_is_paid_once_and_the_service_ends_cleanly() {
-    let mut command = example("axum_orders");
+/// Starts a service, and gives its log, and where it listens.
+fn service(name: &str) -> (Running, impl Iterator<Item = String>, String) {
+    let mut command = example(name);
     command
         .env("ADDRESS", "127.0.0.1:0")
         .env_remove("REDIS_URL")
         .stdout(Stdio::piped());
     let mut service = Running(command.spawn().unwrap());
-    let mut log = BufReader::new(service.0.stdout.take().unwrap()).lines();
+    let log = BufReader::new(service.0.stdout.take().unwrap()).lines();
+    let mut log = log.map(Result::unwrap);
     let address = log
-        .find_map(|line| Some(line.unwrap().split_once("http://")?.1.to_owned()))
+        .find_map(|line| Some(line.split_once("http://")?.1.to_owned()))
         .expect("it says where it listens");
+    (service, log, address)
+}
 
+/// It is told to end, and does so with all its locks given back.
+fn ends_cleanly(mut service: Running, log: impl Iterator<Item = String>) {
+    kit::signal("INT", &service.0);
+    assert!(service.0.wait().unwrap().success());
+    let last = log.last().expect("it says that it ends");
+    assert!(
+        last.contains("locks given back") && last.contains("left=0"),
+        "{last}"
+    );
+}
+
+#[test]
+fn an_order_is_paid_once_and_the_service_ends_cleanly() {
+    let (service, log, address) = service("axum_orders");
     let payments = [0, 1].map(|_| {
         let address = address.clone();
         thread::spawn(move || post(&address, "/orders/42/pay"))
@@ -115,17 +132,66 @@ fn an_order_is_paid_once_and_the_service_ends_cleanly() {
     answers.sort();
     assert!(answers[0].starts_with("HTTP/1.1 200"), "{answers:?}");
     assert!(answers[1].starts_with("HTTP/1.1 409"), "{answers:?}");
+    ends_cleanly(service, log);
+}
 
-    kit::signal("INT", &service.0);
-    assert!(service.0.wait().unwrap().success());
-    let last = log
-        .map(Result::unwrap)
-        .last()
-        .expect("it says that it ends");
-    assert!(
-        last.contains("locks given back") && last.contains("left=0"),
-        "{last}"
-    );
+/// A client that reads an answer line by line.
+fn open(address: &str, path: &str) -> impl Iterator<Item = String> {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    socket.write_all(head.as_bytes()).unwrap();
+    BufReader::new(socket).lines().map_while(Result::ok)
+}
+
+#[test]
+fn a_document_has_one_writer_for_as_long_as_its_stream_is_open() {
+    let (service, log, address) = service("sse");
+    let write = || open(&address, "/documents/42/write");
+    let is_saved = |line: &String| line.starts_with("data: document 42");
+
+    let mut first = write();
+    assert_eq!(first.next().unwrap(), "HTTP/1.1 200 OK");
+    assert!(first.any(|line| is_saved(&line)), "it writes");
+    assert_eq!(write().next().unwrap(), "HTTP/1.1 423 Locked");
+    // The client goes, in mid-stream.
+    drop(first);
+    let mut next = loop {
+        let mut next = write();
+        if next.next().unwrap() == "HTTP/1.1 200 OK" {
+            break next;
+        }
+    };
+    assert_eq!(write().next().unwrap(), "HTTP/1.1 423 Locked");
+    assert_eq!(next.by_ref().filter(is_saved).count(), 5, "to the end");
+    let mut last = loop {
+        let mut last = write();
+        if last.next().unwrap() == "HTTP/1.1 200 OK" {
+            break last;
+        }
+    };
+    assert!(last.any(|line| is_saved(&line)), "it writes");
+    ends_cleanly(service, log);
+}
+
+#[test]
+fn an_order_is_worked_on_by_one_grpc_call_at_a_time() {
+    let mut demo = example("tonic_orders");
+    let output = demo.env_remove("REDIS_URL").arg("--demo").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let steps = |who: &str| {
+        let steps = ["reserved", "packed", "shipped"];
+        steps.map(|step| format!("{who} order 42 is {step}"))
+    };
+    let denied = "second: Aborted, the resource is locked".to_owned();
+    let mut expected = Vec::new();
+    for step in steps("first: ") {
+        expected.extend([step, denied.clone()]);
+    }
+    expected.push("first:  the stream has ended".into());
+    expected.extend(steps("second:"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
 }
 
 /// The names of metrics in `docs/observability.md`, with their types.

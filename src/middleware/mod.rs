@@ -40,10 +40,48 @@
 //! 5. When the response future is done or dropped, so is the lock: first the work ends, then the
 //!    lock is released. The response does not wait for that (see
 //!    [`DistributedLockLayer::await_release`]). A body that is streamed after the response head is
-//!    no longer under the lock.
+//!    no longer under the lock, unless the layer is told to hold it [to the end of the
+//!    body](#streams).
 //!
 //! A request whose client disconnects is dropped by the server, and so is its lock or its place in
 //! the queue.
+//!
+//! # Streams
+//!
+//! With [`DistributedLockLayer::hold_to_body_end`] the lock goes on into the body of the response,
+//! for downloads, server-sent events and gRPC streams. The response keeps its type: the bodies of
+//! axum and tonic, and others that are boxed, can wrap one of their own kind (`HoldBody`).
+//!
+//! - The lock is released with the last frame: trailers, a frame after which the body says that it
+//!   is at its end, or the end itself. So it is by an error of the body, and when the body is
+//!   dropped, as the server does when the client disconnects, resets its HTTP/2 stream, or asked
+//!   with `HEAD`. A response without a body gives the lock back with its head, also one that
+//!   upgrades the connection.
+//! - First the body is dropped, then the lock is released. Nobody waits for that: of
+//!   [`await_release`](DistributedLockLayer::await_release) only responses without a body take
+//!   notice.
+//! - Before each poll of the body, and after it, the lock's deadline is looked at: no frame is
+//!   passed on at or past it. If the lock is lost, the body is dropped and ends with an error. An
+//!   HTTP/1 connection is closed and an HTTP/2 stream reset, so the client does not take what it
+//!   has got for the whole; a gRPC response (by its `content-type`) ends with the status `ABORTED`.
+//!   With [`OnLoss::Signal`] it goes on. The [`OnReject`] hook is not asked: the head has been sent.
+//! - A [`HeldLock`] works as it does in the handler, so a stream can look at it, pass the fencing
+//!   token on, or [release](HeldLock::release) early and go on without.
+//! - The lock is renewed meanwhile, up to [`max_hold`](crate::LockOptionsBuilder::max_hold), 5
+//!   minutes unless set: no stream lasts longer than that.
+//! - A client that reads nothing keeps the server from polling the body. The lock is lost at
+//!   `max_hold` all the same, and others have it at most a ttl later; the body itself stays until
+//!   the client reads on or goes.
+//! - A client that has gone without a word is known to be gone when a write fails, so send
+//!   something from time to time (`KeepAlive` of axum's `Sse`, HTTP/2 pings of a tonic server).
+//!
+//! # tonic
+//!
+//! `Server::builder().layer(lock)` locks the calls of all services, `add_service(lock.named_layer(..))`
+//! with tonic's `LayerExt` those of one. Keys come from the metadata, which are the headers of the
+//! request: its message is not read yet. By default a unary call is locked to its answer and a
+//! stream to its head; [`hold_to_body_end`](DistributedLockLayer::hold_to_body_end) (feature
+//! `tonic`) holds to the end of all kinds of calls.
 //!
 //! # Rejections
 //!
@@ -56,12 +94,15 @@
 //! | `TooManyWaiters` | 429 Too Many Requests, `Retry-After` where known | `RESOURCE_EXHAUSTED` |
 //! | `Storage`: the storage could not be asked | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Draining`: this process shuts down | 503 Service Unavailable | `UNAVAILABLE` |
-//! | `Lost`: the lock was lost while the handler ran | 503 Service Unavailable | `ABORTED` |
+//! | `Lost`: the lock was lost while the handler ran (see above for [streams](#streams)) | 503 Service Unavailable | `ABORTED` |
 //! | `InvalidKey`: the key function failed | 400 Bad Request | `INVALID_ARGUMENT` |
 
+#[cfg(feature = "body")]
+mod body;
 pub mod future;
 mod guards;
 mod held_lock;
+mod hold;
 mod layer;
 mod on_reject;
 mod request_key;
@@ -70,6 +111,7 @@ mod settings;
 
 pub use self::{
     held_lock::{DefaultOnAcquired, FencingHeader, HeldLock, OnAcquired},
+    hold::{Hold, HoldToBodyEnd, HoldToHead, RequestLock},
     layer::DistributedLockLayer,
     on_reject::{DefaultOnReject, OnReject, Protocol, Rejection},
     request_key::{IntoRequestKey, RequestKey},
@@ -77,5 +119,7 @@ pub use self::{
     settings::{OnLoss, OnStorageFailure},
 };
 
+#[cfg(feature = "body")]
+pub use self::body::{HeldBody, HoldBody};
 #[cfg(feature = "axum")]
 pub use self::held_lock::MissingLock;

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 
 use crate::error::{BoxError, LockError, LossReason, NotObtained, StorageError, TooManyWaiters};
 
@@ -62,7 +62,7 @@ impl Rejection {
     }
 
     /// One sentence for the client: it says what happened, and nothing of keys, servers and causes.
-    fn public_message(&self) -> &'static str {
+    pub(super) fn public_message(&self) -> &'static str {
         match self {
             Self::NotObtained(_) => "the resource is locked",
             Self::TooManyWaiters(_) => "too many requests wait for the resource",
@@ -71,6 +71,13 @@ impl Rejection {
             Self::Lost(_) => "the lock on the resource was lost",
             Self::InvalidKey(_) => "the request names no valid resource",
         }
+    }
+
+    /// As a gRPC status: of a response without a message body, or of its trailers.
+    pub(super) fn write_grpc_status(&self, headers: &mut HeaderMap) {
+        headers.insert("grpc-status", u16::from(self.grpc_code()).into());
+        let message = HeaderValue::from_static(self.public_message());
+        headers.insert("grpc-message", message);
     }
 }
 
@@ -165,7 +172,11 @@ pub enum Protocol {
 impl Protocol {
     /// What the client that sent `request` speaks.
     pub fn of<B>(request: &Request<B>) -> Self {
-        let content_type = request.headers().get(header::CONTENT_TYPE);
+        Self::of_headers(request.headers())
+    }
+
+    pub(super) fn of_headers(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(header::CONTENT_TYPE);
         let rest =
             content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
         match rest {
@@ -204,9 +215,7 @@ where
                 let headers = response.headers_mut();
                 let grpc = HeaderValue::from_static("application/grpc");
                 headers.insert(header::CONTENT_TYPE, grpc);
-                headers.insert("grpc-status", u16::from(rejection.grpc_code()).into());
-                let message = HeaderValue::from_static(rejection.public_message());
-                headers.insert("grpc-message", message);
+                rejection.write_grpc_status(headers);
             }
         }
         Ok(response)
