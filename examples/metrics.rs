@@ -81,7 +81,7 @@ async fn main() -> Result<(), BoxError> {
         Ok(url) => LockFactory::new(RedisStorage::connect(url).await?),
         Err(_) => LockFactory::new(MemoryStorage::new()),
     };
-    let one_at_a_time = DistributedLockLayer::new(locks.clone(), order_key);
+    let one_at_a_time = DistributedLockLayer::new(locks.clone(), order_key).server_timing();
     let app = Router::new()
         .route("/orders/{id}/pay", post(pay).route_layer(one_at_a_time))
         .route(

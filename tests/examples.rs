@@ -222,6 +222,7 @@ fn prometheus_finds_every_metric_that_the_docs_list() {
     for _ in 0..3 {
         let answer = post(&address, "/orders/42/pay");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("server-timing: lock;dur="), "{answer}");
     }
 
     let scraped = send("GET", &address, "/metrics");

@@ -218,7 +218,7 @@ impl Waiter {
             }
             match self
                 .coordinator
-                .step(&self.cell, self.place, now, cx.waker())
+                .step(&self.cell, self.place, self.since, now, cx.waker())
             {
                 Next::Turn(turn) => {
                     self.queued = false;

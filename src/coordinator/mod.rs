@@ -241,6 +241,7 @@ impl Coordinator {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         place: Place,
+        since: Timestamp,
         now: Timestamp,
         waker: &Waker,
     ) -> Next {
@@ -250,7 +251,8 @@ impl Coordinator {
                     .poll(place, now, || waker.clone(), || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
-                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted);
+                    let (coordinator, waited) = (Arc::clone(self), now.since(since));
+                    let turn = Turn::new(coordinator, Arc::clone(cell), granted, waited);
                     let turn = Arc::new(turn);
                     slot.holder = Some(Arc::clone(&turn));
                     (Next::Turn(turn), Some(granted.due))

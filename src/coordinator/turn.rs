@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     task::Waker,
+    time::Duration,
 };
 
 use tracing::Span;
@@ -33,6 +34,7 @@ pub(crate) struct Turn {
     id: TurnId,
     claim: Claim,
     source: Source,
+    waited: Duration,
     fencing: Option<u64>,
     signal: Signal,
     given_back: AtomicBool,
@@ -41,7 +43,12 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(coordinator: Arc<Coordinator>, cell: Arc<Cell>, granted: Granted) -> Self {
+    pub(super) fn new(
+        coordinator: Arc<Coordinator>,
+        cell: Arc<Cell>,
+        granted: Granted,
+        waited: Duration,
+    ) -> Self {
         Self {
             signal: Signal::new(coordinator.clock, granted.deadline, granted.ends),
             coordinator,
@@ -49,6 +56,7 @@ impl Turn {
             id: granted.id,
             claim: granted.claim,
             source: granted.source,
+            waited,
             fencing: granted.fencing,
             given_back: AtomicBool::new(false),
             observed: OnceLock::new(),
@@ -61,6 +69,11 @@ impl Turn {
 
     pub(crate) fn key(&self) -> &str {
         self.cell.name.key()
+    }
+
+    /// How long its holder waited for it.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
     }
 
     pub(crate) fn fencing_token(&self) -> Option<u64> {

@@ -18,6 +18,7 @@ mod metrics;
 mod numbers;
 mod secrets;
 mod spans;
+mod timing;
 
 use std::{
     convert::Infallible,
