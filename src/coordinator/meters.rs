@@ -305,7 +305,8 @@ impl std::fmt::Debug for Meters {
 
 // --- a lock's numbers --------------------------------------------------------------------------------
 
-/// What is counted of one caller's lock. However it goes, the gauges go down with it.
+/// What is counted of one caller's lock. It ends with [`Meter::waited`] or [`Meter::held`], which take
+/// it out of the gauges.
 pub(super) struct Meter {
     handles: Arc<Handles>,
     stage: Stage,
@@ -357,12 +358,6 @@ impl Meter {
     pub(super) fn held(&mut self, held: Duration) {
         self.enter(Stage::Gone);
         self.handles.hold.record(held);
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        self.enter(Stage::Gone);
     }
 }
 
