@@ -209,11 +209,6 @@ impl FaultyStorage {
         }
     }
 
-    /// What is behind the line.
-    pub fn memory(&self) -> &MemoryStorage {
-        &self.memory
-    }
-
     fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap()
     }

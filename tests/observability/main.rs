@@ -81,7 +81,11 @@ async fn listening(memory: &MemoryStorage) -> LockFactory {
 
 /// A storage that fails as it is told to, and a factory over it.
 fn faulty() -> (FaultyStorage, LockFactory) {
-    let storage = FaultyStorage::new(memory());
+    faulty_over(&memory())
+}
+
+fn faulty_over(memory: &MemoryStorage) -> (FaultyStorage, LockFactory) {
+    let storage = FaultyStorage::new(memory.clone());
     let factory = LockFactory::builder(storage.clone())
         .clock(Clock::tokio())
         .build()

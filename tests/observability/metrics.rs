@@ -169,7 +169,8 @@ async fn what_the_storage_does_not_do_is_counted_by_operation_and_kind() {
 #[tokio::test(start_paused = true)]
 async fn renewals_are_counted_by_whether_they_came_in_time() {
     let numbers = Numbers::start();
-    let (storage, factory) = faulty();
+    let behind = memory();
+    let (storage, factory) = faulty_over(&behind);
     let guard = key(&factory).lock(patient()).await.unwrap();
     let renewals = |outcome: &str| {
         numbers.of(&format!(
@@ -186,7 +187,7 @@ async fn renewals_are_counted_by_whether_they_came_in_time() {
     tokio::time::sleep(ms(1_800)).await;
     assert_eq!(renewals("failed"), 2.0);
     assert_eq!(renewals("late"), 1.0);
-    storage.memory().clear();
+    behind.clear();
     guard.lost().await;
     assert_eq!(renewals("not_ours"), 1.0);
     assert_eq!(
@@ -228,12 +229,13 @@ async fn a_renewal_of_a_lock_that_was_given_back_meanwhile_is_no_news() {
 async fn a_loss_is_counted_by_reason_when_it_happens_and_once() {
     for reason in ["expired", "not_ours", "max_hold", "draining"] {
         let numbers = Numbers::start();
-        let (storage, factory) = faulty();
+        let behind = memory();
+        let (storage, factory) = faulty_over(&behind);
         let options = options().max_hold(ms(10_000)).build().unwrap();
         let guard = key(&factory).lock(options).await.unwrap();
         match reason {
             "expired" => storage.always(Op::Renew, Fault::fails(StorageErrorKind::Timeout)),
-            "not_ours" => storage.memory().clear(),
+            "not_ours" => behind.clear(),
             "draining" => drop(tokio::spawn(async move { factory.drain(ms(1)).await })),
             _ => {}
         }
@@ -260,10 +262,11 @@ async fn a_loss_is_counted_by_reason_when_it_happens_and_once() {
 #[tokio::test(start_paused = true)]
 async fn a_loss_that_only_the_release_finds_is_counted() {
     let numbers = Numbers::start();
-    let (storage, factory) = faulty();
+    let behind = memory();
+    let (storage, factory) = faulty_over(&behind);
     for unlocks in [true, false] {
         let guard = key(&factory).lock(patient()).await.unwrap();
-        storage.memory().clear();
+        behind.clear();
         // At once, or after the first poll.
         storage.next(Op::Release, Fault::slow());
         if unlocks {

@@ -173,12 +173,13 @@ async fn a_future_that_was_never_polled_has_no_span() {
 async fn each_loss_has_its_outcome_at_once() {
     for reason in ["expired", "not_ours", "max_hold", "draining"] {
         let (seen, _default) = start();
-        let (storage, factory) = faulty();
+        let behind = memory();
+        let (storage, factory) = faulty_over(&behind);
         let options = options().max_hold(ms(10_000)).build().unwrap();
         let guard = key(&factory).lock(options).await.unwrap();
         match reason {
             "expired" => storage.always(Op::Renew, Fault::fails(StorageErrorKind::Unavailable)),
-            "not_ours" => storage.memory().clear(),
+            "not_ours" => behind.clear(),
             "draining" => drop(tokio::spawn(async move { factory.drain(ms(1)).await })),
             _ => {}
         }
