@@ -267,7 +267,7 @@ fn a_rejection_is_an_error_that_says_each_thing_once_and_has_one_word_for_its_ki
     let storage =
         |kind| Rejection::Storage(StorageError::with_source(kind, CannotConnect(NoRoute)));
     let rejection = storage(StorageErrorKind::Unavailable);
-    assert_eq!(rejection.reason(), "storage_unavailable");
+    assert_eq!(rejection.reason(), "storage");
     let mut text = rejection.to_string();
     let mut source = rejection.source();
     while let Some(error) = source {
@@ -312,10 +312,7 @@ async fn every_reason_has_its_own_word() {
         service.oneshot(account.into()).await.unwrap_err()
     };
     assert_eq!(reason(memory(), "").await, "invalid_key");
-    assert_eq!(
-        reason(LockFactory::new(Away), "7").await,
-        "storage_unavailable"
-    );
+    assert_eq!(reason(LockFactory::new(Away), "7").await, "storage");
     let draining = memory();
     draining.drain(Duration::ZERO).await;
     assert_eq!(reason(draining, "7").await, "draining");

@@ -356,3 +356,74 @@ async fn a_lock_over_three_servers_goes_on_without_one_of_them_and_not_without_t
     servers[1] = None;
     says(&mut log, "not in: the lock storage");
 }
+/// The names of metrics in `docs/observability.md`, with their types.
+fn documented_metrics() -> Vec<(&'static str, &'static str)> {
+    let docs = include_str!("../docs/observability.md");
+    let rows = docs.lines().filter_map(|line| {
+        let (name, rest) = line
+            .strip_prefix("| `distributed_lock_")?
+            .split_once("` | ")?;
+        Some((name, rest.split_once(" |")?.0))
+    });
+    rows.collect()
+}
+
+#[test]
+fn prometheus_finds_every_metric_that_the_docs_list() {
+    let mut command = example("metrics");
+    command
+        .env("ADDRESS", "127.0.0.1:0")
+        .env_remove("REDIS_URL")
+        .env("NO_COLOR", "1")
+        .stdout(Stdio::piped());
+    let mut service = Running(command.spawn().unwrap());
+    let mut log = BufReader::new(service.0.stdout.take().unwrap()).lines();
+    let address = log
+        .find_map(|line| Some(line.unwrap().split_once("http://")?.1.to_owned()))
+        .expect("it says where it listens");
+    for _ in 0..3 {
+        let answer = post(&address, "/orders/42/pay");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("server-timing: lock;dur="), "{answer}");
+    }
+
+    let scraped = send("GET", &address, "/metrics");
+    let metrics = documented_metrics();
+    assert!(metrics.len() > 5, "{metrics:?}");
+    for (name, kind) in metrics {
+        let name = format!("distributed_lock_{name}");
+        let kind = format!("# TYPE {name} {kind}\n");
+        assert!(scraped.contains(&kind), "no {kind} in {scraped}");
+        let help = format!("# HELP {name} ");
+        assert!(scraped.contains(&help), "no {help} in {scraped}");
+        let series = scraped.lines().any(|line| line.starts_with(&name));
+        assert!(series, "no series of {name} in {scraped}");
+    }
+    for line in [
+        "distributed_lock_acquired_total{source=\"storage\"} 3",
+        "distributed_lock_lost_total{reason=\"expired\"} 0",
+        "distributed_lock_hold_seconds_bucket{le=\"0.025\"} 0",
+        "distributed_lock_hold_seconds_count 3",
+        "distributed_lock_waiters 0",
+        "distributed_lock_held 0",
+    ] {
+        assert!(
+            scraped.lines().any(|it| it == line),
+            "no {line} in {scraped}"
+        );
+    }
+
+    // The handler's own line carries the key, and the span's says how it went.
+    kit::signal("INT", &service.0);
+    assert!(service.0.wait().unwrap().success());
+    let log: Vec<_> = log.map(Result::unwrap).collect();
+    let has = |words: &[&str]| {
+        log.iter()
+            .any(|line| words.iter().all(|word| line.contains(word)))
+    };
+    assert!(has(&["key=\"orders/42\"", "charging the card"]), "{log:#?}");
+    assert!(
+        has(&["key=\"orders/42\"", "outcome=\"released\"", "close"]),
+        "{log:#?}"
+    );
+}

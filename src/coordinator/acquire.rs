@@ -15,7 +15,9 @@ use tokio::time::Sleep;
 
 use crate::{
     clock::{Clock, Timestamp},
-    coordinator::{Coordinator, Next, flight::Flight, queue::Place, table::Cell, turn::Turn},
+    coordinator::{
+        Coordinator, Next, flight::Flight, observe::Observed, queue::Place, table::Cell, turn::Turn,
+    },
     error::{LockError, NotObtained, StorageError, StorageErrorKind},
     key::LockName,
     options::LockOptions,
@@ -109,6 +111,7 @@ impl Future for Acquire {
                 }
                 Ok(Progress::Until(at)) => at,
                 Err(error) => {
+                    waiter.rejected(&error);
                     *this.caller = Caller::Gone;
                     return Poll::Ready(Err(error));
                 }
@@ -148,6 +151,7 @@ struct Waiter {
     /// When the storage last told this caller that somebody holds the lock.
     denied_at: Option<Timestamp>,
     flight: Option<Flight>,
+    observed: Observed,
 }
 
 impl Waiter {
@@ -158,7 +162,11 @@ impl Waiter {
             options,
             patient,
         } = arrival;
-        let (cell, place) = coordinator.join(&name, options, since)?;
+        let mut observed =
+            Observed::arrive(&coordinator.meters, coordinator.label(), name.key(), since);
+        let joined = coordinator.join(&name, options, since);
+        let (cell, place) = joined.inspect_err(|error| observed.rejected(error, || since))?;
+        observed.waits(&cell);
         Ok(Self {
             coordinator,
             cell,
@@ -170,6 +178,7 @@ impl Waiter {
             attempts: 0,
             denied_at: None,
             flight: None,
+            observed,
         })
     }
 
@@ -210,10 +219,11 @@ impl Waiter {
             }
             match self
                 .coordinator
-                .step(&self.cell, self.place, now, cx.waker())
+                .step(&self.cell, self.place, self.since, now, cx.waker())
             {
                 Next::Turn(turn) => {
                     self.queued = false;
+                    turn.observe(std::mem::take(&mut self.observed), now);
                     return Ok(Progress::Granted(turn));
                 }
                 Next::Ask(attempt) => {
@@ -265,8 +275,17 @@ impl Waiter {
             Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };
+        let is_news = !self.observed.is_none() && matches!(reply, Ok(AcquireReply::Held { .. }));
         flight.land(&self.coordinator, reply, now);
+        if is_news {
+            self.observed.denied(&self.cell);
+        }
         verdict
+    }
+
+    fn rejected(&mut self, error: &LockError) {
+        let clock = self.coordinator.clock;
+        self.observed.rejected(error, || clock.now());
     }
 
     fn storage_fails(&self) -> bool {
@@ -307,6 +326,7 @@ impl Drop for Waiter {
         if self.queued {
             self.coordinator.leave(&self.cell, self.place);
         }
+        self.observed.dropped(|| self.coordinator.clock.now());
         if let Some(flight) = self.flight.take() {
             self.coordinator.follow(flight);
         }

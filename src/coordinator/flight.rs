@@ -17,6 +17,7 @@ use crate::{
         Coordinator,
         key_events::{Attempt, Outcome},
         lease::Claim,
+        meters::Operation,
         table::Cell,
     },
     error::{StorageError, StorageErrorKind},
@@ -77,7 +78,10 @@ impl Flight {
             },
             Ok(AcquireReply::Unknown) => Outcome::NotQueued,
             Ok(AcquireReply::Undecided) => Outcome::Undecided,
-            Err(error) => Outcome::Failed(error),
+            Err(error) => {
+                coordinator.meters.storage_error(Operation::Acquire, &error);
+                Outcome::Failed(error)
+            }
         };
         let interval = self.options.interval();
         coordinator.replied(&self.cell, self.claim, outcome, interval, now);

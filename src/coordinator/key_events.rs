@@ -44,11 +44,39 @@ pub(crate) enum Renewed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TurnId(pub(super) u64);
 
+/// Where a holder's lock came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The storage was asked, and gave it.
+    Storage,
+    /// It was this process's turn in the storage's queue: the storage gave it by a message.
+    Queue,
+    /// The holder before, of this process, left it to the next here.
+    Handoff,
+    /// This process had kept it after its last holder.
+    Linger,
+}
+
+impl Source {
+    #[cfg(feature = "metrics")]
+    pub(super) const ALL: [Self; 4] = [Self::Storage, Self::Queue, Self::Handoff, Self::Linger];
+
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Storage => "storage",
+            Self::Queue => "queue",
+            Self::Handoff => "handoff",
+            Self::Linger => "linger",
+        }
+    }
+}
+
 /// A turn that was given to a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Granted {
     pub(crate) id: TurnId,
     pub(crate) claim: Claim,
+    pub(crate) source: Source,
     pub(crate) fencing: Option<u64>,
     /// The holder must not act at or past this moment, unless a renewal moves it.
     pub(crate) deadline: Timestamp,
@@ -112,6 +140,8 @@ pub(crate) struct GiveBack {
     pub(crate) rejoin: Option<Rejoin>,
     /// A holder had it, and was told that it has lost it: what it has begun may still go on.
     pub(crate) was_lost: bool,
+    /// A holder had it to the end, as far as this process knows.
+    pub(crate) was_held: bool,
     /// Only parts of the lock are given back: whoever waits for it is not told, and this process
     /// waits on.
     pub(crate) quiet: bool,

@@ -51,8 +51,8 @@ use crate::{
     clock::Timestamp,
     coordinator::{
         key_events::{
-            Attempt, Effects, Ended, GiveBack, Granted, Outcome, Rejoin, Renewed, Sharing, Step,
-            Tick, TurnId,
+            Attempt, Effects, Ended, GiveBack, Granted, Outcome, Rejoin, Renewed, Sharing, Source,
+            Step, Tick, TurnId,
         },
         lease::{Baseline, Claim, Lease, fencing_wanted},
         queue::{Place, Queue},
@@ -342,7 +342,10 @@ impl<W> KeyState<W> {
             Phase::BackOff { open, .. } => *open,
             Phase::Idle => None,
             Phase::Held(held) if held.can_begin_turn(ttl, now) => {
-                held.idle_until = None;
+                let source = match held.idle_until.take() {
+                    Some(_) => Source::Linger,
+                    None => held.lease.source(),
+                };
                 let id = TurnId(self.next_turn);
                 self.next_turn += 1;
                 held.served.turns += 1;
@@ -355,6 +358,7 @@ impl<W> KeyState<W> {
                 let granted = Granted {
                     id,
                     claim: held.lease.claim,
+                    source,
                     fencing: held.lease.begin_turn(),
                     deadline: held.lease.deadline.min(turn.until),
                     ends: turn.until,
@@ -774,7 +778,7 @@ impl<W> KeyState<W> {
                     told_free: true,
                 };
                 let mut effects = self.wake_first();
-                effects.release = self.release(claim).release;
+                effects.release = self.release_ended(claim, ended).release;
                 (ended, effects)
             }
             Some((ttl, interval)) if sharing.told && wanted => {
@@ -909,6 +913,15 @@ impl<W> KeyState<W> {
         Some(due)
     }
 
+    /// Whether a renewal whose reply has just come should have come sooner. `None` if this process
+    /// does not have the lease any more.
+    pub(crate) fn renewal_is_late(&self, claim: Claim, now: Timestamp) -> Option<bool> {
+        match &self.phase {
+            Phase::Held(held) if held.lease.claim == claim => Some(held.lease.renewal_is_late(now)),
+            _ => None,
+        }
+    }
+
     /// A renewal that was sent at `sent` has come to its end; `None`: no answer.
     pub(crate) fn renewed(
         &mut self,
@@ -1013,6 +1026,7 @@ impl<W> KeyState<W> {
             was_lost: self
                 .lost
                 .is_some_and(|lost| lost.claim == claim && lost.in_turn),
+            was_held: false,
             quiet: false,
         });
         effects
@@ -1023,6 +1037,7 @@ impl<W> KeyState<W> {
         let mut effects = self.release(claim);
         if let Some(release) = &mut effects.release {
             release.was_lost |= ended == Ended::Lost;
+            release.was_held = ended == Ended::Released;
         }
         effects
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::{
     clock::Timestamp,
+    coordinator::key_events::Source,
     storage::{FencingBlock, OwnerToken, Stamp},
 };
 
@@ -135,6 +136,16 @@ impl Lease {
         !self.renewing && now + renewal_slack(self.claim.ttl) >= self.renew_at
     }
 
+    /// Where the next turn on it comes from.
+    pub(crate) fn source(&self) -> Source {
+        match self.turns {
+            // Nothing is renewed before the first turn.
+            0 if self.is_unsure => Source::Queue,
+            0 => Source::Storage,
+            _ => Source::Handoff,
+        }
+    }
+
     /// A turn on this lease begins: its fencing token.
     pub(crate) fn begin_turn(&mut self) -> Option<u64> {
         self.turns = self.turns.saturating_add(1);
@@ -168,6 +179,12 @@ impl Lease {
     pub(crate) fn renewal_failed(&mut self, now: Timestamp) {
         self.renewing = false;
         self.renew_at = now + self.claim.ttl / 10;
+    }
+
+    /// Whether so little is left that renewals before this one must have failed, or been held up.
+    pub(crate) fn renewal_is_late(&self, now: Timestamp) -> bool {
+        // How much a pushed grant came with is up to the storage.
+        !self.is_unsure && !self.can_be_handed_over(now)
     }
 
     /// Whether enough is left to start another holder on this lease. With renewals at a third of

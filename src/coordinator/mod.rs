@@ -12,6 +12,7 @@
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `inquiry`, `note` | what processes ask and tell each other about their locks, and how it is written |
+//! | `observe`, `meters` | what is seen of a lock from outside: its span, and numbers |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
 //! Here they are put together: every method feeds one event into a key's machine and carries out
@@ -25,7 +26,10 @@ mod keeper;
 pub(crate) mod key_events;
 mod key_state;
 pub(crate) mod lease;
+#[cfg_attr(not(feature = "metrics"), path = "meters_off.rs")]
+mod meters;
 pub(crate) mod note;
+mod observe;
 mod queue;
 pub(crate) mod release;
 mod renewal;
@@ -53,6 +57,7 @@ use self::{
     keeper::{Job, Keeper},
     key_events::{Attempt, Effects, Ended, HandoffLimit, Outcome, Sharing, Step, TurnId},
     lease::Claim,
+    meters::Meters,
     queue::Place,
     release::Release,
     renewal::Renewal,
@@ -81,6 +86,8 @@ pub(crate) struct Limits {
     pub(crate) lock_delay: Duration,
     /// What this process is called where others look at its locks.
     pub(crate) label: Option<Arc<str>>,
+    /// What the factory is called in metrics.
+    pub(crate) metrics_name: Option<&'static str>,
 }
 
 /// How many fencing tokens a lease that may linger comes with at least.
@@ -105,6 +112,7 @@ pub(crate) struct Coordinator {
     /// Whether messages of the storage reach us.
     listening: AtomicBool,
     inquiries: Inquiries,
+    meters: Meters,
 }
 
 impl Coordinator {
@@ -116,6 +124,7 @@ impl Coordinator {
     ) -> Arc<Self> {
         Arc::new(Self {
             table: Table::new(storage.is_divided()),
+            meters: Meters::new(limits.metrics_name),
             storage,
             clock,
             limits,
@@ -147,6 +156,11 @@ impl Coordinator {
     /// Callers that wait for a lock.
     pub(crate) fn waiters(&self) -> usize {
         self.waiting.load(Relaxed)
+    }
+
+    /// A request was rejected because its key function failed.
+    pub(crate) fn key_was_invalid(&self) {
+        self.meters.invalid_key();
     }
 
     fn is_draining(&self) -> bool {
@@ -235,6 +249,7 @@ impl Coordinator {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         place: Place,
+        since: Timestamp,
         now: Timestamp,
         waker: &Waker,
     ) -> Next {
@@ -244,7 +259,8 @@ impl Coordinator {
                     .poll(place, now, || waker.clone(), || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
-                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted, now);
+                    let (coordinator, waited) = (Arc::clone(self), now.since(since));
+                    let turn = Turn::new(coordinator, Arc::clone(cell), granted, now, waited);
                     let turn = Arc::new(turn);
                     slot.holder = Some(Arc::clone(&turn));
                     (Next::Turn(turn), Some(granted.due))
@@ -630,8 +646,10 @@ impl Told {
 }
 
 fn tell_loss(cell: &Cell, holder: &Turn, reason: LossReason) {
-    if holder.lose(reason) {
-        tracing::warn!(key = cell.name.key(), %reason, "lock lost");
+    let is_news = holder.lose(reason);
+    let span = holder.was_lost(reason);
+    if is_news {
+        span.in_scope(|| tracing::warn!(key = cell.name.key(), %reason, "lock lost"));
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
         Coordinator, backoff,
         key_events::{GiveBack, Outcome, Rejoin},
         lease::Claim,
+        meters::Operation,
         table::Cell,
     },
     error::{StorageError, StorageErrorKind},
@@ -162,6 +163,9 @@ struct Errand {
     /// Until the first answer.
     rejoin: Option<Rejoin>,
     quiet: bool,
+    /// Its holder does not know of a loss. Until the first answer: one that was carried out before
+    /// finds nothing either.
+    was_held: bool,
     /// Who is told the first answer.
     done: Option<oneshot::Sender<Answer>>,
 }
@@ -175,6 +179,7 @@ impl Errand {
             unwanted: give_back.unwanted,
             rejoin: give_back.rejoin,
             quiet: give_back.quiet,
+            was_held: give_back.was_held,
             done: None,
         }
     }
@@ -212,6 +217,9 @@ impl Errand {
             self.coordinator
                 .replied(&self.cell, rejoin.claim, outcome, rejoin.interval, now);
         }
+        if std::mem::take(&mut self.was_held) && matches!(answer, Ok(ReleaseReply::NotOurs)) {
+            self.coordinator.meters.found_lost();
+        }
         if let Some(done) = self.done.take() {
             // Nobody listens if the caller of `unlock` has gone.
             let _ = done.send(answer.clone());
@@ -228,6 +236,7 @@ impl Errand {
             let answer = answer.unwrap_or(Err(StorageError::new(StorageErrorKind::Timeout)));
             self.answered(&answer);
             let Err(error) = answer else { return };
+            coordinator.meters.storage_error(Operation::Release, &error);
             if !error.kind().is_transient() || coordinator.clock.now() >= runs_out {
                 let key = self.cell.name.key();
                 tracing::warn!(key, %error, "release failed, the ttl will free the lock");

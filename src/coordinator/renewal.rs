@@ -8,7 +8,13 @@ use tokio::time::timeout;
 
 use crate::{
     clock::Timestamp,
-    coordinator::{Coordinator, key_events::Renewed, lease::Claim, table::Cell},
+    coordinator::{
+        Coordinator,
+        key_events::Renewed,
+        lease::Claim,
+        meters::{self, Operation},
+        table::Cell,
+    },
     error::{StorageError, StorageErrorKind},
     storage::{RenewReply, RenewRequest},
 };
@@ -67,14 +73,24 @@ impl Renewal {
                 Ok(RenewReply::RenewedAndWanted) => Some(Renewed::Ours { wanted: true }),
                 Ok(RenewReply::NotOurs) => Some(Renewed::NotOurs),
                 Err(error) => {
+                    coordinator.meters.storage_error(Operation::Renew, &error);
                     failed = (failed.0 + 1, Some(error));
                     None
                 }
             };
-            let due = coordinator.update(cell, |slot| {
+            let (due, is_late) = coordinator.update(cell, |slot| {
+                let is_late = slot.state.renewal_is_late(*claim, now);
                 let effects = slot.state.renewed(*claim, sent, renewed, now);
-                (slot.state.due(), effects)
+                ((slot.state.due(), is_late), effects)
             });
+            match (renewed, is_late) {
+                (None, _) => coordinator.meters.renewed(meters::Renewal::Failed),
+                // Given back meanwhile: whatever the storage said is no news of a holder's lock.
+                (Some(_), None) => {}
+                (Some(Renewed::NotOurs), _) => coordinator.meters.renewed(meters::Renewal::NotOurs),
+                (_, Some(true)) => coordinator.meters.renewed(meters::Renewal::Late),
+                (_, Some(false)) => coordinator.meters.renewed(meters::Renewal::InTime),
+            }
             next = due.map_or(next, |due| Some(next.map_or(due, |next| next.min(due))));
         }
         if let (leases, Some(error)) = failed {

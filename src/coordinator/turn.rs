@@ -4,18 +4,22 @@ use std::{
     fmt,
     ops::Deref,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     task::Waker,
+    time::Duration,
 };
+
+use tracing::Span;
 
 use crate::{
     clock::Timestamp,
     coordinator::{
         Coordinator,
-        key_events::{Ended, Granted, TurnId},
+        key_events::{Ended, Granted, Source, TurnId},
         lease::Claim,
+        observe::Observed,
         release::Release,
         signal::{Holding, Signal},
         table::Cell,
@@ -29,10 +33,14 @@ pub(crate) struct Turn {
     cell: Arc<Cell>,
     id: TurnId,
     claim: Claim,
+    source: Source,
+    waited: Duration,
     fencing: Option<u64>,
     since: Timestamp,
     signal: Signal,
     given_back: AtomicBool,
+    /// Unset where nobody looks.
+    observed: OnceLock<Mutex<Observed>>,
 }
 
 impl Turn {
@@ -41,6 +49,7 @@ impl Turn {
         cell: Arc<Cell>,
         granted: Granted,
         since: Timestamp,
+        waited: Duration,
     ) -> Self {
         Self {
             signal: Signal::new(coordinator.clock, granted.deadline, granted.ends),
@@ -48,9 +57,12 @@ impl Turn {
             cell,
             id: granted.id,
             claim: granted.claim,
+            source: granted.source,
+            waited,
             fencing: granted.fencing,
             since,
             given_back: AtomicBool::new(false),
+            observed: OnceLock::new(),
         }
     }
 
@@ -67,8 +79,40 @@ impl Turn {
         self.cell.name.key()
     }
 
+    /// How long its holder waited for it.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
     pub(crate) fn fencing_token(&self) -> Option<u64> {
         self.fencing
+    }
+
+    /// From now on the caller that is given this turn is seen as its holder.
+    pub(super) fn observe(&self, mut observed: Observed, now: Timestamp) {
+        if !observed.is_none() {
+            observed.acquired(self.source, self.fencing, now);
+            let _ = self.observed.set(Mutex::new(observed));
+        }
+    }
+
+    /// The loss is seen from outside, also if the holder does not react. Answers with the span.
+    pub(super) fn was_lost(&self, reason: LossReason) -> Span {
+        let Some(observed) = self.observed.get() else {
+            return Span::none();
+        };
+        let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
+        observed.lost(reason);
+        observed.span()
+    }
+
+    /// The lock's span, until it is given back.
+    pub(crate) fn span(&self) -> Span {
+        let observed = self.observed.get();
+        observed.map_or_else(Span::none, |observed| {
+            let observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
+            observed.span()
+        })
     }
 
     /// Has `waker` woken when the lock is lost, and sees to it that somebody is there to do so.
@@ -90,12 +134,27 @@ impl Turn {
             return None;
         }
         let now = self.coordinator.clock.now();
-        let was_lost = matches!(self.signal.look_at(now), Holding::Lost(_));
+        let mut loss = match self.signal.look_at(now) {
+            Holding::Lost(reason) => Some(reason),
+            _ => None,
+        };
         self.signal.give_back();
         let (ended, release) = self
             .coordinator
             .turn_done(&self.cell, self.id, self.claim, now);
-        Some((if was_lost { Ended::Lost } else { ended }, release))
+        if ended == Ended::Lost {
+            // Lost at this very moment: nobody was told yet.
+            loss.get_or_insert(match self.coordinator.is_draining() {
+                true => LossReason::Draining,
+                false => LossReason::NotOurs,
+            });
+        }
+        if let Some(observed) = self.observed.get() {
+            let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *observed).ended(loss, now);
+        }
+        let ended = loss.map_or(ended, |_| Ended::Lost);
+        Some((ended, release))
     }
 }
 

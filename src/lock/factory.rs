@@ -67,6 +67,7 @@ impl LockFactory {
                 linger: Duration::ZERO,
                 lock_delay: Duration::ZERO,
                 label: None,
+                metrics_name: None,
             },
         }
     }
@@ -123,6 +124,10 @@ impl LockFactory {
     /// [`inspect`](crate::inspect).
     pub fn inspector(&self) -> LockInspector {
         LockInspector::new(Arc::clone(&self.coordinator), self.prefix.clone())
+    }
+
+    pub(crate) fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
     }
 
     /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
@@ -281,6 +286,15 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// It is not written into the storage; whoever asks is told.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.limits.label = Some(label.into().into());
+        self
+    }
+
+    /// A name for this factory in metrics: the value of the label `factory` of all that it counts.
+    /// Default: there is no such label. For a process with more than one factory.
+    #[cfg(feature = "metrics")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+    pub fn metrics_name(mut self, name: &'static str) -> Self {
+        self.limits.metrics_name = Some(name);
         self
     }
 

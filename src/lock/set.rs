@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::select_all;
 use pin_project::pin_project;
+use tracing::Span;
 
 use crate::{
     clock::Timestamp,
@@ -133,7 +134,10 @@ impl Future for LockSetFuture {
         let mut this = self.project();
         loop {
             if let Some(next) = this.next.as_mut().as_pin_mut() {
-                let result = ready!(next.poll(cx));
+                // Its span is inside those of the locks before it: whoever is in the last is in all.
+                let before = this.guards.last();
+                let span = before.map_or_else(Span::none, |guard| guard.turn().span());
+                let result = ready!(span.in_scope(|| next.poll(cx)));
                 this.next.set(None);
                 match result {
                     Ok(guard) => this.guards.push(guard),

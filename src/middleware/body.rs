@@ -123,7 +123,8 @@ impl<B: HoldBody> Body for HeldBody<B> {
             Poll::Pending => None,
         };
         if lost.is_none() {
-            frame = ready!(running.as_mut().poll_frame(cx));
+            let span = lock.span();
+            frame = ready!(span.in_scope(|| running.as_mut().poll_frame(cx)));
             lost = lock.cancelled();
         }
         let ends = match &frame {

@@ -9,6 +9,7 @@ use std::{
 
 use pin_project::pin_project;
 use tower_service::Service;
+use tracing::{Instrument, Span, instrument::Instrumented};
 
 use crate::{
     error::{BoxError, LockError, LossReason, StorageError},
@@ -59,8 +60,9 @@ where
     /// The handler runs. Fields are dropped in this order: the work ends before the lock is given
     /// back.
     Running {
+        /// In the lock's span, so that what the handler logs carries the key.
         #[pin]
-        response: S::Future,
+        response: Instrumented<S::Future>,
         held: Option<Held<C>>,
     },
     /// The response is there and waits for the lock's release.
@@ -102,7 +104,7 @@ where
             Ok(None) => {
                 settings.on_acquired.on_skipped(&mut request);
                 State::Running {
-                    response: service.call(request),
+                    response: service.call(request).instrument(Span::none()),
                     held: None,
                 }
             }
@@ -115,6 +117,7 @@ where
                 }),
             },
             Err(error) => {
+                settings.policy.factory.coordinator().key_was_invalid();
                 let context = settings.on_reject.context(&request);
                 State::Rejecting(Some((context, Rejection::InvalidKey(error))))
             }
@@ -227,9 +230,11 @@ where
                 settings
                     .on_acquired
                     .on_acquired(&mut request, HeldLock::new(&guards));
+                let span = guards.span();
                 let lock = RequestLock::new(guards, settings.policy.on_loss);
+                let response = span.in_scope(|| service.call(request));
                 State::Running {
-                    response: service.call(request),
+                    response: response.instrument(span),
                     held: Some(Held { lock, context }),
                 }
             }
@@ -239,7 +244,7 @@ where
                 tracing::warn!(%error, "serving a request without its lock");
                 settings.on_acquired.on_skipped(&mut request);
                 State::Running {
-                    response: service.call(request),
+                    response: service.call(request).instrument(Span::none()),
                     held: None,
                 }
             }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use pin_project::pin_project;
+use tracing::Span;
 
 use crate::{
     error::{LockError, LossReason, StorageError},
@@ -69,6 +70,12 @@ impl Guards {
     /// Why one of them cannot be relied on any more, if so.
     pub(super) fn loss(&self) -> Option<LossReason> {
         self.as_slice().iter().find_map(LockGuard::loss)
+    }
+
+    /// The span of the lock; of several, the one that is inside the others.
+    pub(super) fn span(&self) -> Span {
+        let last = self.as_slice().last();
+        last.map_or_else(Span::none, |guard| guard.turn().span())
     }
 
     /// See [`LockGuard::unlock`].

@@ -1,6 +1,9 @@
 //! How long the lock of a request is held: to the head of its response, or longer.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use crate::{
     error::{LossReason, StorageError},
@@ -88,6 +91,18 @@ impl RequestLock {
     /// A handle on it, as the request had one.
     pub fn handle(&self) -> HeldLock {
         HeldLock::new(&self.guards)
+    }
+
+    /// How long the request waited for it; of several, for all of them together.
+    pub fn waited(&self) -> Duration {
+        let guards = self.guards.as_slice().iter();
+        guards.map(|guard| guard.turn().waited()).sum()
+    }
+
+    /// The span that the work under the lock is in.
+    #[cfg(feature = "body")]
+    pub(super) fn span(&self) -> tracing::Span {
+        self.guards.span()
     }
 
     /// Ready when the work under the lock has to stop: the lock is lost, and the layer is set to

@@ -11,6 +11,7 @@ use crate::{
         held_lock::{DefaultOnAcquired, FencingHeader, NoHeldLock},
         hold::{HoldToBodyEnd, HoldToHead},
         on_reject::{DefaultOnReject, RejectWithError, Rejection},
+        server_timing::ServerTiming,
         service::DistributedLock,
         settings::{OnLoss, OnStorageFailure, Policy, Settings},
     },
@@ -162,6 +163,38 @@ impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
     #[must_use]
     pub fn hold_to_body_end(self) -> DistributedLockLayer<K, R, A, HoldToBodyEnd> {
         self.hold(HoldToBodyEnd)
+    }
+
+    /// Tells in each response how long its request waited for the lock, in milliseconds:
+    /// `Server-Timing: lock;dur=12.345`. The browser's developer tools show it beside what others tell
+    /// there. Default: no such header.
+    ///
+    /// A response that has the header already gets one more line of it. Rejected requests are told as
+    /// well, if they waited for the lock or could not: `NotObtained` and `TooManyWaiters`. The wait
+    /// for a lock says something of the traffic of others; leave it out where that is nobody's
+    /// business.
+    ///
+    /// It goes around [`hold`](Self::hold) and [`on_reject`](Self::on_reject) as they are set, so it
+    /// comes after them.
+    ///
+    /// ```
+    /// use axum::{Router, extract::Request, routing::post};
+    /// use tower_distributed_lock::{DistributedLockLayer, LockFactory, storage::MemoryStorage};
+    ///
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// let lock = DistributedLockLayer::new(factory, |_: &Request| "reports").server_timing();
+    /// let app: Router = Router::new().route("/reports", post(|| async {}).route_layer(lock));
+    /// ```
+    #[must_use]
+    pub fn server_timing(self) -> DistributedLockLayer<K, ServerTiming<R>, A, ServerTiming<H>> {
+        let settings = Settings {
+            policy: self.settings.policy,
+            key: self.settings.key,
+            on_reject: Arc::new(ServerTiming::around(self.settings.on_reject)),
+            on_acquired: self.settings.on_acquired,
+            hold: Arc::new(ServerTiming::around(self.settings.hold)),
+        };
+        DistributedLockLayer { settings }
     }
 
     /// How long the lock is held. Default [`HoldToHead`].

@@ -32,7 +32,8 @@
 //! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow. The
 //!    inner service is not called meanwhile, though it is already reserved: do not put a
 //!    `ConcurrencyLimit` inside this layer, or requests that wait for a lock use up its permits.
-//! 3. The inner service is called. The request carries a [`HeldLock`] in its extensions, and by
+//! 3. The inner service is called, in the `tracing` span of its lock, which has the key: so what it
+//!    logs has it too. The request carries a [`HeldLock`] in its extensions, and by
 //!    choice the fencing token in a [header](DistributedLockLayer::fencing_header).
 //! 4. Before each poll of the response future the lock's deadline is looked at. If the lock is
 //!    lost, the future is dropped and the request rejected (or the handler is only told, see
@@ -206,6 +207,7 @@ mod layer;
 mod on_reject;
 mod problem;
 mod request_key;
+mod server_timing;
 mod service;
 mod settings;
 
@@ -216,6 +218,7 @@ pub use self::{
     on_reject::{DefaultOnReject, OnReject, Protocol, RejectWithError, Rejection},
     problem::{ProblemContext, ProblemDetails},
     request_key::{IntoRequestKey, RequestKey},
+    server_timing::ServerTiming,
     service::DistributedLock,
     settings::{OnLoss, OnStorageFailure},
 };

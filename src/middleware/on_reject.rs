@@ -54,13 +54,13 @@ impl Rejection {
     }
 
     /// A word for programs, for logs and for answers: `not_obtained`, `too_many_waiters`,
-    /// `storage_unavailable`, `draining`, `lock_lost` or `invalid_key`. It stays as it is in later
+    /// `storage`, `draining`, `lock_lost` or `invalid_key`. It stays as it is in later
     /// versions.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NotObtained(_) => "not_obtained",
             Self::TooManyWaiters(_) => "too_many_waiters",
-            Self::Storage(_) => "storage_unavailable",
+            Self::Storage(_) => "storage",
             Self::Draining => "draining",
             Self::Lost(_) => "lock_lost",
             Self::InvalidKey(_) => "invalid_key",

@@ -1,0 +1,70 @@
+//! What `meters.rs` is without the feature `metrics`: nothing.
+
+use std::time::Duration;
+
+use crate::{
+    coordinator::{key_events::Source, observe::Waited},
+    error::{LossReason, StorageError},
+};
+
+#[derive(Debug)]
+pub(crate) struct Meters;
+
+/// There is none.
+#[derive(Debug)]
+pub(super) enum Meter {}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Operation {
+    Acquire,
+    Renew,
+    Release,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Renewal {
+    InTime,
+    Late,
+    NotOurs,
+    Failed,
+}
+
+impl Meters {
+    pub(super) fn new(_: Option<&'static str>) -> Self {
+        Self
+    }
+
+    pub(super) fn meter(&self) -> Option<Meter> {
+        None
+    }
+
+    pub(super) fn renewed(&self, _: Renewal) {}
+
+    pub(super) fn found_lost(&self) {}
+
+    pub(super) fn storage_error(&self, _: Operation, _: &StorageError) {}
+
+    pub(crate) fn invalid_key(&self) {}
+}
+
+impl Meter {
+    pub(super) fn waits(&mut self) {
+        match *self {}
+    }
+
+    pub(super) fn waited(&mut self, _: Waited, _: Duration) {
+        match *self {}
+    }
+
+    pub(super) fn holds(&mut self, _: Source) {
+        match *self {}
+    }
+
+    pub(super) fn lost(&mut self, _: LossReason) {
+        match *self {}
+    }
+
+    pub(super) fn held(&mut self, _: Duration) {
+        match *self {}
+    }
+}
