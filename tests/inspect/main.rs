@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tower_distributed_lock::{
     LockFactory, LockGuard,
     error::LockError,
-    inspect::{LockInfo, Process},
+    inspect::{LockInfo, Process, Snapshot},
     storage::{LockStorage, RedisStorage},
 };
 
@@ -83,6 +83,26 @@ async fn shown(
     });
     limit.await;
     last.unwrap()
+}
+
+/// All holders have answered: on a busy machine one may be late for once.
+async fn all_answered(by: &LockFactory, limit: usize) -> Snapshot {
+    let inspector = by.inspector();
+    within(LIMIT, "they answer", async {
+        loop {
+            let snapshot = inspector.locks(limit).await.unwrap();
+            let answered = |lock: &LockInfo| lock.held_for.is_some();
+            if snapshot.locks.iter().all(answered) {
+                return snapshot;
+            }
+        }
+    })
+    .await
+}
+
+/// The process that it was taken from, if it answered in time.
+fn was_of(was: &LockInfo, label: &str) -> bool {
+    !was.holder.answered || was.holder.label.as_deref() == Some(label)
 }
 
 fn labels(info: &LockInfo) -> Vec<&str> {
