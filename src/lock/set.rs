@@ -12,7 +12,7 @@ use pin_project::pin_project;
 
 use crate::{
     clock::Timestamp,
-    error::{LockError, LossReason, StorageError},
+    error::{LockError, LossReason, NotObtained, StorageError},
     key::LockKeys,
     lock::{Lock, LockFuture, LockGuard, Unlocked},
     options::LockOptions,
@@ -60,15 +60,15 @@ impl LockSet {
     ///
     /// # Errors
     ///
-    /// As [`Lock::lock`], for the first lock that could not be had; or [`LockError::Lost`] if one
-    /// was lost while the others were waited for.
+    /// As [`Lock::lock`], for the first lock that could not be had; or [`LockError::Lost`], at once,
+    /// if one is lost while the others are waited for.
     ///
     /// # Cancel safety
     ///
     /// As [`Lock::lock`]: dropping the future gives up the place in the queue and what it has.
     pub fn lock(&self, options: LockOptions) -> LockSetFuture {
         LockSetFuture {
-            locks: Arc::clone(&self.locks),
+            locks: Some(Arc::clone(&self.locks)),
             options,
             impatient: false,
             since: None,
@@ -77,7 +77,8 @@ impl LockSet {
         }
     }
 
-    /// Takes the locks if all of them are free; does not wait for any.
+    /// Takes the locks if all of them are free; does not wait for any. The storage has
+    /// [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout) to answer for each.
     ///
     /// # Errors
     ///
@@ -109,7 +110,8 @@ pub struct LockSetFuture {
     #[pin]
     next: Option<LockFuture>,
     guards: Vec<LockGuard>,
-    locks: Arc<[Lock]>,
+    /// `None` when it has resolved.
+    locks: Option<Arc<[Lock]>>,
     options: LockOptions,
     impatient: bool,
     /// When the wait for all of them began.
@@ -131,42 +133,72 @@ impl Future for LockSetFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
+        let Some(locks) = this.locks else {
+            panic!("polled after it was ready");
+        };
+        let result = loop {
             if let Some(next) = this.next.as_mut().as_pin_mut() {
-                let result = ready!(next.poll(cx));
-                this.next.set(None);
-                match result {
-                    Ok(guard) => this.guards.push(guard),
-                    Err(mut error) => {
-                        if let LockError::NotObtained(error) = &mut error
-                            && let (Some(since), Some(lock)) = (*this.since, this.locks.first())
-                        {
-                            error.waited = lock.coordinator.clock().now().since(since);
-                        }
-                        this.guards.clear();
-                        return Poll::Ready(Err(error));
-                    }
+                let result = next.poll(cx);
+                if let Some(reason) = lost(this.guards, result.is_pending().then_some(cx)) {
+                    break Err(LockError::Lost(reason));
                 }
+                match ready!(result) {
+                    Ok(guard) => this.guards.push(guard),
+                    Err(error) => break Err(error),
+                }
+                this.next.set(None);
             }
-            let Some(lock) = this.locks.get(this.guards.len()) else {
-                let guards = LockSetGuard {
-                    guards: std::mem::take(this.guards),
-                };
-                return Poll::Ready(match guards.loss() {
-                    None => Ok(guards),
+            let Some(lock) = locks.get(this.guards.len()) else {
+                break match lost(this.guards, None) {
+                    None => Ok(LockSetGuard {
+                        guards: std::mem::take(this.guards),
+                    }),
                     Some(reason) => Err(LockError::Lost(reason)),
-                });
+                };
             };
             let now = lock.coordinator.clock().now();
-            let until = *this.since.get_or_insert(now) + this.options.max_wait();
-            let next = lock.lock(this.options.within(until.since(now)));
+            let since = *this.since.get_or_insert(now);
+            let until = since + this.options.max_wait();
+            let options = this.options.within(until.since(now));
+            if options.max_wait().is_zero() && !this.options.max_wait().is_zero() {
+                // No wait at all would be longer: it lasts until the storage has answered.
+                break Err(LockError::NotObtained(NotObtained {
+                    waited: now.since(since),
+                    attempts: 0,
+                    holder_ttl: None,
+                }));
+            }
+            let next = lock.lock(options);
             this.next.set(Some(if *this.impatient {
                 next.impatient()
             } else {
                 next
             }));
+        };
+        let result = result.map_err(|mut error| {
+            if let LockError::NotObtained(error) = &mut error
+                && let (Some(since), Some(lock)) = (*this.since, locks.first())
+            {
+                error.waited = lock.coordinator.clock().now().since(since);
+            }
+            error
+        });
+        this.next.set(None);
+        this.guards.clear();
+        *this.locks = None;
+        Poll::Ready(result)
+    }
+}
+
+/// Why one of the locks cannot be relied on any more, if so. While others are waited for, the task
+/// is woken when that happens.
+fn lost(guards: &[LockGuard], waiting: Option<&Context<'_>>) -> Option<LossReason> {
+    if let Some(cx) = waiting {
+        for guard in guards {
+            guard.turn().watch(cx.waker());
         }
     }
+    guards.iter().find_map(LockGuard::loss)
 }
 
 /// Several locks that are held. Dropping it gives all of them back, in the background.
@@ -233,9 +265,5 @@ impl LockSetGuard {
     /// The locks as guards of their own, in the order of their keys.
     pub fn into_guards(self) -> Vec<LockGuard> {
         self.guards
-    }
-
-    fn loss(&self) -> Option<LossReason> {
-        self.guards.iter().find_map(LockGuard::loss)
     }
 }

@@ -27,9 +27,10 @@
 //!
 //! # The path of a request
 //!
-//! 1. The key function sees the request. [No key](RequestKey): the request runs without a lock. An
+//! 1. The [key function](key) sees the request. [No key](RequestKey): the request runs without a lock. An
 //!    error: it is rejected.
-//! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow. The
+//! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow and the
+//!    client waits (a gRPC client [says so](client_patience)). The
 //!    inner service is not called meanwhile, though it is already reserved: do not put a
 //!    `ConcurrencyLimit` inside this layer, or requests that wait for a lock use up its permits.
 //! 3. The inner service is called. The request carries a [`HeldLock`] in its extensions, and by
@@ -57,13 +58,15 @@
 //! | `Storage`: the storage could not be asked | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Draining`: this process shuts down | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Lost`: the lock was lost while the handler ran | 503 Service Unavailable | `ABORTED` |
-//! | `InvalidKey`: the key function failed | 400 Bad Request | `INVALID_ARGUMENT` |
+//! | `InvalidKey`: the key function failed | 400 Bad Request, or the status of a [`KeyRejected`](key::KeyRejected) | `INVALID_ARGUMENT`, or what fits that status |
 
 pub mod future;
 mod guards;
 mod held_lock;
+pub mod key;
 mod layer;
 mod on_reject;
+mod patience;
 mod request_key;
 mod service;
 mod settings;
@@ -72,6 +75,7 @@ pub use self::{
     held_lock::{DefaultOnAcquired, FencingHeader, HeldLock, OnAcquired},
     layer::DistributedLockLayer,
     on_reject::{DefaultOnReject, OnReject, Protocol, Rejection},
+    patience::client_patience,
     request_key::{IntoRequestKey, RequestKey},
     service::DistributedLock,
     settings::{OnLoss, OnStorageFailure},

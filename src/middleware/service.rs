@@ -9,8 +9,8 @@ use std::{
 use tower_service::Service;
 
 use crate::middleware::{
-    future::ResponseFuture, held_lock::OnAcquired, on_reject::OnReject,
-    request_key::IntoRequestKey, settings::Settings,
+    future::ResponseFuture, held_lock::OnAcquired, key::KeyFunction, on_reject::OnReject,
+    settings::Settings,
 };
 
 /// Serialises the requests of the service `S` per key. Made by
@@ -42,11 +42,10 @@ impl<S, K, R, A> DistributedLock<S, K, R, A> {
     }
 }
 
-impl<S, Req, K, T, R, A> Service<Req> for DistributedLock<S, K, R, A>
+impl<S, Req, K, R, A> Service<Req> for DistributedLock<S, K, R, A>
 where
     S: Service<Req> + Clone,
-    K: Fn(&Req) -> T,
-    T: IntoRequestKey,
+    K: KeyFunction<Req>,
     R: OnReject<Req, S::Response, S::Error>,
     A: OnAcquired<Req>,
 {
@@ -58,12 +57,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Req) -> Self::Future {
+    fn call(&mut self, mut request: Req) -> Self::Future {
         // The request waits with the service that said it was ready; the next request gets the
         // fresh clone.
         let fresh = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, fresh);
-        let key = (self.settings.key)(&request).into_request_key();
+        let key = self.settings.key.request_key(&mut request);
         ResponseFuture::new(ready, request, key, Arc::clone(&self.settings))
     }
 }
