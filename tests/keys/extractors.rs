@@ -267,7 +267,8 @@ fn ready_made_key_functions_have_names_and_can_be_shared() {
     let name = HeaderName::from_static("x");
     let head: Header = header("orders", name.clone());
     let meta: Metadata = metadata("orders", name);
-    let function: Extracted<fn(Path<u64>) -> String, (Path<u64>,), u8> =
+    type Id = Path<u64>;
+    let function: Extracted<fn(Id) -> String, (Id,), u8> =
         extracted((|Path(id): Path<u64>| id.to_string()) as fn(_) -> _).with_state(7);
     shared(&path);
     shared(&head);

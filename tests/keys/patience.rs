@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tower::service_fn;
 use tower_distributed_lock::{
-    middleware::{DefaultOnReject, OnReject, client_patience},
+    middleware::{OnReject, client_patience},
     storage::{
         AcquireReply, AcquireRequest, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
         RenewRequest,
@@ -14,6 +14,7 @@ use super::*;
 
 type Req = http::Request<()>;
 type Res = http::Response<()>;
+type Key = fn(&Req) -> Result<LockKey, InvalidKey>;
 
 fn key(request: &Req) -> Result<LockKey, InvalidKey> {
     LockKey::new(request.uri().path())
@@ -28,10 +29,7 @@ fn grpc(timeout: Option<&str>) -> Req {
 }
 
 /// Waits 3 s, if the client does.
-async fn wait_of<R>(
-    layer: DistributedLockLayer<fn(&Req) -> Result<LockKey, InvalidKey>, R>,
-    request: Req,
-) -> Duration
+async fn wait_of<R>(layer: DistributedLockLayer<Key, R>, request: Req) -> Duration
 where
     R: OnReject<Req, Res, Infallible>,
 {
@@ -62,13 +60,13 @@ async fn a_grpc_client_gets_its_answer_before_it_gives_up() {
         (Some("1s"), ms(3_000)),
         (Some("123456789m"), ms(3_000)),
     ] {
-        let layer = DistributedLockLayer::new(world.factory.clone(), key as fn(&_) -> _);
+        let layer = DistributedLockLayer::new(world.factory.clone(), key as Key);
         assert_eq!(wait_of(layer, grpc(timeout)).await, wait, "{timeout:?}");
     }
     // Only gRPC has it.
     let mut http = grpc(Some("100m"));
     http.headers_mut().remove("content-type");
-    let layer = DistributedLockLayer::new(world.factory.clone(), key as fn(&_) -> _);
+    let layer = DistributedLockLayer::new(world.factory.clone(), key as Key);
     assert_eq!(wait_of(layer, http).await, ms(3_000));
 }
 
@@ -121,7 +119,7 @@ impl LockStorage for Untouchable {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_has_no_time_is_refused_without_asking_the_storage() {
     for timeout in ["0S", "1m", "2m", "2000u", "99n"] {
-        let layer = DistributedLockLayer::new(World::factory(Untouchable), key as fn(&_) -> _);
+        let layer = DistributedLockLayer::new(World::factory(Untouchable), key as Key);
         assert_eq!(
             wait_of(layer, grpc(Some(timeout))).await,
             Duration::ZERO,
@@ -163,13 +161,11 @@ impl OnReject<Req, Res, Infallible> for Patient {
 async fn a_hook_of_ones_own_says_how_long_its_clients_wait() {
     let world = World::new();
     let _elsewhere = world.taken_elsewhere("/a").await;
-    let layer =
-        || DistributedLockLayer::new(world.factory.clone(), key as fn(&_) -> _).on_reject(Patient);
+    let layer = || DistributedLockLayer::new(world.factory.clone(), key as Key).on_reject(Patient);
     let mut request = grpc(Some("1S"));
     assert_eq!(wait_of(layer(), grpc(Some("1S"))).await, ms(900));
     request.headers_mut().insert("prefer-wait", 2.into());
     assert_eq!(wait_of(layer(), request).await, ms(2_000));
-    let _: DefaultOnReject = DefaultOnReject;
 }
 
 /// A tonic client with a time-out, and a tonic server, over a socket.

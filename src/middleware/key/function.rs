@@ -8,7 +8,7 @@ use crate::{
 /// Takes from a request what it has to lock.
 ///
 /// Implemented for functions and closures from `&Req` to anything that is
-/// [`IntoRequestKey`], and for the ready-made ones of [this module](self).
+/// [`IntoRequestKey`], and for the ready-made ones of [`key`](crate::middleware::key).
 ///
 /// Implement it for a type of your own to give a layer with its key function a name:
 ///
