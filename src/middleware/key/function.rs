@@ -41,7 +41,8 @@ use crate::{
     label = "takes no key from a `{Req}`",
     note = "a key function is a function or closure from `&{Req}` to a `LockKey`, a `String`, an `Option` or `Result` of \
             these, or anything else that is `IntoRequestKey`",
-    note = "or one of those in `tower_distributed_lock::middleware::key`"
+    note = "or one of those in `tower_distributed_lock::middleware::key`; `extracted` takes axum extractors that need no \
+            body, and the state that they need by `with_state`"
 )]
 pub trait KeyFunction<Req> {
     /// The key of `request`, no key, or why there is none.
