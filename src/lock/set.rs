@@ -139,7 +139,12 @@ impl Future for LockSetFuture {
         let result = loop {
             if let Some(next) = this.next.as_mut().as_pin_mut() {
                 let result = next.poll(cx);
-                if let Some(reason) = lost(this.guards, result.is_pending().then_some(cx)) {
+                if result.is_pending() {
+                    for guard in &*this.guards {
+                        guard.turn().watch(cx.waker());
+                    }
+                }
+                if let Some(reason) = this.guards.iter().find_map(LockGuard::loss) {
                     break Err(LockError::Lost(reason));
                 }
                 match ready!(result) {
@@ -149,12 +154,9 @@ impl Future for LockSetFuture {
                 this.next.set(None);
             }
             let Some(lock) = locks.get(this.guards.len()) else {
-                break match lost(this.guards, None) {
-                    None => Ok(LockSetGuard {
-                        guards: std::mem::take(this.guards),
-                    }),
-                    Some(reason) => Err(LockError::Lost(reason)),
-                };
+                break Ok(LockSetGuard {
+                    guards: std::mem::take(this.guards),
+                });
             };
             let now = lock.coordinator.clock().now();
             let since = *this.since.get_or_insert(now);
@@ -188,17 +190,6 @@ impl Future for LockSetFuture {
         *this.locks = None;
         Poll::Ready(result)
     }
-}
-
-/// Why one of the locks cannot be relied on any more, if so. While others are waited for, the task
-/// is woken when that happens.
-fn lost(guards: &[LockGuard], waiting: Option<&Context<'_>>) -> Option<LossReason> {
-    if let Some(cx) = waiting {
-        for guard in guards {
-            guard.turn().watch(cx.waker());
-        }
-    }
-    guards.iter().find_map(LockGuard::loss)
 }
 
 /// Several locks that are held. Dropping it gives all of them back, in the background.

@@ -224,6 +224,27 @@ async fn the_loss_of_any_of_them_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_shuts_down_does_not_wait_on_with_what_it_has() {
+    let world = World::new();
+    let elsewhere = world.held_elsewhere("b").await;
+    let caller = tokio::spawn(world.set(&["a", "b"]).lock(patient()));
+    settle().await;
+    assert_eq!(world.memory.len(), 2);
+    let start = Instant::now();
+    assert_eq!(world.factory.drain(ms(5_000)).await, 0);
+    assert_eq!(
+        start.elapsed(),
+        Duration::ZERO,
+        "nobody has to be waited for"
+    );
+    let result = caller.await.unwrap();
+    assert!(matches!(result, Err(LockError::Draining)), "{result:?}");
+    drop(elsewhere);
+    settle().await;
+    world.assert_empty("drained");
+}
+
+#[tokio::test(start_paused = true)]
 async fn locks_of_a_set_can_go_on_as_locks_of_their_own() {
     let world = World::new();
     let guards = world.set(&["a", "b"]).lock(patient()).await.unwrap();
