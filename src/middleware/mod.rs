@@ -5,24 +5,25 @@
 //! releases it when that completes or is dropped.
 //!
 //! ```
-//! use axum::{Router, extract::Request, routing::post};
+//! # #[cfg(feature = "axum")] {
+//! use axum::{Router, extract::Path, routing::post};
 //! use tower_distributed_lock::{
-//!     DistributedLockLayer, LockFactory, LockKey, error::BoxError, storage::MemoryStorage,
+//!     DistributedLockLayer, LockFactory, LockKey, error::InvalidKey, middleware::key::extracted,
+//!     storage::MemoryStorage,
 //! };
 //!
 //! async fn pay() -> &'static str {
 //!     "paid"
 //! }
 //!
-//! fn order_key(request: &Request) -> Result<LockKey, BoxError> {
-//!     let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-//!     let order: u64 = id.parse()?;
-//!     Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+//! fn order_key(Path(order): Path<u64>) -> Result<LockKey, InvalidKey> {
+//!     LockKey::from_parts(["orders", &order.to_string()])
 //! }
 //!
 //! let factory = LockFactory::new(MemoryStorage::new());
-//! let one_at_a_time = DistributedLockLayer::new(factory, order_key);
+//! let one_at_a_time = DistributedLockLayer::new(factory, extracted(order_key));
 //! let app: Router = Router::new().route("/orders/{id}/pay", post(pay).route_layer(one_at_a_time));
+//! # }
 //! ```
 //!
 //! # The path of a request

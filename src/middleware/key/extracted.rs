@@ -26,9 +26,8 @@ use crate::{
 /// let order = extracted(|Path(id): Path<u64>| LockKey::from_parts(["orders", &id.to_string()]));
 ///
 /// let order_of_tenant = extracted(|Path(id): Path<u64>, headers: HeaderMap| {
-///     let tenant = headers.get("x-tenant").ok_or("no tenant")?;
-///     let parts = [b"orders", tenant.as_bytes(), id.to_string().as_bytes()];
-///     Ok::<_, BoxError>(LockKey::from_parts(parts)?)
+///     let tenant = headers.get("x-tenant").ok_or("no tenant")?.to_str()?;
+///     Ok::<_, BoxError>(LockKey::from_parts(["orders", tenant, &id.to_string()])?)
 /// });
 /// ```
 ///
