@@ -106,11 +106,13 @@ async fn all_locks_together_are_waited_for_no_longer_than_one() {
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_lost_while_others_are_waited_for_ends_the_wait_at_once() {
     let world = World::new();
-    let _elsewhere = world.held_elsewhere("b").await;
+    let elsewhere = factory_over(&world.memory).create_lock("b").unwrap();
+    let long = options().ttl(ms(60_000)).build().unwrap();
+    let _elsewhere = elsewhere.lock(long).await.unwrap();
     world
         .storage
         .always(Op::Renew, Fault::fails(StorageErrorKind::Unavailable));
-    // Asks every 5 to 10 s, so nothing else wakes it.
+    // Asks every 5 to 10 s, and does not wait for the holder's ttl: nothing else wakes it.
     let sleepy = options().interval(ms(10_000)).retries(2).build().unwrap();
     let start = Instant::now();
     match world.set(&["a", "b"]).lock(sleepy).await {
