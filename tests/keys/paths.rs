@@ -83,21 +83,20 @@ proptest! {
 
     #[test]
     fn different_values_of_two_parameters_are_different_keys(
-        a in (hostile(), hostile()),
-        b in (hostile(), hostile()),
+        a in ("[a/%]{1,3}", "[a/%]{1,3}"),
+        b in ("[a/%]{1,3}", "[a/%]{1,3}"),
     ) {
-        let key = |(shop, id): &(Vec<u8>, Vec<u8>)| {
+        let key = |(shop, id): &(String, String)| {
             let lock = layer(path_params("orders", ["shop", "id"]));
             let app = Router::new()
                 .route("/{shop}/orders/{id}", routing::post(locked).route_layer(lock));
-            let path = format!("/{}/orders/{}", spelled(shop, &[]), spelled(id, &[]));
+            let path = format!("/{}/orders/{}", spelled(shop.as_bytes(), &[]), spelled(id.as_bytes(), &[]));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(send(app, post(&path)))
         };
         let (left, right) = (key(&a), key(&b));
-        if left.0.is_success() && right.0.is_success() {
-            prop_assert_eq!(left.1 == right.1, a == b);
-        }
+        prop_assert!(left.0.is_success() && right.0.is_success());
+        prop_assert_eq!(left.1 == right.1, a == b);
     }
 }
 
