@@ -214,6 +214,9 @@ pub enum LossReason {
     /// The storage says that the lock is not ours: it was removed or has another owner.
     #[error("the lock is no longer ours in the storage")]
     NotOurs,
+    /// Somebody [took it away](crate::inspect::LockInspector::force_release).
+    #[error("the lock was released by force")]
+    ForceReleased,
     /// It was held for longer than [`max_hold`](crate::LockOptionsBuilder::max_hold).
     #[error("the lock was held for longer than max_hold allows")]
     MaxHold,
@@ -238,6 +241,10 @@ pub enum InvalidKey {
     /// There are more keys than [`LockSet::MAX_LEN`](crate::LockSet::MAX_LEN).
     #[error("a set of locks has at most 64 keys")]
     TooMany,
+    /// The text is not that of a stored key: see
+    /// [`LockKey::from_encoded`](crate::LockKey::from_encoded).
+    #[error("no lock key is stored like that")]
+    NotEncoded,
 }
 
 /// A setting of a factory out of its range.
@@ -268,6 +275,9 @@ pub enum InvalidSettings {
     /// Nobody could wait, and so nobody could ask.
     #[error("max_waiters and max_waiters_per_key must be at least 1")]
     MaxWaiters,
+    /// The label is empty or longer than 128 bytes.
+    #[error("a label has 1 to 128 bytes")]
+    Label,
 }
 
 /// An option out of its range.

@@ -53,11 +53,7 @@ impl LockKey {
         {
             return Ok(Self(text.into()));
         }
-        let mut encoded = String::with_capacity(key.len() * 2);
-        for &byte in key {
-            push(&mut encoded, byte, is_plain(byte));
-        }
-        Ok(Self(encoded.into()))
+        Ok(Self(encode(key).into()))
     }
 
     /// Makes a key of several parts, joined by `/`, so that no two lists of parts give the same
@@ -97,6 +93,27 @@ impl LockKey {
         Ok(Self(encoded.into()))
     }
 
+    /// Takes a key as it is stored, as [`LockKey::as_str`] and
+    /// [`LockInfo::key`](crate::inspect::LockInfo::key) have it, and does not encode it again.
+    ///
+    /// ```
+    /// use tower_distributed_lock::LockKey;
+    ///
+    /// let key = LockKey::new("50%")?;
+    /// assert_eq!(LockKey::from_encoded(key.as_str())?, key);
+    /// assert_ne!(LockKey::new(key.as_str())?, key);
+    /// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if no key is stored like that.
+    pub fn from_encoded(encoded: impl AsRef<str>) -> Result<Self, InvalidKey> {
+        let encoded = encoded.as_ref();
+        check_encoded(encoded)?;
+        Ok(Self(encoded.into()))
+    }
+
     /// The key as it is stored, without the prefix.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -109,6 +126,47 @@ fn check_len(len: usize) -> Result<(), InvalidKey> {
         1..=LockKey::MAX_LEN => Ok(()),
         _ => Err(InvalidKey::TooLong),
     }
+}
+
+fn check_encoded(encoded: &str) -> Result<(), InvalidKey> {
+    if encoded.len() > 3 * LockKey::MAX_LEN {
+        return Err(InvalidKey::TooLong);
+    }
+    let bytes = decode(encoded).ok_or(InvalidKey::NotEncoded)?;
+    check_len(bytes.len())
+}
+
+/// Bytes in the characters of a key.
+pub(crate) fn encode(bytes: &[u8]) -> String {
+    let mut encoded = String::with_capacity(bytes.len() * 2);
+    for &byte in bytes {
+        push(&mut encoded, byte, is_plain(byte));
+    }
+    encoded
+}
+
+/// The bytes of a key, or of what [`encode`] made. `None` if neither has made it: what need not be
+/// encoded is not, but for the `/` inside a part.
+pub(crate) fn decode(encoded: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    };
+    let mut bytes = encoded.bytes();
+    let mut decoded = Vec::with_capacity(encoded.len());
+    while let Some(byte) = bytes.next() {
+        let is_encoded = byte == b'%';
+        let byte = match is_encoded {
+            true => digit(bytes.next()?)? << 4 | digit(bytes.next()?)?,
+            false => byte,
+        };
+        if is_encoded == is_plain(byte) && !(is_encoded && byte == b'/') {
+            return None;
+        }
+        decoded.push(byte);
+    }
+    Some(decoded)
 }
 
 fn is_plain(byte: u8) -> bool {
@@ -277,6 +335,16 @@ impl LockName {
             name: name.into(),
         })
     }
+
+    /// The same, if a [`LockKey`] can have that name.
+    pub(crate) fn parse_encoded(prefix: &str, name: &str) -> Option<Self> {
+        Self::parse(prefix, name).filter(|name| check_encoded(name.key()).is_ok())
+    }
+
+    /// The name of a key, as it is stored.
+    pub(crate) fn of_encoded(prefix: &str, key: &str) -> Option<Self> {
+        Self::parse_encoded(prefix, &[prefix, ":", key].concat())
+    }
 }
 
 impl fmt::Debug for LockName {
@@ -319,6 +387,18 @@ mod tests {
             prop_assert_eq!(decode(encoded.as_str()), key);
             let plain = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
             prop_assert!(encoded.as_str().bytes().all(plain));
+            prop_assert_eq!(LockKey::from_encoded(encoded.as_str()), Ok(encoded));
+        }
+
+        #[test]
+        fn what_is_taken_as_it_is_stored_is_what_some_parts_are_stored_as(
+            encoded in "([a/%{é]|%[0-9A-Fa-f]{2}){1,6}",
+        ) {
+            if let Ok(key) = LockKey::from_encoded(&encoded) {
+                prop_assert_eq!(key.as_str(), &*encoded);
+                let parts = encoded.split('/').map(decode);
+                prop_assert_eq!(LockKey::from_parts(parts), Ok(key));
+            }
         }
 
         #[test]
@@ -369,6 +449,20 @@ mod tests {
         let many = |count: usize| LockKeys::new((0..count).map(|number| number.to_string()));
         assert!(many(LockKeys::MAX_LEN).is_ok());
         assert_eq!(many(LockKeys::MAX_LEN + 1), Err(InvalidKey::TooMany));
+    }
+
+    #[test]
+    fn what_no_key_is_stored_as_is_refused() {
+        assert_eq!(LockKey::from_encoded(""), Err(InvalidKey::Empty));
+        for bad in ["%", "%4", "%zz", "%41", "%c3%a9", "a b", "{a}", "é", "a%"] {
+            let key = LockKey::from_encoded(bad);
+            assert_eq!(key, Err(InvalidKey::NotEncoded), "{bad}");
+        }
+        let longest = "%00".repeat(LockKey::MAX_LEN);
+        assert!(LockKey::from_encoded(&longest).is_ok());
+        for bad in [longest + "x", "x".repeat(LockKey::MAX_LEN + 1)] {
+            assert_eq!(LockKey::from_encoded(bad), Err(InvalidKey::TooLong));
+        }
     }
 
     #[test]

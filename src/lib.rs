@@ -3,7 +3,11 @@
 
 mod clock;
 mod coordinator;
+#[cfg(feature = "dashboard")]
+#[cfg_attr(docsrs, doc(cfg(feature = "dashboard")))]
+pub mod dashboard;
 pub mod error;
+pub mod inspect;
 mod key;
 mod lock;
 pub mod middleware;

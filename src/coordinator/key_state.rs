@@ -237,6 +237,14 @@ impl<W> KeyState<W> {
         in_turn || !self.queue.is_empty()
     }
 
+    /// Whose the lock is, if it is this process's.
+    pub(crate) fn owner(&self) -> Option<OwnerToken> {
+        match &self.phase {
+            Phase::Held(held) => Some(held.lease.claim.token),
+            _ => None,
+        }
+    }
+
     /// How long the present holder's lock lasts at least, as far as known.
     pub(crate) fn holder_ttl(&self, now: Timestamp) -> Option<Duration> {
         let until = match &self.phase {
@@ -943,6 +951,21 @@ impl<W> KeyState<W> {
                 Effects::none()
             }
         }
+    }
+
+    /// Somebody had the storage take the lock from this token.
+    pub(crate) fn force_released(&mut self, token: OwnerToken) -> Effects<W> {
+        let (claim, turn) = match &self.phase {
+            Phase::Held(held) if held.lease.claim.token == token => (held.lease.claim, held.turn),
+            // Given back, or lost, meanwhile.
+            _ => return Effects::none(),
+        };
+        let mut effects = self.lose(LossReason::ForceReleased);
+        // With a turn, its end brings the release. Anybody may have said that the lock was taken.
+        if turn.is_none() {
+            effects.release = self.release(claim).release;
+        }
+        effects
     }
 
     /// Takes the wakers of all waiters, so that each looks at the world again.

@@ -1091,6 +1091,50 @@ fn not_ours_is_lost_at_once() {
 }
 
 #[test]
+fn a_lock_that_is_taken_away_is_lost_at_once_and_its_waiters_ask_anew() {
+    let (mut key, turn) = Key::held();
+    let a = key.join();
+    key.sleep(a);
+    key.pass(TTL / 3);
+    let (renewal, _) = key.tick();
+    let sent = key.now;
+    let told: Told = key.state.force_released(turn.claim.token).into();
+    assert_eq!(told, Told::lost(LossReason::ForceReleased).and_wake(a));
+    assert_ne!(key.ask(a).claim.token, turn.claim.token);
+    // Told again, it is no news.
+    let told: Told = key.state.force_released(turn.claim.token).into();
+    assert_eq!(told, Told::nothing());
+    // A renewal that was on its way may have been carried out first, and means nothing any more.
+    assert_eq!(renewal, Some(turn.claim));
+    let told = key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false }));
+    assert_eq!(told, Told::release(turn.claim));
+    assert_eq!(key.done(turn), (Ended::Lost, Told::release(turn.claim)));
+}
+
+#[test]
+fn a_lock_that_is_taken_away_is_that_of_one_lease_only() {
+    let (mut key, turn) = Key::held();
+    let other = OwnerToken::new(1, turn.claim.token.number() + 1);
+    let told: Told = key.state.force_released(other).into();
+    assert_eq!(told, Told::nothing());
+    let next = key.hand_over(turn);
+    assert_eq!(next.claim, turn.claim);
+    let told: Told = key.state.force_released(turn.claim.token).into();
+    assert_eq!(told, Told::lost(LossReason::ForceReleased));
+}
+
+#[test]
+fn a_lease_without_a_turn_that_is_taken_away_is_given_back_all_the_same() {
+    let (mut key, turn) = Key::held();
+    let a = key.join();
+    key.sleep(a);
+    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(a)));
+    let told: Told = key.state.force_released(turn.claim.token).into();
+    assert_eq!(told.release, Told::release(turn.claim).release);
+    assert_ne!(key.ask(a).claim.token, turn.claim.token);
+}
+
+#[test]
 fn a_renewal_answered_after_the_turn_is_the_next_ones() {
     let (mut key, turn) = Key::held();
     let a = key.join();

@@ -41,6 +41,8 @@ enum Event {
     },
     Tick(usize),
     Revoke(usize),
+    /// The process is told, truly or not, that its lock was taken from it by force.
+    Forced(usize),
     WakeAll(usize),
     /// The storage gets a message.
     Arrive(u8),
@@ -118,6 +120,7 @@ fn event() -> impl Strategy<Value = Event> {
         8 => whose.prop_map(|(process, pick)| Event::TurnDone { process, pick }),
         5 => process.clone().prop_map(Event::Tick),
         1 => process.clone().prop_map(Event::Revoke),
+        1 => process.clone().prop_map(Event::Forced),
         1 => process.clone().prop_map(Event::WakeAll),
         4 => pick.prop_map(Event::Arrive),
         14 => (pick, how, 0..200_u8)
@@ -221,7 +224,7 @@ fn events(kind: Kind) -> impl Strategy<Value = Vec<Event>> {
         Event::Deliver { pick, .. } | Event::Lose(pick) if kind.calm => {
             Event::Deliver { pick, again: false }
         }
-        Event::Reach(process, _) if kind.calm => Event::Tick(process),
+        Event::Reach(process, _) | Event::Forced(process) if kind.calm => Event::Tick(process),
         event => event,
     });
     let breaks = prop_oneof![
@@ -1047,6 +1050,13 @@ impl World {
             }
             Event::Tick(process) => self.tick(process),
             Event::Revoke(process) => self.revoke(process),
+            Event::Forced(process) => {
+                let state = &mut self.processes[process].state;
+                if let Some(owner) = state.owner() {
+                    let effects = state.force_released(owner);
+                    self.carry_out(process, effects);
+                }
+            }
             Event::WakeAll(process) => {
                 let process = &mut self.processes[process];
                 for id in process.state.wake_all() {

@@ -11,6 +11,7 @@
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
+//! | `inquiry`, `note` | what processes ask and tell each other about their locks, and how it is written |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
 //!
 //! Here they are put together: every method feeds one event into a key's machine and carries out
@@ -19,10 +20,12 @@
 mod acquire;
 mod backoff;
 mod flight;
+mod inquiry;
 mod keeper;
 pub(crate) mod key_events;
 mod key_state;
 pub(crate) mod lease;
+pub(crate) mod note;
 mod queue;
 pub(crate) mod release;
 mod renewal;
@@ -43,9 +46,10 @@ use std::{
 use crossbeam_utils::CachePadded;
 use tokio::{sync::Notify, time::timeout};
 
-pub(crate) use self::acquire::Acquire;
+pub(crate) use self::{acquire::Acquire, inquiry::Account};
 use self::{
     flight::Flight,
+    inquiry::{Hearing, Inquiries},
     keeper::{Job, Keeper},
     key_events::{Attempt, Effects, Ended, HandoffLimit, Outcome, Sharing, Step, TurnId},
     lease::Claim,
@@ -75,6 +79,8 @@ pub(crate) struct Limits {
     pub(crate) linger: Duration,
     /// How much longer the storage keeps a lock than we rely on it.
     pub(crate) lock_delay: Duration,
+    /// What this process is called where others look at its locks.
+    pub(crate) label: Option<Arc<str>>,
 }
 
 /// How many fencing tokens a lease that may linger comes with at least.
@@ -98,6 +104,7 @@ pub(crate) struct Coordinator {
     prefix: Arc<str>,
     /// Whether messages of the storage reach us.
     listening: AtomicBool,
+    inquiries: Inquiries,
 }
 
 impl Coordinator {
@@ -120,6 +127,7 @@ impl Coordinator {
             forgotten: Notify::new(),
             prefix,
             listening: AtomicBool::new(false),
+            inquiries: Inquiries::new(),
         })
     }
 
@@ -236,7 +244,7 @@ impl Coordinator {
                     .poll(place, now, || waker.clone(), || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
-                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted);
+                    let turn = Turn::new(Arc::clone(self), Arc::clone(cell), granted, now);
                     let turn = Arc::new(turn);
                     slot.holder = Some(Arc::clone(&turn));
                     (Next::Turn(turn), Some(granted.due))
@@ -410,7 +418,14 @@ impl Coordinator {
                 coordinator.deliver(message);
             }
         });
-        Arc::clone(&self.storage).listen(inbox)
+        let listening = Arc::clone(&self.storage).listen(inbox);
+        let coordinator = Arc::downgrade(self);
+        Box::pin(async move {
+            listening.await;
+            if let Some(coordinator) = coordinator.upgrade() {
+                coordinator.inquiries.hears(Hearing::Never);
+            }
+        })
     }
 
     fn deliver(self: &Arc<Self>, message: Message) {
@@ -432,14 +447,17 @@ impl Coordinator {
                     self.update(&cell, |slot| ((), slot.state.free(ask_at)));
                 }
             }
+            Message::Told(text) => self.told(&text),
             Message::Listening => {
                 self.listening.store(true, Relaxed);
+                self.inquiries.hears(Hearing::Yes);
                 for cell in self.table.cells() {
                     self.update(&cell, |slot| ((), slot.state.ask_again(now)));
                 }
             }
             Message::Deaf => {
                 self.listening.store(false, Relaxed);
+                self.inquiries.hears(Hearing::NotYet);
                 self.stop_idling();
             }
         }

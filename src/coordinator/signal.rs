@@ -43,9 +43,10 @@ pub(crate) struct Signal {
 const HELD: u8 = 0;
 const GIVEN_BACK: u8 = 1;
 const FIRST_REASON: u8 = 2;
-const REASONS: [LossReason; 4] = [
+const REASONS: [LossReason; 5] = [
     LossReason::Expired,
     LossReason::NotOurs,
+    LossReason::ForceReleased,
     LossReason::MaxHold,
     LossReason::Draining,
 ];

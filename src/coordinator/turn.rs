@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    clock::Timestamp,
     coordinator::{
         Coordinator,
         key_events::{Ended, Granted, TurnId},
@@ -29,12 +30,18 @@ pub(crate) struct Turn {
     id: TurnId,
     claim: Claim,
     fencing: Option<u64>,
+    since: Timestamp,
     signal: Signal,
     given_back: AtomicBool,
 }
 
 impl Turn {
-    pub(super) fn new(coordinator: Arc<Coordinator>, cell: Arc<Cell>, granted: Granted) -> Self {
+    pub(super) fn new(
+        coordinator: Arc<Coordinator>,
+        cell: Arc<Cell>,
+        granted: Granted,
+        since: Timestamp,
+    ) -> Self {
         Self {
             signal: Signal::new(coordinator.clock, granted.deadline, granted.ends),
             coordinator,
@@ -42,12 +49,18 @@ impl Turn {
             id: granted.id,
             claim: granted.claim,
             fencing: granted.fencing,
+            since,
             given_back: AtomicBool::new(false),
         }
     }
 
     pub(super) fn id(&self) -> TurnId {
         self.id
+    }
+
+    /// When it began.
+    pub(super) fn since(&self) -> Timestamp {
+        self.since
     }
 
     pub(crate) fn key(&self) -> &str {

@@ -4,8 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     clock::Clock,
-    coordinator::{Coordinator, Limits, key_events::HandoffLimit},
+    coordinator::{Coordinator, Limits, key_events::HandoffLimit, note::MAX_LABEL},
     error::{InvalidKey, InvalidSettings},
+    inspect::LockInspector,
     key::{KeyPrefix, LockKey, LockKeys},
     lock::{Lock, LockSet},
     options::LockOptions,
@@ -65,6 +66,7 @@ impl LockFactory {
                 fencing: true,
                 linger: Duration::ZERO,
                 lock_delay: Duration::ZERO,
+                label: None,
             },
         }
     }
@@ -117,6 +119,12 @@ impl LockFactory {
         LockSet::new(keys.iter().map(|key| self.lock_of(key)).collect())
     }
 
+    /// Shows the locks of all processes with this storage and prefix, and takes locks away: see
+    /// [`inspect`](crate::inspect).
+    pub fn inspector(&self) -> LockInspector {
+        LockInspector::new(Arc::clone(&self.coordinator), self.prefix.clone())
+    }
+
     /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
     ///
     /// Callers that wait get [`Draining`](crate::error::LockError::Draining). Holders have `grace`
@@ -132,7 +140,9 @@ impl LockFactory {
     /// be released because the storage is away; its ttl frees it.
     ///
     /// Call it after the server has stopped (`axum::serve(..).with_graceful_shutdown(..)`), before
-    /// the runtime ends.
+    /// the runtime ends. Begun when the server is told to stop, and again then, it also ends the
+    /// requests that wait or hang, for which the server would wait: see
+    /// `examples/graceful_shutdown.rs`.
     ///
     /// # Cancel safety
     ///
@@ -264,6 +274,16 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
+    /// What this process is called where the locks of all processes are
+    /// [looked at](crate::inspect), such as its service and replica: `shop-1`. Default: nothing. Any
+    /// text of 1 to 128 bytes.
+    ///
+    /// It is not written into the storage; whoever asks is told.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.limits.label = Some(label.into().into());
+        self
+    }
+
     /// The clock that leases are measured on. Default [`Clock::system`]. A `MemoryStorage` under
     /// this factory has to have the same.
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -290,6 +310,10 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         }
         if self.limits.waiters == 0 || self.limits.waiters_per_key == 0 {
             return Err(InvalidSettings::MaxWaiters);
+        }
+        let label = self.limits.label.as_ref();
+        if label.is_some_and(|label| !(1..=MAX_LABEL).contains(&label.len())) {
+            return Err(InvalidSettings::Label);
         }
         Ok(self.finish(prefix))
     }

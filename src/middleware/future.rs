@@ -16,6 +16,7 @@ use crate::{
     middleware::{
         guards::{Acquire, Guards},
         held_lock::{HeldLock, OnAcquired},
+        hold::{Hold, HoldToHead, RequestLock},
         on_reject::{OnReject, Rejection},
         request_key::RequestKey,
         settings::{OnLoss, OnStorageFailure, Settings},
@@ -30,14 +31,14 @@ type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + S
 /// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in
 /// the queue.
 #[pin_project]
-pub struct ResponseFuture<S, Req, K, R, A>
+pub struct ResponseFuture<S, Req, K, R, A, H = HoldToHead>
 where
     S: Service<Req>,
     R: OnReject<Req, S::Response, S::Error>,
 {
     #[pin]
     state: State<S, Req, R::Context>,
-    settings: Arc<Settings<K, R, A>>,
+    settings: Arc<Settings<K, R, A, H>>,
 }
 
 #[pin_project(project = StateProj)]
@@ -81,11 +82,11 @@ struct Waiting<S, Req, C> {
 
 /// The lock of a request that is being served.
 struct Held<C> {
-    guards: Guards,
+    lock: RequestLock,
     context: C,
 }
 
-impl<S, Req, K, R, A> ResponseFuture<S, Req, K, R, A>
+impl<S, Req, K, R, A, H> ResponseFuture<S, Req, K, R, A, H>
 where
     S: Service<Req>,
     R: OnReject<Req, S::Response, S::Error>,
@@ -95,7 +96,7 @@ where
         mut service: S,
         mut request: Req,
         key: Result<RequestKey, BoxError>,
-        settings: Arc<Settings<K, R, A>>,
+        settings: Arc<Settings<K, R, A, H>>,
     ) -> Self {
         let patience = || settings.on_reject.patience(&request);
         let lock = key.map_err(Rejection::InvalidKey);
@@ -124,11 +125,12 @@ where
     }
 }
 
-impl<S, Req, K, R, A> Future for ResponseFuture<S, Req, K, R, A>
+impl<S, Req, K, R, A, H> Future for ResponseFuture<S, Req, K, R, A, H>
 where
     S: Service<Req>,
     R: OnReject<Req, S::Response, S::Error>,
     A: OnAcquired<Req>,
+    H: Hold<S::Response>,
 {
     type Output = Answer<S, Req>;
 
@@ -153,26 +155,30 @@ where
                     held: slot @ Some(_),
                 } => {
                     let Some(held) = slot else { continue };
-                    held.guards.watch(cx.waker());
                     // Before the poll: the handler does nothing at or past the deadline. And after
                     // it, because one poll may have taken longer than the lock lasted.
                     let mut answer = None;
-                    if held.lost(settings).is_none() {
+                    if held.lock.poll_cancelled(cx).is_pending() {
                         answer = Some(ready!(response.poll(cx)));
                     }
-                    let lost = held.lost(settings);
-                    let held = slot.take().unwrap_or_else(polled_again);
+                    let lost = held.lock.cancelled();
+                    let Held { lock, context } = slot.take().unwrap_or_else(polled_again);
                     // The work ends before the lock is given back.
                     this.state.set(State::Done);
                     match (lost, answer) {
-                        (None, Some(answer)) if settings.policy.await_release => State::Releasing {
-                            unlocking: Box::pin(held.guards.unlock()),
-                            answer: Some((answer, held.context)),
-                        },
-                        (None, Some(answer)) => return Poll::Ready(answer),
+                        (None, Some(answer)) => {
+                            let (answer, lock) = settings.keep(answer, lock);
+                            match lock {
+                                Some(lock) if settings.policy.await_release => State::Releasing {
+                                    unlocking: Box::pin(lock.unlock()),
+                                    answer: Some((answer, context)),
+                                },
+                                _ => return Poll::Ready(answer),
+                            }
+                        }
                         (lost, _) => {
                             let reason = lost.unwrap_or(LossReason::Expired);
-                            State::Rejecting(Some((held.context, Rejection::Lost(reason))))
+                            State::Rejecting(Some((context, Rejection::Lost(reason))))
                         }
                     }
                 }
@@ -211,10 +217,10 @@ where
     S: Service<Req>,
 {
     /// The wait is over.
-    fn serve<K, R, A>(
+    fn serve<K, R, A, H>(
         self,
         result: Result<Guards, LockError>,
-        settings: &Settings<K, R, A>,
+        settings: &Settings<K, R, A, H>,
     ) -> State<S, Req, C>
     where
         A: OnAcquired<Req>,
@@ -229,9 +235,10 @@ where
                 settings
                     .on_acquired
                     .on_acquired(&mut request, HeldLock::new(&guards));
+                let lock = RequestLock::new(guards, settings.policy.on_loss);
                 State::Running {
                     response: service.call(request),
-                    held: Some(Held { guards, context }),
+                    held: Some(Held { lock, context }),
                 }
             }
             Err(LockError::Storage(error))
@@ -249,12 +256,22 @@ where
     }
 }
 
-impl<C> Held<C> {
-    /// Why the request must not go on, if so.
-    fn lost<K, R, A>(&self, settings: &Settings<K, R, A>) -> Option<LossReason> {
-        match settings.policy.on_loss {
-            OnLoss::Cancel => self.guards.loss(),
-            OnLoss::Signal => None,
+impl<K, R, A, H> Settings<K, R, A, H> {
+    /// What becomes of the lock of a request that has its answer.
+    fn keep<Res, Err>(
+        &self,
+        answer: Result<Res, Err>,
+        lock: RequestLock,
+    ) -> (Result<Res, Err>, Option<RequestLock>)
+    where
+        H: Hold<Res>,
+    {
+        match answer {
+            Ok(response) => {
+                let (response, lock) = self.hold.keep(response, lock);
+                (Ok(response), lock)
+            }
+            Err(error) => (Err(error), Some(lock)),
         }
     }
 }
@@ -265,7 +282,7 @@ fn polled_again<T>() -> T {
     panic!("`ResponseFuture` polled after completion")
 }
 
-impl<S, Req, K, R, A> fmt::Debug for ResponseFuture<S, Req, K, R, A>
+impl<S, Req, K, R, A, H> fmt::Debug for ResponseFuture<S, Req, K, R, A, H>
 where
     S: Service<Req>,
     R: OnReject<Req, S::Response, S::Error>,

@@ -45,6 +45,7 @@ impl Future for Acquire {
 }
 
 /// What a request holds.
+#[derive(Debug)]
 pub(super) enum Guards {
     One(LockGuard),
     Several(LockSetGuard),

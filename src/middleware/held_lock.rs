@@ -134,6 +134,11 @@ impl fmt::Debug for HeldLock {
 /// What is done with a request that has obtained its lock, before it goes on to the inner service.
 ///
 /// Implemented for closures: `|request: &mut Job, lock: HeldLock| request.lock = Some(lock)`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not know what to do with a `{Req}`",
+    note = "`DefaultOnAcquired` puts the `HeldLock` into the extensions of HTTP requests",
+    note = "for other requests use `.on_acquired(..)` or `.without_held_lock()` of the layer"
+)]
 pub trait OnAcquired<Req> {
     /// The lock is held.
     fn on_acquired(&self, request: &mut Req, lock: HeldLock);
@@ -162,6 +167,15 @@ impl<B> OnAcquired<http::Request<B>> for DefaultOnAcquired {
     fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
         request.extensions_mut().insert(lock);
     }
+}
+
+/// Leaves requests of any type as they are: the inner service does not see its lock. Made by
+/// [`DistributedLockLayer::without_held_lock`](super::DistributedLockLayer::without_held_lock).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoHeldLock;
+
+impl<Req> OnAcquired<Req> for NoHeldLock {
+    fn on_acquired(&self, _: &mut Req, _: HeldLock) {}
 }
 
 /// Does what [`DefaultOnAcquired`] does, and puts the fencing token into a header of the request,

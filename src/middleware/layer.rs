@@ -8,8 +8,9 @@ use tower_layer::Layer;
 use crate::{
     lock::LockFactory,
     middleware::{
-        held_lock::{DefaultOnAcquired, FencingHeader},
-        on_reject::DefaultOnReject,
+        held_lock::{DefaultOnAcquired, FencingHeader, NoHeldLock},
+        hold::{HoldToBodyEnd, HoldToHead},
+        on_reject::{DefaultOnReject, RejectWithError, Rejection},
         service::DistributedLock,
         settings::{OnLoss, OnStorageFailure, Policy, Settings},
     },
@@ -18,10 +19,10 @@ use crate::{
 
 /// Serialises requests per key. See the [module documentation](super).
 ///
-/// `K` is the [key function](super::key::KeyFunction), `R` the [`OnReject`](super::OnReject) and `A` the
-/// [`OnAcquired`](super::OnAcquired) hook.
-pub struct DistributedLockLayer<K, R = DefaultOnReject, A = DefaultOnAcquired> {
-    settings: Settings<K, R, A>,
+/// `K` is the [key function](super::key::KeyFunction), `R` the [`OnReject`](super::OnReject) and `A`
+/// the [`OnAcquired`](super::OnAcquired) hook. `H` says how long the lock is [held](super::Hold).
+pub struct DistributedLockLayer<K, R = DefaultOnReject, A = DefaultOnAcquired, H = HoldToHead> {
+    settings: Settings<K, R, A, H>,
 }
 
 impl<K> DistributedLockLayer<K> {
@@ -39,12 +40,13 @@ impl<K> DistributedLockLayer<K> {
             key: Arc::new(key),
             on_reject: Arc::new(DefaultOnReject),
             on_acquired: Arc::new(DefaultOnAcquired),
+            hold: Arc::new(HoldToHead),
         };
         Self { settings }
     }
 }
 
-impl<K, R, A> DistributedLockLayer<K, R, A> {
+impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
     /// How long locks last and how long requests wait for them. Default [`LockOptions::default`].
     #[must_use]
     pub fn options(mut self, options: LockOptions) -> Self {
@@ -73,6 +75,9 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
     /// With `true` the client hears of its success only when the lock is free for its next request,
     /// and a lock that turns out to have been lost counts as lost (see [`OnLoss`]). It costs one
     /// round trip to the storage.
+    ///
+    /// No body waits: if the lock is [held to its end](Self::hold_to_body_end), this is for
+    /// responses without one.
     #[must_use]
     pub fn await_release(mut self, await_release: bool) -> Self {
         self.settings.policy.await_release = await_release;
@@ -81,30 +86,108 @@ impl<K, R, A> DistributedLockLayer<K, R, A> {
 
     /// What a rejected request gets. Default [`DefaultOnReject`].
     #[must_use]
-    pub fn on_reject<R2>(self, on_reject: R2) -> DistributedLockLayer<K, R2, A> {
+    pub fn on_reject<R2>(self, on_reject: R2) -> DistributedLockLayer<K, R2, A, H> {
         let settings = Settings {
             policy: self.settings.policy,
             key: self.settings.key,
             on_reject: Arc::new(on_reject),
             on_acquired: self.settings.on_acquired,
+            hold: self.settings.hold,
         };
         DistributedLockLayer { settings }
     }
 
+    /// Makes a rejection an error of the service: by the inner service's error type, or anything
+    /// that can be [made into](Into) it. For services whose answers cannot say "locked". Default: it
+    /// is [`DefaultOnReject`] that answers, with a response.
+    ///
+    /// This is a hook as [`on_reject`](Self::on_reject) sets it, and so is replaced by it.
+    #[must_use]
+    pub fn reject_with_error<F, E>(
+        self,
+        error: F,
+    ) -> DistributedLockLayer<K, RejectWithError<F>, A, H>
+    where
+        F: Fn(Rejection) -> E,
+    {
+        self.on_reject(RejectWithError::new(error))
+    }
+
     /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
     #[must_use]
-    pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2> {
+    pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2, H> {
         let settings = Settings {
             policy: self.settings.policy,
             key: self.settings.key,
             on_reject: self.settings.on_reject,
             on_acquired: Arc::new(on_acquired),
+            hold: self.settings.hold,
         };
         DistributedLockLayer { settings }
     }
+
+    /// Holds the lock to the end of the response body, for bodies that are streamed: downloads,
+    /// server-sent events, gRPC streams. Default: to the response head.
+    ///
+    /// The lock is released with the body's last frame, or when the body fails or is dropped, as it
+    /// is when the client disconnects. Meanwhile it is renewed, up to
+    /// [`max_hold`](crate::LockOptionsBuilder::max_hold): set that to the longest that a stream may
+    /// last. What happens when the lock is lost is up to [`OnLoss`]. The type of the response stays
+    /// what it is; [`HoldToBodyEnd`] has the body types that it is for.
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum")] {
+    /// use std::{convert::Infallible, time::Duration};
+    ///
+    /// use axum::{Router, extract::Request, response::sse::{Event, Sse}, routing::get};
+    /// use futures_util::stream;
+    /// use tower_distributed_lock::{DistributedLockLayer, LockFactory, LockOptions, storage::MemoryStorage};
+    ///
+    /// async fn progress() -> Sse<impl futures_util::Stream<Item = Result<Event, Infallible>>> {
+    ///     let steps = ["reading", "writing", "done"];
+    ///     Sse::new(stream::iter(steps.map(|step| Ok(Event::default().data(step)))))
+    /// }
+    ///
+    /// # fn build() -> Result<(), tower_distributed_lock::error::InvalidOptions> {
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// let an_hour = LockOptions::builder().max_hold(Duration::from_secs(3600)).build()?;
+    /// let one_import = DistributedLockLayer::new(factory, |_: &Request| "import")
+    ///     .options(an_hour)
+    ///     .hold_to_body_end();
+    /// let app: Router = Router::new().route("/import", get(progress).route_layer(one_import));
+    /// # Ok(()) }
+    /// # build().unwrap();
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn hold_to_body_end(self) -> DistributedLockLayer<K, R, A, HoldToBodyEnd> {
+        self.hold(HoldToBodyEnd)
+    }
+
+    /// How long the lock is held. Default [`HoldToHead`].
+    #[must_use]
+    pub fn hold<H2>(self, hold: H2) -> DistributedLockLayer<K, R, A, H2> {
+        let settings = Settings {
+            policy: self.settings.policy,
+            key: self.settings.key,
+            on_reject: self.settings.on_reject,
+            on_acquired: self.settings.on_acquired,
+            hold: Arc::new(hold),
+        };
+        DistributedLockLayer { settings }
+    }
+
+    /// Puts nothing into requests, which may be of any type. Default: [`DefaultOnAcquired`] puts the
+    /// [`HeldLock`](super::HeldLock) into HTTP requests.
+    ///
+    /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
+    #[must_use]
+    pub fn without_held_lock(self) -> DistributedLockLayer<K, R, NoHeldLock, H> {
+        self.on_acquired(NoHeldLock)
+    }
 }
 
-impl<K, R> DistributedLockLayer<K, R> {
+impl<K, R, H> DistributedLockLayer<K, R, DefaultOnAcquired, H> {
     /// Passes the [fencing token](super::HeldLock::fencing_token) on to the inner service, as a
     /// decimal number in this header of the request. Default: it is in the request's
     /// [`HeldLock`](super::HeldLock) alone.
@@ -114,13 +197,13 @@ impl<K, R> DistributedLockLayer<K, R> {
     ///
     /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
     #[must_use]
-    pub fn fencing_header(self, name: HeaderName) -> DistributedLockLayer<K, R, FencingHeader> {
+    pub fn fencing_header(self, name: HeaderName) -> DistributedLockLayer<K, R, FencingHeader, H> {
         self.on_acquired(FencingHeader::new(name))
     }
 }
 
-impl<S, K, R, A> Layer<S> for DistributedLockLayer<K, R, A> {
-    type Service = DistributedLock<S, K, R, A>;
+impl<S, K, R, A, H> Layer<S> for DistributedLockLayer<K, R, A, H> {
+    type Service = DistributedLock<S, K, R, A, H>;
 
     fn layer(&self, inner: S) -> Self::Service {
         DistributedLock::new(inner, Arc::new(self.settings.clone()))
@@ -128,7 +211,7 @@ impl<S, K, R, A> Layer<S> for DistributedLockLayer<K, R, A> {
 }
 
 // Written by hand: the hooks are shared, so they need not be `Clone`.
-impl<K, R, A> Clone for DistributedLockLayer<K, R, A> {
+impl<K, R, A, H> Clone for DistributedLockLayer<K, R, A, H> {
     fn clone(&self) -> Self {
         Self {
             settings: self.settings.clone(),
@@ -136,7 +219,7 @@ impl<K, R, A> Clone for DistributedLockLayer<K, R, A> {
     }
 }
 
-impl<K, R, A> fmt::Debug for DistributedLockLayer<K, R, A> {
+impl<K, R, A, H> fmt::Debug for DistributedLockLayer<K, R, A, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("DistributedLockLayer")
             .field(&self.settings)

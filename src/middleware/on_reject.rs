@@ -2,10 +2,12 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 
 use crate::{
-    error::{BoxError, LockError, LossReason, NotObtained, StorageError, TooManyWaiters},
+    error::{
+        BoxError, LockError, LossReason, NotObtained, StorageError, TooManyWaiters, WaiterScope,
+    },
     middleware::{key::KeyRejected, patience::client_patience},
 };
 
@@ -70,18 +72,36 @@ impl Rejection {
         }
     }
 
+    /// A word for programs, for logs and for answers: `not_obtained`, `too_many_waiters`,
+    /// `storage_unavailable`, `draining`, `lock_lost` or `invalid_key`. It stays as it is in later
+    /// versions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotObtained(_) => "not_obtained",
+            Self::TooManyWaiters(_) => "too_many_waiters",
+            Self::Storage(_) => "storage_unavailable",
+            Self::Draining => "draining",
+            Self::Lost(_) => "lock_lost",
+            Self::InvalidKey(_) => "invalid_key",
+        }
+    }
+
     /// When it makes sense to come again, as far as known: when the lock in the way runs out, if it
-    /// is not renewed.
+    /// is not renewed. Until then nobody else is sure to get it; it may well be free much earlier.
+    ///
+    /// `None` where nothing is known. How long holders mostly take is not remembered, and when a
+    /// storage is back, when a process that shuts down is replaced, or when there is room among the
+    /// waiters of all keys, nobody knows: a number would be made up.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NotObtained(error) => error.holder_ttl,
-            Self::TooManyWaiters(error) => error.holder_ttl,
+            Self::TooManyWaiters(error) if error.scope == WaiterScope::Key => error.holder_ttl,
             _ => None,
         }
     }
 
     /// One sentence for the client: it says what happened, and nothing of keys, servers and causes.
-    fn public_message(&self) -> &'static str {
+    pub(super) fn public_message(&self) -> &'static str {
         match self {
             Self::NotObtained(_) => "the resource is locked",
             Self::TooManyWaiters(_) => "too many requests wait for the resource",
@@ -90,6 +110,13 @@ impl Rejection {
             Self::Lost(_) => "the lock on the resource was lost",
             Self::InvalidKey(_) => "the request names no valid resource",
         }
+    }
+
+    /// As a gRPC status: of a response without a message body, or of its trailers.
+    pub(super) fn write_grpc_status(&self, headers: &mut HeaderMap) {
+        headers.insert("grpc-status", u16::from(self.grpc_code()).into());
+        let message = HeaderValue::from_static(self.public_message());
+        headers.insert("grpc-message", message);
     }
 }
 
@@ -106,7 +133,17 @@ impl fmt::Display for Rejection {
     }
 }
 
-impl StdError for Rejection {}
+impl StdError for Rejection {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // What went wrong is part of our own text already; what lies below it is the next link of
+        // the chain.
+        match self {
+            Self::Storage(error) => error.source(),
+            Self::InvalidKey(error) => error.source(),
+            _ => None,
+        }
+    }
+}
 
 impl From<LockError> for Rejection {
     fn from(error: LockError) -> Self {
@@ -138,6 +175,14 @@ impl From<LockError> for Rejection {
 ///         response
 ///     });
 /// ```
+///
+/// [`RejectWithError`] makes an error of it, [`ProblemDetails`](super::ProblemDetails) a body that
+/// programs can read.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot answer a `{Req}` with a `Result<{Res}, {Err}>`",
+    note = "`DefaultOnReject` answers HTTP requests, with a body that is `Default`",
+    note = "for other services and bodies use `.reject_with_error(..)` or `.on_reject(..)` of the layer"
+)]
 pub trait OnReject<Req, Res, Err> {
     /// What is remembered of a request in case it is rejected.
     type Context;
@@ -176,6 +221,38 @@ where
     }
 }
 
+/// Makes a rejection an error of the service, by a function from [`Rejection`] to the inner service's
+/// error, or to something that can be [made into](Into) it. Made by
+/// [`DistributedLockLayer::reject_with_error`](super::DistributedLockLayer::reject_with_error).
+#[derive(Clone, Copy, Debug)]
+pub struct RejectWithError<F> {
+    error: F,
+}
+
+impl<F> RejectWithError<F> {
+    /// A hook that answers with the error that `error` makes.
+    pub fn new<E>(error: F) -> Self
+    where
+        F: Fn(Rejection) -> E,
+    {
+        Self { error }
+    }
+}
+
+impl<F, E, Req, Res, Err> OnReject<Req, Res, Err> for RejectWithError<F>
+where
+    F: Fn(Rejection) -> E,
+    E: Into<Err>,
+{
+    type Context = ();
+
+    fn context(&self, _: &Req) {}
+
+    fn reject(&self, (): (), rejection: Rejection) -> Result<Res, Err> {
+        Err((self.error)(rejection).into())
+    }
+}
+
 /// Answers HTTP requests with a status and gRPC requests with a gRPC status, both without a body.
 /// See the table in the [module documentation](super).
 ///
@@ -197,7 +274,11 @@ pub enum Protocol {
 impl Protocol {
     /// What the client that sent `request` speaks.
     pub fn of<B>(request: &Request<B>) -> Self {
-        let content_type = request.headers().get(header::CONTENT_TYPE);
+        Self::of_headers(request.headers())
+    }
+
+    pub(super) fn of_headers(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(header::CONTENT_TYPE);
         let rest =
             content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
         match rest {
@@ -222,29 +303,38 @@ where
     }
 
     fn reject(&self, protocol: Protocol, rejection: Rejection) -> Result<Response<RB>, E> {
-        let mut response = Response::new(RB::default());
-        match protocol {
-            Protocol::Http => {
-                *response.status_mut() = rejection.status();
-                if let Some(after) = rejection.retry_after() {
-                    // Whole seconds; 0 would mean "at once".
-                    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-                    response
-                        .headers_mut()
-                        .insert(header::RETRY_AFTER, seconds.max(1).into());
-                }
-            }
-            Protocol::Grpc => {
-                // A gRPC error without a message body is an HTTP 200 whose headers carry the status
-                // ("trailers-only").
-                let headers = response.headers_mut();
-                let grpc = HeaderValue::from_static("application/grpc");
-                headers.insert(header::CONTENT_TYPE, grpc);
-                headers.insert("grpc-status", u16::from(rejection.grpc_code()).into());
-                let message = HeaderValue::from_static(rejection.public_message());
-                headers.insert("grpc-message", message);
-            }
-        }
-        Ok(response)
+        Ok(match protocol {
+            Protocol::Http => http_answer(&rejection, rejection.retry_after(), RB::default()),
+            Protocol::Grpc => grpc_answer(&rejection, RB::default()),
+        })
     }
+}
+
+/// The status of a rejection, with `Retry-After` if there is something to say.
+pub(super) fn http_answer<B>(
+    rejection: &Rejection,
+    retry_after: Option<Duration>,
+    body: B,
+) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = rejection.status();
+    if let Some(after) = retry_after {
+        // Whole seconds; 0 would mean "at once".
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, seconds.max(1).into());
+    }
+    response
+}
+
+/// A gRPC error without a message body is an HTTP 200 whose headers carry the status
+/// ("trailers-only"). `body` has to be empty.
+pub(super) fn grpc_answer<B>(rejection: &Rejection, body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    let grpc = HeaderValue::from_static("application/grpc");
+    headers.insert(header::CONTENT_TYPE, grpc);
+    rejection.write_grpc_status(headers);
+    response
 }

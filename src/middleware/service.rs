@@ -9,19 +9,23 @@ use std::{
 use tower_service::Service;
 
 use crate::middleware::{
-    future::ResponseFuture, held_lock::OnAcquired, key::KeyFunction, on_reject::OnReject,
+    future::ResponseFuture,
+    held_lock::OnAcquired,
+    hold::{Hold, HoldToHead},
+    key::KeyFunction,
+    on_reject::OnReject,
     settings::Settings,
 };
 
 /// Serialises the requests of the service `S` per key. Made by
 /// [`DistributedLockLayer`](super::DistributedLockLayer); see the [module documentation](super).
-pub struct DistributedLock<S, K, R, A> {
+pub struct DistributedLock<S, K, R, A, H = HoldToHead> {
     inner: S,
-    settings: Arc<Settings<K, R, A>>,
+    settings: Arc<Settings<K, R, A, H>>,
 }
 
-impl<S, K, R, A> DistributedLock<S, K, R, A> {
-    pub(super) fn new(inner: S, settings: Arc<Settings<K, R, A>>) -> Self {
+impl<S, K, R, A, H> DistributedLock<S, K, R, A, H> {
+    pub(super) fn new(inner: S, settings: Arc<Settings<K, R, A, H>>) -> Self {
         Self { inner, settings }
     }
 
@@ -42,16 +46,17 @@ impl<S, K, R, A> DistributedLock<S, K, R, A> {
     }
 }
 
-impl<S, Req, K, R, A> Service<Req> for DistributedLock<S, K, R, A>
+impl<S, Req, K, R, A, H> Service<Req> for DistributedLock<S, K, R, A, H>
 where
     S: Service<Req> + Clone,
     K: KeyFunction<Req>,
     R: OnReject<Req, S::Response, S::Error>,
     A: OnAcquired<Req>,
+    H: Hold<S::Response>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S, Req, K, R, A>;
+    type Future = ResponseFuture<S, Req, K, R, A, H>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -68,7 +73,7 @@ where
 }
 
 // Written by hand: the settings are shared, so they need not be `Clone`.
-impl<S: Clone, K, R, A> Clone for DistributedLock<S, K, R, A> {
+impl<S: Clone, K, R, A, H> Clone for DistributedLock<S, K, R, A, H> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -77,11 +82,20 @@ impl<S: Clone, K, R, A> Clone for DistributedLock<S, K, R, A> {
     }
 }
 
-impl<S: fmt::Debug, K, R, A> fmt::Debug for DistributedLock<S, K, R, A> {
+impl<S: fmt::Debug, K, R, A, H> fmt::Debug for DistributedLock<S, K, R, A, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DistributedLock")
             .field("inner", &self.inner)
             .field("settings", &self.settings)
             .finish()
     }
+}
+
+// For `add_service(layer.layer(service))`, without tonic's `named_layer`.
+#[cfg(feature = "tonic")]
+impl<S, K, R, A, H> tonic::server::NamedService for DistributedLock<S, K, R, A, H>
+where
+    S: tonic::server::NamedService,
+{
+    const NAME: &'static str = S::NAME;
 }

@@ -13,16 +13,20 @@ use crate::{
     options::LockOptions,
 };
 
-/// What happens to a request whose lock is lost while its handler runs.
+/// What happens to a request whose lock is lost while its handler runs, or while the body of its
+/// response does, if the lock is [held](super::DistributedLockLayer::hold_to_body_end) as long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnLoss {
     /// The response future is dropped at the first await after the loss, and the request is
     /// rejected with [`Rejection::Lost`](super::Rejection::Lost). What the handler has handed to
     /// other tasks goes on.
+    ///
+    /// A body is dropped at its first poll after the loss, and cut off: the client sees that it is
+    /// not the whole. A gRPC response ends with the status `ABORTED`.
     #[default]
     Cancel,
-    /// The handler goes on. It can learn of the loss from its [`HeldLock`](super::HeldLock).
+    /// The handler, or the body, goes on. It can learn of the loss from its [`HeldLock`](super::HeldLock).
     Signal,
 }
 
@@ -43,11 +47,12 @@ pub enum OnStorageFailure {
 }
 
 /// What a layer and its services are set to.
-pub(super) struct Settings<K, R, A> {
+pub(super) struct Settings<K, R, A, H> {
     pub(super) policy: Policy,
     pub(super) key: Arc<K>,
     pub(super) on_reject: Arc<R>,
     pub(super) on_acquired: Arc<A>,
+    pub(super) hold: Arc<H>,
 }
 
 /// The part of the settings that is not code.
@@ -93,18 +98,19 @@ impl Policy {
 }
 
 // Written by hand: the hooks are shared, so they need not be `Clone`.
-impl<K, R, A> Clone for Settings<K, R, A> {
+impl<K, R, A, H> Clone for Settings<K, R, A, H> {
     fn clone(&self) -> Self {
         Self {
             policy: self.policy.clone(),
             key: Arc::clone(&self.key),
             on_reject: Arc::clone(&self.on_reject),
             on_acquired: Arc::clone(&self.on_acquired),
+            hold: Arc::clone(&self.hold),
         }
     }
 }
 
-impl<K, R, A> fmt::Debug for Settings<K, R, A> {
+impl<K, R, A, H> fmt::Debug for Settings<K, R, A, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("policy", &self.policy)

@@ -28,9 +28,9 @@ use crate::{
     error::{StorageError, StorageErrorKind},
     key::{KeyPrefix, LockKey, LockName},
     storage::{
-        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, Message, OwnerToken,
-        PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest, Requeue, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockRecord, LockStorage, Message,
+        OwnerToken, PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest,
+        RenewReply, RenewRequest, Requeue, Stamp, SurveyRequest,
     },
 };
 
@@ -66,6 +66,7 @@ pub async fn check<S: LockStorage>(storage: S) {
     subject.names_do_not_touch_each_other().await;
     subject.fencing_tokens_grow_from_grant_to_grant().await;
     subject.tokens_are_raised_for_the_holder_alone().await;
+    subject.what_is_held_can_be_seen_and_taken_away().await;
     subject.a_storage_that_listens_keeps_a_queue().await;
 }
 
@@ -503,6 +504,147 @@ impl<S: LockStorage> Subject<S> {
     }
 }
 
+// --- looking -------------------------------------------------------------------------------------
+
+impl<S: LockStorage> Subject<S> {
+    /// The locks of this run that the storage lists. `None` if it cannot.
+    async fn survey(&self, limit: usize) -> Option<(Vec<LockRecord>, bool)> {
+        let request = SurveyRequest::new(PREFIX.into(), limit, LATE);
+        let mut survey = match self.storage.survey(&request).await {
+            Err(error) if error.kind() == StorageErrorKind::Rejected => return None,
+            survey => answer("survey", async { survey }).await,
+        };
+        assert!(
+            survey.locks.len() <= limit,
+            "a survey lists {limit} locks at most, not {}",
+            survey.locks.len()
+        );
+        let ours = self.name("x");
+        let ours = ours.as_str().trim_end_matches('x');
+        survey
+            .locks
+            .retain(|lock| lock.name.as_str().starts_with(ours));
+        Some((survey.locks, survey.more))
+    }
+
+    async fn look(&self, key: &str) -> Option<LockRecord> {
+        answer("look", self.storage.look(&self.name(key))).await
+    }
+
+    /// Where the storage cannot list its locks, there is nothing to check.
+    async fn what_is_held_can_be_seen_and_taken_away(&self) {
+        if self.survey(1).await.is_none() {
+            return;
+        }
+        let keys = ["seen/a", "seen/b", "seen/c"];
+        for (key, token) in keys.iter().zip(1..) {
+            assert!(self.takes(key, token, LONG).await);
+        }
+        let (locks, _) = self.survey(10_000).await.unwrap_or_default();
+        for (key, token) in keys.iter().zip(1..) {
+            let name = self.name(key);
+            let mut found = locks.iter().filter(|lock| lock.name == name);
+            let Some(listed) = found.next() else {
+                panic!("a lock that is held is listed");
+            };
+            assert!(found.next().is_none(), "a lock is listed once");
+            let Some(seen) = self.look(key).await else {
+                panic!("a lock that is held is seen");
+            };
+            for lock in [listed, &seen] {
+                let owner = lock.owner.token();
+                assert_eq!(
+                    owner,
+                    Some(self.token(token)),
+                    "a lock is shown as its owner's"
+                );
+                let ttl = lock.ttl.unwrap_or_default();
+                assert!(
+                    ttl <= LONG && ttl > Duration::ZERO,
+                    "a lock is shown with the time that it has left, not {ttl:?}"
+                );
+            }
+        }
+        let Some((one, true)) = self.survey(1).await else {
+            panic!("a survey that leaves out locks says so");
+        };
+        assert!(one.len() <= 1);
+
+        let Some(stale) = self.look("seen/a").await else {
+            panic!("looking at a lock changes nothing");
+        };
+        assert_eq!(self.release("seen/a", 1).await, ReleaseReply::Released);
+        assert!(
+            self.look("seen/a").await.is_none(),
+            "a free lock is held by nobody"
+        );
+        let (locks, _) = self.survey(10_000).await.unwrap_or_default();
+        let name = self.name("seen/a");
+        assert!(
+            locks.iter().all(|lock| lock.name != name),
+            "a free lock is not listed"
+        );
+        assert!(self.takes("seen/a", 4, LONG).await);
+        let reply = answer("force_release", self.storage.force_release(&stale)).await;
+        assert_eq!(
+            reply,
+            ReleaseReply::NotOurs,
+            "a lock is taken only from whom it was seen with"
+        );
+        let renewed = self.renew(&[("seen/a", 4, LONG)]).await;
+        assert_eq!(
+            renewed,
+            [RenewReply::Renewed],
+            "the next holder's lock is not touched"
+        );
+
+        for (key, token) in [("seen/a", 4), ("seen/b", 2), ("seen/c", 3)] {
+            let Some(seen) = self.look(key).await else {
+                panic!("a lock that is held is seen");
+            };
+            let reply = answer("force_release", self.storage.force_release(&seen)).await;
+            assert_eq!(reply, ReleaseReply::Released);
+            assert_eq!(self.release(key, token).await, ReleaseReply::NotOurs);
+            assert!(
+                self.look(key).await.is_none(),
+                "what was taken away is free"
+            );
+        }
+    }
+
+    /// What one process tells another arrives as it is. Where the storage tells nobody, there is
+    /// nothing to check.
+    async fn what_is_told_arrives(&self, messages: &mut UnboundedReceiver<Message>) {
+        let text = "x ! {é} \"%\" ".repeat(Message::MAX_TEXT / 16);
+        if answer("tell", self.storage.tell(PREFIX, self.run, &text)).await {
+            match next(messages, "what it was told to tell").await {
+                Message::Told(told) => assert_eq!(told, text, "a text arrives as it is"),
+                other => panic!("what was told is told, not {other:?}"),
+            }
+            // More than once, perhaps.
+            while let Ok(Some(message)) = timeout(SHORT, messages.recv()).await {
+                assert!(matches!(message, Message::Told(_)), "{message:?}");
+            }
+        }
+        answer("tell", self.storage.tell(PREFIX, !self.run, &text)).await;
+        is_silent(messages).await;
+    }
+
+    /// A place in a lock's queue is seen.
+    async fn who_waits_is_seen(&self, key: &str) {
+        if self.survey(1).await.is_some() {
+            let queue = self.look(key).await.map(|seen| seen.queue);
+            assert_eq!(
+                queue,
+                Some(vec![self.run]),
+                "who stands in the queue is seen there"
+            );
+        }
+    }
+}
+
+// --- the queue -----------------------------------------------------------------------------------
+
 impl<S: LockStorage> Subject<S> {
     /// Where the storage does not listen, there is nothing to check.
     async fn a_storage_that_listens_keeps_a_queue(&self) {
@@ -530,6 +672,7 @@ impl<S: LockStorage> Subject<S> {
             }
             self.who_asks_for_a_word_is_told_of_the_release(&mut messages)
                 .await;
+            self.what_is_told_arrives(&mut messages).await;
         });
         select(listens, check).await;
     }
@@ -538,6 +681,7 @@ impl<S: LockStorage> Subject<S> {
         let name = self.name("queue");
         assert!(self.takes("queue", 1, LONG).await);
         let second = self.stands("queue", 2, 0).await;
+        self.who_waits_is_seen("queue").await;
         match next(messages, "that the lock is wanted").await {
             Message::Wanted(wanted) => assert_eq!(wanted, name),
             other => panic!("the holder is told that its lock is wanted, not {other:?}"),

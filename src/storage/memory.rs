@@ -14,9 +14,9 @@ use crate::{
     error::StorageError,
     key::LockName,
     storage::{
-        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockStorage, Message, OwnerToken,
-        PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
-        RenewRequest, Stamp,
+        AcquireReply, AcquireRequest, FencingBlock, Inbox, LockRecord, LockStorage, Message,
+        OwnerToken, PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest,
+        RenewReply, RenewRequest, Stamp, Survey, SurveyRequest,
     },
 };
 
@@ -279,6 +279,18 @@ impl Lock {
         self.queue.is_empty() && self.hints.is_empty()
     }
 
+    /// What is known of it, if somebody has it.
+    fn record(&self, name: &LockName, now: Timestamp) -> Option<LockRecord> {
+        let owner = self.owner(now)?;
+        let ttl = Some(owner.until.since(now));
+        let mut record = LockRecord::new(name.clone(), owner.token.into(), ttl);
+        let places = self.queue.iter().filter(|place| place.until > now);
+        let hints = self.hints.iter().filter(|hint| hint.until > now);
+        let places = places.map(|place| place.token.inbox());
+        record.queue = places.chain(hints.map(|hint| hint.inbox)).collect();
+        Some(record)
+    }
+
     fn forget_hint(&mut self, inbox: u128) {
         self.hints.retain(|hint| hint.inbox != inbox);
     }
@@ -418,6 +430,30 @@ impl LockStorage for MemoryStorage {
         }
         locks.fencing = locks.fencing.max(request.above);
         Ok(RaiseReply::Raised)
+    }
+
+    async fn survey(&self, request: &SurveyRequest) -> Result<Survey, StorageError> {
+        let now = self.clock.now();
+        let locks = self.locks();
+        let ours = locks.locks.iter();
+        let ours = ours.filter(|(name, _)| name.prefix() == &*request.prefix);
+        let mut records = ours.filter_map(|(name, lock)| lock.record(name, now));
+        let found = records.by_ref().take(request.limit).collect();
+        Ok(Survey::new(found, records.next().is_some()))
+    }
+
+    async fn look(&self, name: &LockName) -> Result<Option<LockRecord>, StorageError> {
+        let now = self.clock.now();
+        let locks = self.locks();
+        let lock = locks.locks.get(name);
+        Ok(lock.and_then(|lock| lock.record(name, now)))
+    }
+
+    async fn tell(&self, _: &str, inbox: u128, text: &str) -> Result<bool, StorageError> {
+        let locks = self.locks();
+        let listens = locks.inboxes.contains_key(&inbox);
+        locks.tell(inbox, Message::Told(text.to_owned()));
+        Ok(listens)
     }
 }
 

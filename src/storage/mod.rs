@@ -18,6 +18,7 @@ mod memory;
 pub mod quorum;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod survey;
 
 use std::{fmt, future::Future, ops::Deref, pin::Pin, sync::Arc, time::Duration};
 
@@ -28,6 +29,7 @@ pub use self::redis::RedisStorage;
 pub use self::{
     memory::MemoryStorage,
     quorum::{Redlock, RedlockBuilder},
+    survey::{LockOwner, LockRecord, Survey, SurveyRequest},
 };
 use crate::error::{StorageError, StorageErrorKind};
 pub use crate::key::LockName;
@@ -66,6 +68,10 @@ pub use crate::key::LockName;
 ///    whatever it was [raised](LockStorage::raise) to.
 /// 10. A storage that [is divided](LockStorage::is_divided) may be left with parts of a lock by an
 ///     acquire that was not granted, until the token is released.
+/// 11. A storage that can be [inspected](crate::inspect) lists a lock from its grant to its end, and
+///     changes nothing by that. A [forced release](LockStorage::force_release) frees what is still
+///     held by whom it was seen with, and nothing else; the first in the queue has it then, as
+///     after any release.
 ///
 /// # Cancel safety
 ///
@@ -124,9 +130,61 @@ pub trait LockStorage: Send + Sync + 'static {
         request: &RaiseRequest,
     ) -> impl Future<Output = Result<RaiseReply, StorageError>> + Send {
         let _ = request;
-        let text = "this storage cannot raise its fencing tokens";
-        let error = StorageError::with_source(StorageErrorKind::Rejected, text);
-        std::future::ready(Err(error))
+        std::future::ready(Err(cannot("this storage cannot raise its fencing tokens")))
+    }
+
+    /// Lists the locks that are held. The default says that it cannot, by an error of the kind
+    /// [`Rejected`](crate::error::StorageErrorKind::Rejected).
+    ///
+    /// It must not stop others from using the storage meanwhile, however many locks there are.
+    fn survey(
+        &self,
+        request: &SurveyRequest,
+    ) -> impl Future<Output = Result<Survey, StorageError>> + Send {
+        let _ = request;
+        std::future::ready(Err(cannot("this storage cannot list its locks")))
+    }
+
+    /// Who has one lock, if somebody has it. The default says that it cannot tell, by an error of
+    /// the kind [`Rejected`](crate::error::StorageErrorKind::Rejected).
+    fn look(
+        &self,
+        name: &LockName,
+    ) -> impl Future<Output = Result<Option<LockRecord>, StorageError>> + Send {
+        let _ = name;
+        std::future::ready(Err(cannot("this storage cannot tell who has a lock")))
+    }
+
+    /// Frees a lock, if it is still held by whom it was seen with, and gives it to the first in its
+    /// queue. The default [releases](Self::release) it with that one's token, and for a client of
+    /// another kind says that it cannot, by an error of the kind
+    /// [`Rejected`](crate::error::StorageErrorKind::Rejected).
+    fn force_release(
+        &self,
+        seen: &LockRecord,
+    ) -> impl Future<Output = Result<ReleaseReply, StorageError>> + Send {
+        let request = release_of(seen);
+        async move {
+            match request {
+                Some(request) => self.release(&request).await,
+                None => Err(cannot("this storage cannot free another client's lock")),
+            }
+        }
+    }
+
+    /// Has a [`Message::Told`] delivered to another process's inbox, under the same prefix. `false`
+    /// if it is certain that nobody listens there.
+    ///
+    /// `text` has no line breaks and at most [`Message::MAX_TEXT`] bytes. It may arrive more than once, or
+    /// not at all. The default tells nobody.
+    fn tell(
+        &self,
+        prefix: &str,
+        inbox: u128,
+        text: &str,
+    ) -> impl Future<Output = Result<bool, StorageError>> + Send {
+        let _ = (prefix, inbox, text);
+        std::future::ready(Ok(false))
     }
 
     /// Whether a lock is kept in parts that are taken one by one, as [`Redlock`] does on several
@@ -147,6 +205,22 @@ pub trait LockStorage: Send + Sync + 'static {
     fn settled(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
+}
+
+fn cannot(text: &'static str) -> StorageError {
+    StorageError::with_source(StorageErrorKind::Rejected, text)
+}
+
+/// The release of a lock by the token that it was seen with, if it is one of this crate's.
+fn release_of(seen: &LockRecord) -> Option<ReleaseRequest> {
+    Some(ReleaseRequest {
+        name: seen.name.clone(),
+        token: seen.owner.token()?,
+        ttl: seen.ttl.unwrap_or_default(),
+        unwanted: false,
+        requeue: None,
+        quiet: false,
+    })
 }
 
 /// What [`LockStorage::acquire`] is asked.
@@ -276,6 +350,14 @@ pub enum Message {
     /// A lock, or a part of it, was released, and we had [asked](AcquireRequest::hint) to be told.
     /// It is free for whoever asks first.
     Free(LockName),
+    /// Another factory has something to say: the text that it gave to [`LockStorage::tell`], as it
+    /// is.
+    Told(String),
+}
+
+impl Message {
+    /// The longest text that one factory [tells](LockStorage::tell) another, in bytes.
+    pub const MAX_TEXT: usize = 16 * 1024;
 }
 
 /// A lock that was given to a token in its queue. Made by [`PushedGrant::new`].
@@ -554,6 +636,11 @@ impl OwnerToken {
         })
     }
 
+    /// What tells it from all others of its factory.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Which [`Inbox`] messages for this owner go to.
     pub fn inbox(&self) -> u128 {
         self.factory
@@ -614,6 +701,15 @@ pub(crate) trait DynStorage: Send + Sync + 'static {
     fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>>;
     fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()>;
     fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>>;
+    fn survey(self: Arc<Self>, request: SurveyRequest) -> BoxFuture<Reply<Survey>>;
+    fn look(self: Arc<Self>, name: LockName) -> BoxFuture<Reply<Option<LockRecord>>>;
+    fn force_release(self: Arc<Self>, seen: LockRecord) -> BoxFuture<Reply<ReleaseReply>>;
+    fn tell(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        inbox: u128,
+        text: Arc<str>,
+    ) -> BoxFuture<Reply<bool>>;
     fn is_divided(&self) -> bool;
     fn settled(self: Arc<Self>) -> BoxFuture<()>;
 }
@@ -637,6 +733,27 @@ impl<S: LockStorage> DynStorage for CachePadded<S> {
 
     fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>> {
         Box::pin(async move { LockStorage::raise(&**self, &request).await })
+    }
+
+    fn survey(self: Arc<Self>, request: SurveyRequest) -> BoxFuture<Reply<Survey>> {
+        Box::pin(async move { LockStorage::survey(&**self, &request).await })
+    }
+
+    fn look(self: Arc<Self>, name: LockName) -> BoxFuture<Reply<Option<LockRecord>>> {
+        Box::pin(async move { LockStorage::look(&**self, &name).await })
+    }
+
+    fn force_release(self: Arc<Self>, seen: LockRecord) -> BoxFuture<Reply<ReleaseReply>> {
+        Box::pin(async move { LockStorage::force_release(&**self, &seen).await })
+    }
+
+    fn tell(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        inbox: u128,
+        text: Arc<str>,
+    ) -> BoxFuture<Reply<bool>> {
+        Box::pin(async move { LockStorage::tell(&**self, &prefix, inbox, &text).await })
     }
 
     fn is_divided(&self) -> bool {

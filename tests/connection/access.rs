@@ -73,6 +73,7 @@ async fn a_locks_whole_life(url: &str, key: &str) {
     let guard = first.lock(short).await;
     let waits = tokio::spawn(second.lock(options(ms(400), ms(900))));
     let _ = third.lock(options(ms(400), ms(300))).await;
+    let _ = factories[0].inspector().locks(10).await;
     // Renewed meanwhile.
     tokio::time::sleep(ms(250)).await;
     if let Ok(guard) = guard {

@@ -59,6 +59,7 @@ fn main() {
         processes_are_served_in_the_order_in_which_they_came,
         busy_processes_take_turns_and_get_fair_shares,
         processes_whose_inboxes_are_cut_again_and_again_go_on_at_once,
+        a_process_that_stands_still_is_shown_not_to_answer_and_its_lock_can_be_taken,
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -76,7 +77,8 @@ async fn factory(url: &str) -> LockFactory {
     let storage = RedisStorage::builder(url).connect_timeout(LIMIT);
     let builder = LockFactory::builder(storage.connect().await.unwrap());
     // A busy machine is not a broken server.
-    builder.storage_timeout(LIMIT).build().unwrap()
+    let label = format!("process {}", std::process::id());
+    builder.storage_timeout(LIMIT).label(label).build().unwrap()
 }
 
 /// Nobody gives up within the time that a test may take.
@@ -567,4 +569,51 @@ async fn processes_whose_inboxes_are_cut_again_and_again_go_on_at_once() {
         assert_eq!(done, "done");
     }
     nothing_is_left_but_the_diary(&server).await;
+}
+
+async fn a_process_that_stands_still_is_shown_not_to_answer_and_its_lock_can_be_taken() {
+    let server = RedisServer::start().await;
+    let replica = Replica::start(&["hold", &server.url(), &LONG_TTL.as_millis().to_string()]);
+    assert_eq!(replica.says().await, "held");
+    let this = factory(&server.url()).await;
+    let inspector = this.inspector();
+    let look = async || {
+        let snapshot = inspector.locks(10).await.unwrap();
+        assert_eq!(snapshot.locks.len(), 1);
+        snapshot.locks.into_iter().next().unwrap()
+    };
+    eventually("it answers", LIMIT, async || {
+        let info = look().await;
+        let label = format!("process {}", replica.id());
+        info.holder.label == Some(label) && info.held_for.is_some()
+    })
+    .await;
+
+    replica.stop();
+    let started = Instant::now();
+    let info = look().await;
+    assert!(started.elapsed() < A_LITTLE, "{:?}", started.elapsed());
+    assert!(!info.holder.answered);
+    assert_eq!((info.holder.label, info.held_for), (None, None));
+
+    let lock = this.create_lock("k").unwrap();
+    let waiting = tokio::spawn(lock.lock(options(LONG_TTL, LONG_INTERVAL)));
+    queued(&server, 1).await;
+    let key = "k".parse().unwrap();
+    let was = inspector
+        .force_release(&key, "it stands still")
+        .await
+        .unwrap();
+    assert!(!was.unwrap().holder.answered);
+    let guard = within(A_LITTLE, "the lock", waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    // It reads what it was told meanwhile.
+    replica.resume();
+    assert_eq!(replica.says().await, "lost: ForceReleased, held: false");
+    assert_eq!(replica.says().await, "Lost");
+    assert_eq!(replica.says().await, "keys left: 0");
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    assert_eq!(server.keys().await, 0);
 }

@@ -196,6 +196,10 @@ impl Replica {
         writeln!(self.process.stdin.as_mut().unwrap(), "go").unwrap();
     }
 
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends it at once (SIGKILL). Returns when it has ended.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();

@@ -74,6 +74,7 @@
 mod fence;
 mod round;
 mod stragglers;
+mod survey;
 
 #[cfg(test)]
 mod simulation;
@@ -104,10 +105,12 @@ use self::{
 };
 use crate::{
     error::{InvalidSettings, QuorumNotReached, StorageError, StorageErrorKind},
+    key::LockName,
     options::LockOptions,
     storage::{
-        self, AcquireReply, AcquireRequest, DynStorage, FencingBlock, Inbox, LockStorage, Message,
-        RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply, RenewRequest,
+        self, AcquireReply, AcquireRequest, DynStorage, FencingBlock, Inbox, LockRecord,
+        LockStorage, Message, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
+        RenewRequest, Survey, SurveyRequest,
     },
 };
 
@@ -711,6 +714,22 @@ impl LockStorage for Redlock {
             Arc::clone(&node.storage).listen(inbox)
         });
         join_all(listens).await;
+    }
+
+    async fn survey(&self, request: &SurveyRequest) -> Result<Survey, StorageError> {
+        self.survey_all(request).await
+    }
+
+    async fn look(&self, name: &LockName) -> Result<Option<LockRecord>, StorageError> {
+        self.look_for(name).await
+    }
+
+    async fn force_release(&self, seen: &LockRecord) -> Result<ReleaseReply, StorageError> {
+        self.force(seen).await
+    }
+
+    async fn tell(&self, prefix: &str, inbox: u128, text: &str) -> Result<bool, StorageError> {
+        self.tell_inbox(prefix, inbox, text).await
     }
 
     fn is_divided(&self) -> bool {

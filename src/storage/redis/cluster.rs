@@ -229,6 +229,15 @@ impl Cluster {
         });
     }
 
+    /// The nodes that have slots.
+    pub(super) async fn masters(self: &Arc<Self>) -> Result<Vec<Arc<Connection>>, StorageError> {
+        if self.is_stale() {
+            self.look(self.present_map().version).await?;
+        }
+        let map = self.present_map();
+        map.masters.iter().map(|master| self.node(master)).collect()
+    }
+
     /// Whether the map is to be made anew before it is used.
     pub(super) fn is_stale(&self) -> bool {
         self.is_stale.load(Relaxed)

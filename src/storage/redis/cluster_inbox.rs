@@ -163,6 +163,8 @@ impl Ears {
                 // Told once: by the master that has the lock, if we hear it.
                 Message::Wanted(name) => state.counts(&name, from).then_some(Message::Wanted(name)),
                 Message::Free(name) => state.counts(&name, from).then_some(Message::Free(name)),
+                // Whoever is told knows it again.
+                Message::Told(text) => Some(Message::Told(text)),
             }
         };
         if let Some(message) = message {

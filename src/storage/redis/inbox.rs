@@ -146,6 +146,9 @@ fn receive(push: &PushInfo, inbox: &Inbox, seen: &Seen, run: Option<u128>) {
 }
 
 fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
+    if let Some(told) = text.strip_prefix("t ") {
+        return (told.len() <= Message::MAX_TEXT).then(|| Message::Told(told.to_owned()));
+    }
     let mut words = text.split(' ');
     match words.next()? {
         "w" => Some(Message::Wanted(inbox.name(words.next()?)?)),

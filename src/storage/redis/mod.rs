@@ -22,6 +22,9 @@
 //! as long as their tokens do not look like ours (32 hex digits, a colon, a number): who waits for
 //! such a lock asks for it when its ttl has run out, and every `interval` before.
 //!
+//! Processes also ask and tell each other about their locks through these channels, when somebody
+//! [looks at them](crate::inspect).
+//!
 //! A queue has an expiry, and a lost message costs its waiter no more than an `interval`: then it
 //! asks.
 //!
@@ -81,7 +84,9 @@
 //! Without `publish` or `subscribe`, or on other channels, waiters poll. Without `ping`, the
 //! connection for messages is made anew every few seconds, and without `info`, a lock that is given
 //! by a message is confirmed by a round trip before it is used. Without `incrby`,
-//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. Everything else is needed.
+//! [fencing](crate::LockFactoryBuilder::fencing) has to be switched off. Without `scan`, locks cannot
+//! be [listed](crate::inspect); it shows the names of all keys of the database, also of those that
+//! the user may not read. Everything else is needed.
 //! A database other than 0 takes `+select`, and [replicas](RedisStorageBuilder::replicas) take
 //! `+wait`.
 //!
@@ -196,6 +201,8 @@
 //!
 //! - there are no wake-ups and no queue: waiters of other processes ask every `interval`, or when
 //!   the holder's ttl is over, and who of them is first is left to luck;
+//! - who [looks at the locks](crate::inspect) from here hears no answer of other processes, and sees
+//!   what the server knows; others see of this process's locks that it does not answer;
 //! - a connection that the server has closed while nobody used it costs the next caller an error,
 //!   if it does not wait; one that waits asks again;
 //! - an answer that takes longer than redis-rs's 500 ms is given up, whatever the
@@ -226,6 +233,7 @@ mod probe;
 mod script;
 mod sentinel;
 mod slot;
+mod survey;
 #[cfg(feature = "tls")]
 mod tls;
 mod topology;
@@ -244,9 +252,10 @@ use self::{
 };
 use crate::{
     error::StorageError,
+    key::LockName,
     storage::{
-        AcquireReply, AcquireRequest, Inbox, LockStorage, RaiseReply, RaiseRequest, ReleaseReply,
-        ReleaseRequest, RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, Inbox, LockRecord, LockStorage, RaiseReply, RaiseRequest,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Survey, SurveyRequest,
     },
 };
 
@@ -449,5 +458,31 @@ impl LockStorage for RedisStorage {
                 return result;
             }
         }
+    }
+
+    async fn survey(&self, request: &SurveyRequest) -> Result<Survey, StorageError> {
+        self.survey_all(request).await
+    }
+
+    async fn look(&self, name: &LockName) -> Result<Option<LockRecord>, StorageError> {
+        self.look_for(name).await
+    }
+
+    async fn force_release(&self, seen: &LockRecord) -> Result<ReleaseReply, StorageError> {
+        let mut way = self.servers.way(&seen.name);
+        loop {
+            let line = way.line().await?;
+            let result = self.force_over(&line, seen).await;
+            if result.is_ok() && line.is_replaced() {
+                continue;
+            }
+            if let Some(result) = way.after(result).await {
+                return result;
+            }
+        }
+    }
+
+    async fn tell(&self, prefix: &str, inbox: u128, text: &str) -> Result<bool, StorageError> {
+        self.tell_inbox(prefix, inbox, text).await
     }
 }

@@ -51,6 +51,23 @@ impl Servers {
         }
     }
 
+    /// A connection to each server that has locks.
+    pub(super) async fn lines(&self) -> Result<Vec<Line<'_>>, StorageError> {
+        match self {
+            Self::One(connection) => Ok(vec![Line::new(Held::Borrowed(connection), false)]),
+            Self::Cluster(cluster) => {
+                let masters = cluster.masters().await?.into_iter();
+                Ok(masters
+                    .map(|node| Line::new(Held::Shared(node), false))
+                    .collect())
+            }
+        }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
     pub(super) async fn listen(&self, inbox: Inbox, seen: &Arc<Seen>) {
         match self {
             Self::One(connection) if connection.connector().hears() => {

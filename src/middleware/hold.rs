@@ -1,0 +1,115 @@
+//! How long the lock of a request is held: to the head of its response, or longer.
+
+use std::task::{Context, Poll};
+
+use crate::{
+    error::{LossReason, StorageError},
+    lock::Unlocked,
+    middleware::{guards::Guards, held_lock::HeldLock, settings::OnLoss},
+};
+
+/// What becomes of a request's lock when its response is there.
+///
+/// [`HoldToHead`] gives it back, [`HoldToBodyEnd`] when the body has ended. Implement it yourself
+/// for responses that go on in another way: whatever the lock is kept in gives it back when that is
+/// dropped.
+///
+/// ```
+/// use tower_distributed_lock::{
+///     DistributedLockLayer, LockFactory, middleware::{Hold, RequestLock}, storage::MemoryStorage,
+/// };
+///
+/// struct Job {
+///     account: String,
+/// }
+///
+/// /// Says that a job has started, and goes on until it is dropped.
+/// struct Started {
+///     lock: Option<RequestLock>,
+/// }
+///
+/// struct HoldToEndOfJob;
+///
+/// impl Hold<Started> for HoldToEndOfJob {
+///     fn keep(&self, mut started: Started, lock: RequestLock) -> (Started, Option<RequestLock>) {
+///         started.lock = Some(lock);
+///         (started, None)
+///     }
+/// }
+///
+/// let factory = LockFactory::new(MemoryStorage::new());
+/// let layer = DistributedLockLayer::new(factory, |job: &Job| job.account.clone()).hold(HoldToEndOfJob);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot keep a lock in a `{Res}`",
+    note = "`HoldToBodyEnd` is for axum's bodies with the feature `axum`, for tonic's with `tonic`, and for types that are \
+            `HoldBody` with `body`"
+)]
+pub trait Hold<Res> {
+    /// Puts the lock into the response, or hands it back: then it is released at once.
+    ///
+    /// Not called for the inner service's errors, for rejections, and for requests without a lock.
+    fn keep(&self, response: Res, lock: RequestLock) -> (Res, Option<RequestLock>);
+}
+
+/// The lock is released when the response head is ready. The default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HoldToHead;
+
+impl<Res> Hold<Res> for HoldToHead {
+    fn keep(&self, response: Res, lock: RequestLock) -> (Res, Option<RequestLock>) {
+        (response, Some(lock))
+    }
+}
+
+/// The lock is released when the response body has ended, or is dropped. See
+/// [`DistributedLockLayer::hold_to_body_end`](super::DistributedLockLayer::hold_to_body_end).
+///
+/// For responses of axum (feature `axum`) and tonic (feature `tonic`), for the boxed bodies of
+/// `http-body-util`, and for every other body that is a `HoldBody` (feature `body`, which the first
+/// two bring with them).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HoldToBodyEnd;
+
+/// The lock of a request that is being served, or its locks. Dropping it gives them back, in the
+/// background.
+#[derive(Debug)]
+#[must_use = "a lock that is dropped at once is given back at once"]
+pub struct RequestLock {
+    guards: Guards,
+    on_loss: OnLoss,
+}
+
+impl RequestLock {
+    pub(super) fn new(guards: Guards, on_loss: OnLoss) -> Self {
+        Self { guards, on_loss }
+    }
+
+    /// A handle on it, as the request had one.
+    pub fn handle(&self) -> HeldLock {
+        HeldLock::new(&self.guards)
+    }
+
+    /// Ready when the work under the lock has to stop: the lock is lost, and the layer is set to
+    /// [`OnLoss::Cancel`]. To be asked before each step of that work.
+    ///
+    /// If it is pending, the task is woken when that changes. There is one task to be woken: the
+    /// one that asked last.
+    pub fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<LossReason> {
+        self.guards.watch(cx.waker());
+        self.cancelled().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Why the work under the lock has to stop, if so. To be asked after each step of that work: it
+    /// may have taken longer than the lock lasted.
+    pub fn cancelled(&self) -> Option<LossReason> {
+        match self.on_loss {
+            OnLoss::Cancel => self.guards.loss(),
+            OnLoss::Signal => None,
+        }
+    }
+
+    pub(super) async fn unlock(self) -> Result<Unlocked, StorageError> {
+        self.guards.unlock().await
+    }
+}
