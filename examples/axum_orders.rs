@@ -25,14 +25,15 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, Request, State},
+    extract::{Path, State},
     http::StatusCode,
     routing::{get, post},
 };
 use tokio::net::TcpListener;
 use tower_distributed_lock::{
     DistributedLockLayer, HeldLock, LockFactory, LockKey, LockOptions,
-    error::BoxError,
+    error::{BoxError, InvalidKey},
+    middleware::key::extracted,
     storage::{MemoryStorage, RedisStorage},
 };
 
@@ -77,10 +78,8 @@ async fn print_receipt() {
 
 /// `/orders/42/pay` locks order 42, however the client spells it: `042` is the same order for the
 /// handler, so it has to be the same key.
-fn order_key(request: &Request) -> Result<LockKey, BoxError> {
-    let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-    let order: u64 = id.parse()?;
-    Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+fn order_key(Path(order): Path<u64>) -> Result<LockKey, InvalidKey> {
+    LockKey::from_parts(["orders", &order.to_string()])
 }
 
 fn app(locks: &LockFactory) -> Result<Router, BoxError> {
@@ -91,7 +90,7 @@ fn app(locks: &LockFactory) -> Result<Router, BoxError> {
         .interval(Duration::from_millis(200))
         .build()?;
     let one_payment_at_a_time =
-        DistributedLockLayer::new(locks.clone(), order_key).options(options);
+        DistributedLockLayer::new(locks.clone(), extracted(order_key)).options(options);
 
     Ok(Router::new()
         // On the method, so that nothing but `POST /orders/{id}/pay` is locked.

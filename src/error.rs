@@ -39,7 +39,8 @@ pub struct NotObtained {
     /// How long the caller waited.
     pub waited: Duration,
     /// How many times the storage was asked on this caller's account. 0 if it stood behind others
-    /// of this process all the time.
+    /// of this process all the time, or had no time to wait. Of several locks: for the one that was
+    /// not obtained.
     pub attempts: u32,
     /// How long the holder's lock lasts if it is not renewed, as far as known. The lock may well be
     /// free earlier.

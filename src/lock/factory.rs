@@ -132,10 +132,10 @@ impl LockFactory {
 
     /// Shuts down: refuses new locks at once, lets the holders finish, and gives back what is held.
     ///
-    /// Callers that wait get [`LockError::Draining`]. Holders have `grace` to finish; those that
-    /// have not are told that they have lost their lock (a request under the layer is cancelled
-    /// then) and have one more [`storage_timeout`](LockFactoryBuilder::storage_timeout) to give it
-    /// back.
+    /// Callers that wait get [`Draining`](crate::error::LockError::Draining). Holders have `grace`
+    /// to finish; those that have not are told that they have lost their lock (a request under the
+    /// layer is cancelled then) and have one more
+    /// [`storage_timeout`](LockFactoryBuilder::storage_timeout) to give it back.
     ///
     /// Then servers of a [`Redlock`](crate::Redlock) that have not heard of a release have as long
     /// again to hear of it.
@@ -204,7 +204,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     }
 
     /// How many callers may wait for one key, the one that is asking for it included. Default
-    /// 10,000. One more gets [`LockError::TooManyWaiters`].
+    /// 10,000. One more gets [`TooManyWaiters`](crate::error::LockError::TooManyWaiters).
     pub fn max_waiters_per_key(mut self, waiters: usize) -> Self {
         self.limits.waiters_per_key = waiters;
         self
@@ -230,7 +230,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// Whether locks come with fencing tokens: [`LockGuard::fencing_token`]. Default `true`.
+    /// Whether locks come with [fencing tokens](crate::LockGuard::fencing_token). Default `true`.
     ///
     /// They cost the storage a little for each lock that it grants, and the caller no wait: with
     /// Redis two more plain commands in the same write. With `false` a lock that is free costs one
@@ -258,7 +258,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     }
 
     /// For how long a lock that its holder lost stays locked: for resources that cannot
-    /// [fence](LockGuard::fencing_token). Default 0: not at all. At most 24 h.
+    /// [fence](crate::LockGuard::fencing_token). Default 0: not at all. At most 24 h.
     ///
     /// A holder that stood still, or was cut off, is told that its lock is over, and its handler is
     /// dropped; but a write that it has sent may still be on its way. The storage keeps the lock for

@@ -38,7 +38,7 @@ impl LockGuard {
     /// Gives the lock back and says whether it was still ours.
     ///
     /// If another caller of this factory waits, it mostly has the lock at once and the storage is
-    /// not asked; nor is it if the lock [lingers](LockFactoryBuilder::linger).
+    /// not asked; nor is it if the lock [lingers](crate::LockFactoryBuilder::linger).
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl LockGuard {
     }
 
     /// The fencing token: a number below 2^53, greater than that of every holder of this key
-    /// before. `None` if the factory was built [without](LockFactoryBuilder::fencing), or the
+    /// before. `None` if the factory was built [without](crate::LockFactoryBuilder::fencing), or the
     /// storage has none to give. What it rests on is said at the storage (`storage::redis`).
     ///
     /// A resource that remembers the highest token it has seen, and refuses writes with a lower

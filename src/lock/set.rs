@@ -13,7 +13,7 @@ use tracing::Span;
 
 use crate::{
     clock::Timestamp,
-    error::{LockError, LossReason, StorageError},
+    error::{LockError, LossReason, NotObtained, StorageError},
     key::LockKeys,
     lock::{Lock, LockFuture, LockGuard, Unlocked},
     options::LockOptions,
@@ -61,15 +61,15 @@ impl LockSet {
     ///
     /// # Errors
     ///
-    /// As [`Lock::lock`], for the first lock that could not be had; or [`LockError::Lost`] if one
-    /// was lost while the others were waited for.
+    /// As [`Lock::lock`], for the first lock that could not be had; or [`LockError::Lost`], at once,
+    /// if one is lost while the others are waited for.
     ///
     /// # Cancel safety
     ///
     /// As [`Lock::lock`]: dropping the future gives up the place in the queue and what it has.
     pub fn lock(&self, options: LockOptions) -> LockSetFuture {
         LockSetFuture {
-            locks: Arc::clone(&self.locks),
+            locks: Some(Arc::clone(&self.locks)),
             options,
             impatient: false,
             since: None,
@@ -78,7 +78,8 @@ impl LockSet {
         }
     }
 
-    /// Takes the locks if all of them are free; does not wait for any.
+    /// Takes the locks if all of them are free; does not wait for any. The storage has
+    /// [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout) to answer for each.
     ///
     /// # Errors
     ///
@@ -110,7 +111,8 @@ pub struct LockSetFuture {
     #[pin]
     next: Option<LockFuture>,
     guards: Vec<LockGuard>,
-    locks: Arc<[Lock]>,
+    /// `None` when it has resolved.
+    locks: Option<Arc<[Lock]>>,
     options: LockOptions,
     impatient: bool,
     /// When the wait for all of them began.
@@ -132,44 +134,65 @@ impl Future for LockSetFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
+        let Some(locks) = this.locks else {
+            panic!("polled after it was ready");
+        };
+        let result = loop {
             if let Some(next) = this.next.as_mut().as_pin_mut() {
                 // Its span is inside those of the locks before it: whoever is in the last is in all.
                 let before = this.guards.last();
                 let span = before.map_or_else(Span::none, |guard| guard.turn().span());
-                let result = ready!(span.in_scope(|| next.poll(cx)));
-                this.next.set(None);
-                match result {
-                    Ok(guard) => this.guards.push(guard),
-                    Err(mut error) => {
-                        if let LockError::NotObtained(error) = &mut error
-                            && let (Some(since), Some(lock)) = (*this.since, this.locks.first())
-                        {
-                            error.waited = lock.coordinator.clock().now().since(since);
-                        }
-                        this.guards.clear();
-                        return Poll::Ready(Err(error));
+                let result = span.in_scope(|| next.poll(cx));
+                if result.is_pending() {
+                    for guard in &*this.guards {
+                        guard.turn().watch(cx.waker());
                     }
                 }
+                if let Some(reason) = this.guards.iter().find_map(LockGuard::loss) {
+                    break Err(LockError::Lost(reason));
+                }
+                match ready!(result) {
+                    Ok(guard) => this.guards.push(guard),
+                    Err(error) => break Err(error),
+                }
+                this.next.set(None);
             }
-            let Some(lock) = this.locks.get(this.guards.len()) else {
-                let guards = LockSetGuard {
+            let Some(lock) = locks.get(this.guards.len()) else {
+                break Ok(LockSetGuard {
                     guards: std::mem::take(this.guards),
-                };
-                return Poll::Ready(match guards.loss() {
-                    None => Ok(guards),
-                    Some(reason) => Err(LockError::Lost(reason)),
                 });
             };
             let now = lock.coordinator.clock().now();
-            let until = *this.since.get_or_insert(now) + this.options.max_wait();
-            let next = lock.lock(this.options.within(until.since(now)));
+            let since = *this.since.get_or_insert(now);
+            let until = since + this.options.max_wait();
+            let options = this.options.within(until.since(now));
+            if options.max_wait().is_zero() && !this.options.max_wait().is_zero() {
+                // No wait at all would be longer: it lasts until the storage has answered.
+                break Err(LockError::NotObtained(NotObtained {
+                    waited: now.since(since),
+                    attempts: 0,
+                    holder_ttl: None,
+                }));
+            }
+            let next = lock.lock(options);
             this.next.set(Some(if *this.impatient {
                 next.impatient()
             } else {
                 next
             }));
-        }
+        };
+        let result = result.map_err(|mut error| {
+            if let LockError::NotObtained(error) = &mut error
+                && let (Some(since), Some(lock)) = (*this.since, locks.first())
+            {
+                error.waited = lock.coordinator.clock().now().since(since);
+            }
+            error
+        });
+        this.next.set(None);
+        this.guards.clear();
+        *this.locks = None;
+        Poll::Ready(result)
     }
 }
 
@@ -237,9 +260,5 @@ impl LockSetGuard {
     /// The locks as guards of their own, in the order of their keys.
     pub fn into_guards(self) -> Vec<LockGuard> {
         self.guards
-    }
-
-    fn loss(&self) -> Option<LossReason> {
-        self.guards.iter().find_map(LockGuard::loss)
     }
 }

@@ -100,7 +100,9 @@ where
         key: Result<RequestKey, BoxError>,
         settings: Arc<Settings<K, R, A, H>>,
     ) -> Self {
-        let state = match key.map(|key| settings.policy.lock(&key)) {
+        let patience = || settings.on_reject.patience(&request);
+        let lock = key.map_err(Rejection::InvalidKey);
+        let state = match lock.and_then(|key| settings.policy.lock(&key, patience)) {
             Ok(None) => {
                 settings.on_acquired.on_skipped(&mut request);
                 State::Running {
@@ -116,10 +118,12 @@ where
                     request,
                 }),
             },
-            Err(error) => {
-                settings.policy.factory.coordinator().key_was_invalid();
+            Err(rejection) => {
+                if matches!(rejection, Rejection::InvalidKey(_)) {
+                    settings.policy.factory.coordinator().key_was_invalid();
+                }
                 let context = settings.on_reject.context(&request);
-                State::Rejecting(Some((context, Rejection::InvalidKey(error))))
+                State::Rejecting(Some((context, rejection)))
             }
         };
         Self { state, settings }
@@ -197,7 +201,13 @@ where
                 }
                 StateProj::Rejecting(rejecting) => {
                     let (context, rejection) = rejecting.take().unwrap_or_else(polled_again);
-                    tracing::debug!(%rejection, "request rejected");
+                    match &rejection {
+                        // A mistake in how the service is put together.
+                        Rejection::InvalidKey(_) if rejection.status().is_server_error() => {
+                            tracing::error!(%rejection, "request rejected");
+                        }
+                        _ => tracing::debug!(%rejection, "request rejected"),
+                    }
                     return Poll::Ready(settings.on_reject.reject(context, rejection));
                 }
                 StateProj::Done => polled_again(),

@@ -20,15 +20,15 @@ use crate::{
 
 /// Serialises requests per key. See the [module documentation](super).
 ///
-/// `K` is the key function, `R` the [`OnReject`](super::OnReject) and `A` the
-/// [`OnAcquired`](super::OnAcquired) hook. `H` says how long the lock is [held](super::Hold).
+/// `K` is the [key function](super::key::KeyFunction), `R` the [`OnReject`](super::OnReject) and `A`
+/// the [`OnAcquired`](super::OnAcquired) hook. `H` says how long the lock is [held](super::Hold).
 pub struct DistributedLockLayer<K, R = DefaultOnReject, A = DefaultOnAcquired, H = HoldToHead> {
     settings: Settings<K, R, A, H>,
 }
 
 impl<K> DistributedLockLayer<K> {
-    /// A layer that takes the lock key from each request with `key`, a function from `&Request` to
-    /// anything that is [`IntoRequestKey`](super::IntoRequestKey).
+    /// A layer that takes the lock key from each request with `key`: a function from `&Request` to
+    /// anything that is [`IntoRequestKey`](super::IntoRequestKey), or one of [`key`](super::key).
     pub fn new(factory: LockFactory, key: K) -> Self {
         let settings = Settings {
             policy: Policy {

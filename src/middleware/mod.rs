@@ -5,31 +5,33 @@
 //! releases it when that completes or is dropped.
 //!
 //! ```
-//! use axum::{Router, extract::Request, routing::post};
+//! # #[cfg(feature = "axum")] {
+//! use axum::{Router, extract::Path, routing::post};
 //! use tower_distributed_lock::{
-//!     DistributedLockLayer, LockFactory, LockKey, error::BoxError, storage::MemoryStorage,
+//!     DistributedLockLayer, LockFactory, LockKey, error::InvalidKey, middleware::key::extracted,
+//!     storage::MemoryStorage,
 //! };
 //!
 //! async fn pay() -> &'static str {
 //!     "paid"
 //! }
 //!
-//! fn order_key(request: &Request) -> Result<LockKey, BoxError> {
-//!     let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-//!     let order: u64 = id.parse()?;
-//!     Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+//! fn order_key(Path(order): Path<u64>) -> Result<LockKey, InvalidKey> {
+//!     LockKey::from_parts(["orders", &order.to_string()])
 //! }
 //!
 //! let factory = LockFactory::new(MemoryStorage::new());
-//! let one_at_a_time = DistributedLockLayer::new(factory, order_key);
+//! let one_at_a_time = DistributedLockLayer::new(factory, extracted(order_key));
 //! let app: Router = Router::new().route("/orders/{id}/pay", post(pay).route_layer(one_at_a_time));
+//! # }
 //! ```
 //!
 //! # The path of a request
 //!
-//! 1. The key function sees the request. [No key](RequestKey): the request runs without a lock. An
+//! 1. The [key function](key) sees the request. [No key](RequestKey): the request runs without a lock. An
 //!    error: it is rejected.
-//! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow. The
+//! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow and the
+//!    client waits (a gRPC client [says so](client_patience)). The
 //!    inner service is not called meanwhile, though it is already reserved: do not put a
 //!    `ConcurrencyLimit` inside this layer, or requests that wait for a lock use up its permits.
 //! 3. The inner service is called, in the `tracing` span of its lock, which has the key: so what it
@@ -96,7 +98,7 @@
 //! | `Storage`: the storage could not be asked | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Draining`: this process shuts down | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Lost`: the lock was lost while the handler ran (see above for [streams](#streams)) | 503 Service Unavailable | `ABORTED` |
-//! | `InvalidKey`: the key function failed | 400 Bad Request | `INVALID_ARGUMENT` |
+//! | `InvalidKey`: the key function failed | 400 Bad Request, or the status of a [`KeyRejected`](key::KeyRejected) | `INVALID_ARGUMENT`, or what fits that status |
 //!
 //! [`ProblemDetails`] adds a body that says so to programs (RFC 9457). A hook of your own is a
 //! function from the rejection to the response:
@@ -203,8 +205,10 @@ pub mod future;
 mod guards;
 mod held_lock;
 mod hold;
+pub mod key;
 mod layer;
 mod on_reject;
+mod patience;
 mod problem;
 mod request_key;
 mod server_timing;
@@ -216,6 +220,7 @@ pub use self::{
     hold::{Hold, HoldToBodyEnd, HoldToHead, RequestLock},
     layer::DistributedLockLayer,
     on_reject::{DefaultOnReject, OnReject, Protocol, RejectWithError, Rejection},
+    patience::client_patience,
     problem::{ProblemContext, ProblemDetails},
     request_key::{IntoRequestKey, RequestKey},
     server_timing::ServerTiming,

@@ -4,8 +4,11 @@ use std::{error::Error as StdError, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 
-use crate::error::{
-    BoxError, LockError, LossReason, NotObtained, StorageError, TooManyWaiters, WaiterScope,
+use crate::{
+    error::{
+        BoxError, LockError, LossReason, NotObtained, StorageError, TooManyWaiters, WaiterScope,
+    },
+    middleware::{key::KeyRejected, patience::client_patience},
 };
 
 /// Why a request was not served.
@@ -24,7 +27,8 @@ pub enum Rejection {
     /// late: what it has done so far is done. (Or one of several locks was lost while the request
     /// still waited for the others; then it was not served.)
     Lost(LossReason),
-    /// The key function failed. The request was not served.
+    /// The key function failed. The request was not served. If the error is a [`KeyRejected`], it
+    /// says with which status.
     InvalidKey(BoxError),
 }
 
@@ -35,21 +39,36 @@ impl Rejection {
             Self::NotObtained(_) => StatusCode::LOCKED,
             Self::TooManyWaiters(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Storage(_) | Self::Draining | Self::Lost(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::InvalidKey(_) => StatusCode::BAD_REQUEST,
+            Self::InvalidKey(error) => match error.downcast_ref::<KeyRejected>() {
+                Some(rejected) => rejected.status(),
+                None => StatusCode::BAD_REQUEST,
+            },
         }
     }
 
     /// The gRPC status code for it. See the table in the [module documentation](super).
     pub fn grpc_code(&self) -> u8 {
         const INVALID_ARGUMENT: u8 = 3;
+        const NOT_FOUND: u8 = 5;
+        const PERMISSION_DENIED: u8 = 7;
         const RESOURCE_EXHAUSTED: u8 = 8;
         const ABORTED: u8 = 10;
+        const INTERNAL: u8 = 13;
         const UNAVAILABLE: u8 = 14;
+        const UNAUTHENTICATED: u8 = 16;
         match self {
             Self::NotObtained(_) | Self::Lost(_) => ABORTED,
             Self::TooManyWaiters(_) => RESOURCE_EXHAUSTED,
             Self::Storage(_) | Self::Draining => UNAVAILABLE,
-            Self::InvalidKey(_) => INVALID_ARGUMENT,
+            Self::InvalidKey(_) => match self.status() {
+                StatusCode::UNAUTHORIZED => UNAUTHENTICATED,
+                StatusCode::FORBIDDEN => PERMISSION_DENIED,
+                StatusCode::NOT_FOUND => NOT_FOUND,
+                StatusCode::TOO_MANY_REQUESTS => RESOURCE_EXHAUSTED,
+                StatusCode::SERVICE_UNAVAILABLE => UNAVAILABLE,
+                status if status.is_server_error() => INTERNAL,
+                _ => INVALID_ARGUMENT,
+            },
         }
     }
 
@@ -171,6 +190,16 @@ pub trait OnReject<Req, Res, Err> {
     /// Looks at a request that is about to wait for its lock.
     fn context(&self, request: &Req) -> Self::Context;
 
+    /// How long the client waits for its answer, if known: the request waits for its lock no longer
+    /// than that, nor longer than its [options](crate::LockOptions::max_wait) say. With 0 it is
+    /// rejected at once, with [`Rejection::NotObtained`] and without asking the storage.
+    ///
+    /// Default: not known. [`DefaultOnReject`] has [`client_patience`](super::client_patience).
+    fn patience(&self, request: &Req) -> Option<Duration> {
+        let _ = request;
+        None
+    }
+
     /// Makes the answer.
     ///
     /// # Errors
@@ -226,6 +255,9 @@ where
 
 /// Answers HTTP requests with a status and gRPC requests with a gRPC status, both without a body.
 /// See the table in the [module documentation](super).
+///
+/// The `grpc-timeout` of a gRPC request limits its wait: see
+/// [`client_patience`](super::client_patience).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultOnReject;
 
@@ -264,6 +296,10 @@ where
 
     fn context(&self, request: &Request<B>) -> Protocol {
         Protocol::of(request)
+    }
+
+    fn patience(&self, request: &Request<B>) -> Option<Duration> {
+        client_patience(request)
     }
 
     fn reject(&self, protocol: Protocol, rejection: Rejection) -> Result<Response<RB>, E> {

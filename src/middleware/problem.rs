@@ -4,7 +4,10 @@ use std::{fmt::Write, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 
-use crate::middleware::on_reject::{OnReject, Protocol, Rejection, grpc_answer, http_answer};
+use crate::middleware::{
+    on_reject::{OnReject, Protocol, Rejection, grpc_answer, http_answer},
+    patience::client_patience,
+};
 
 /// Answers HTTP requests with problem details (RFC 9457): what [`DefaultOnReject`] answers, and a
 /// JSON body with the content type `application/problem+json`.
@@ -155,6 +158,10 @@ where
             protocol: Protocol::of(request),
             instance: instance.and_then(|name| instance_of(request.headers(), name)),
         }
+    }
+
+    fn patience(&self, request: &Request<B>) -> Option<Duration> {
+        client_patience(request)
     }
 
     fn reject(&self, context: ProblemContext, rejection: Rejection) -> Result<Response<RB>, E> {

@@ -95,6 +95,12 @@ impl RequestKey {
 ///     Ok(([account(from)?, account(to)?], at_once))
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "a key function cannot return `{Self}`",
+    label = "not a lock key",
+    note = "it returns a `LockKey`, a `String`, a `RequestKey`, an array or `Vec` of `LockKey`s, a pair of one of these \
+            and `LockOptions`, or an `Option` or `Result` of all that"
+)]
 pub trait IntoRequestKey {
     /// The key, no key, or why there is none.
     ///

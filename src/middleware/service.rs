@@ -12,8 +12,8 @@ use crate::middleware::{
     future::ResponseFuture,
     held_lock::OnAcquired,
     hold::{Hold, HoldToHead},
+    key::KeyFunction,
     on_reject::OnReject,
-    request_key::IntoRequestKey,
     settings::Settings,
 };
 
@@ -46,11 +46,10 @@ impl<S, K, R, A, H> DistributedLock<S, K, R, A, H> {
     }
 }
 
-impl<S, Req, K, T, R, A, H> Service<Req> for DistributedLock<S, K, R, A, H>
+impl<S, Req, K, R, A, H> Service<Req> for DistributedLock<S, K, R, A, H>
 where
     S: Service<Req> + Clone,
-    K: Fn(&Req) -> T,
-    T: IntoRequestKey,
+    K: KeyFunction<Req>,
     R: OnReject<Req, S::Response, S::Error>,
     A: OnAcquired<Req>,
     H: Hold<S::Response>,
@@ -63,12 +62,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Req) -> Self::Future {
+    fn call(&mut self, mut request: Req) -> Self::Future {
         // The request waits with the service that said it was ready; the next request gets the
         // fresh clone.
         let fresh = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, fresh);
-        let key = (self.settings.key)(&request).into_request_key();
+        let key = self.settings.key.request_key(&mut request);
         ResponseFuture::new(ready, request, key, Arc::clone(&self.settings))
     }
 }

@@ -1,11 +1,13 @@
 //! What a layer is set to.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
+    error::NotObtained,
     lock::LockFactory,
     middleware::{
         guards::Acquire,
+        on_reject::Rejection,
         request_key::{Keys, RequestKey},
     },
     options::LockOptions,
@@ -64,18 +66,34 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// Starts to wait for a request's locks, if it wants any.
-    pub(super) fn lock(&self, key: &RequestKey) -> Option<Acquire> {
-        let options = key.options.unwrap_or(self.options);
-        let acquire = match &key.keys {
-            Keys::None => return None,
-            Keys::One(key) => Acquire::One(self.factory.lock_of(key).lock(options)),
-            Keys::Several(keys) => Acquire::Several(self.factory.lock_set_of(keys).lock(options)),
+    /// Starts to wait for a request's locks, if it wants any. `patience` is how long the client
+    /// waits, if it says so.
+    pub(super) fn lock(
+        &self,
+        key: &RequestKey,
+        patience: impl FnOnce() -> Option<Duration>,
+    ) -> Result<Option<Acquire>, Rejection> {
+        let options = || match patience() {
+            // An answer of the storage could not be waited for.
+            Some(Duration::ZERO) => Err(Rejection::NotObtained(NotObtained {
+                waited: Duration::ZERO,
+                attempts: 0,
+                holder_ttl: None,
+            })),
+            Some(limit) => Ok(key.options.unwrap_or(self.options).within(limit)),
+            None => Ok(key.options.unwrap_or(self.options)),
         };
-        Some(match self.on_storage_failure {
+        let acquire = match &key.keys {
+            Keys::None => return Ok(None),
+            Keys::One(key) => Acquire::One(self.factory.lock_of(key).lock(options()?)),
+            Keys::Several(keys) => {
+                Acquire::Several(self.factory.lock_set_of(keys).lock(options()?))
+            }
+        };
+        Ok(Some(match self.on_storage_failure {
             OnStorageFailure::FailClosed => acquire,
             OnStorageFailure::FailOpen => acquire.impatient(),
-        })
+        }))
     }
 }
 

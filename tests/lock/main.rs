@@ -17,6 +17,7 @@ mod leaving;
 mod loss;
 mod queue;
 mod runtimes;
+mod set;
 mod shutdown;
 mod taking;
 mod types;

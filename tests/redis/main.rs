@@ -21,6 +21,7 @@ mod leaving;
 mod outages;
 mod reconnecting;
 mod runtimes;
+mod set;
 
 use tower_distributed_lock::{Lock, LockFactory, storage::RedisStorage};
 
