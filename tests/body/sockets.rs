@@ -280,7 +280,8 @@ mod end {
             let address = server.address;
             let second = tokio::spawn(async move {
                 let mut client = Client::connect(version, address).await;
-                client.get("/told").await.status()
+                let mut second = client.get("/told").await;
+                data(&mut second).await
             });
             let locks = &server.locks;
             eventually("it waits", LIMIT, async || locks.waiters() == 1).await;
@@ -289,7 +290,7 @@ mod end {
             let second_sent = server.sent().await;
             assert_eq!(first_sent.end.held(), Some(true), "one body at a time");
             second_sent.tell(Step::Last("all"));
-            assert_eq!(second.await.unwrap(), StatusCode::OK);
+            assert_eq!(second.await.unwrap(), "all");
             server.is_released().await;
         }
     }
