@@ -108,6 +108,7 @@ impl Future for Acquire {
                     return Poll::Ready(Ok(turn));
                 }
                 Ok(Progress::Until(at)) => at,
+                Ok(Progress::Armed) => return Poll::Pending,
                 Err(error) => {
                     *this.caller = Caller::Gone;
                     return Poll::Ready(Err(error));
@@ -132,6 +133,8 @@ enum Progress {
     Granted(Arc<Turn>),
     /// Nothing to do but when woken, or at this time.
     Until(Timestamp),
+    /// Nothing to do but when woken, as will be done in time.
+    Armed,
 }
 
 /// A caller's place in the queue. Dropping it leaves the queue, and nothing behind.
@@ -176,6 +179,7 @@ impl Waiter {
     /// Goes on as far as possible now.
     fn advance(&mut self, cx: &mut Context<'_>, mut now: Timestamp) -> Result<Progress, LockError> {
         loop {
+            let gives_up_at = self.gives_up_at();
             if let Some(flight) = &mut self.flight {
                 match flight.poll(cx) {
                     Poll::Ready(reply) => {
@@ -185,13 +189,16 @@ impl Waiter {
                     }
                     Poll::Pending => {
                         let limit = flight.limit;
-                        if self.gives_up_at().is_some_and(|end| now >= end) {
+                        if gives_up_at.is_some_and(|end| now >= end) {
                             return Err(self.given_up(now));
                         }
                         if now < limit {
-                            return Ok(Progress::Until(
-                                self.gives_up_at().map_or(limit, |end| end.min(limit)),
-                            ));
+                            let until = gives_up_at.map_or(limit, |end| end.min(limit));
+                            let waker = cx.waker();
+                            return Ok(match flight.arm(&self.coordinator, until, waker) {
+                                true => Progress::Armed,
+                                false => Progress::Until(until),
+                            });
                         }
                         let timed_out = StorageError::new(StorageErrorKind::Timeout);
                         self.landed(Err(timed_out), now)?;
@@ -202,9 +209,7 @@ impl Waiter {
             if self.coordinator.is_draining() {
                 return Err(LockError::Draining);
             }
-            let end = self
-                .gives_up_at()
-                .unwrap_or(now + LockOptions::MAX_DURATION);
+            let end = gives_up_at.unwrap_or(now + LockOptions::MAX_DURATION);
             if now >= end {
                 return Err(self.given_up(now));
             }
