@@ -110,6 +110,7 @@ impl Future for Acquire {
                     return Poll::Ready(Ok(turn));
                 }
                 Ok(Progress::Until(at)) => at,
+                Ok(Progress::Armed) => return Poll::Pending,
                 Err(error) => {
                     waiter.rejected(&error);
                     *this.caller = Caller::Gone;
@@ -135,6 +136,8 @@ enum Progress {
     Granted(Arc<Turn>),
     /// Nothing to do but when woken, or at this time.
     Until(Timestamp),
+    /// Nothing to do but when woken, as will be done in time.
+    Armed,
 }
 
 /// A caller's place in the queue. Dropping it leaves the queue, and nothing behind.
@@ -185,6 +188,7 @@ impl Waiter {
     /// Goes on as far as possible now.
     fn advance(&mut self, cx: &mut Context<'_>, mut now: Timestamp) -> Result<Progress, LockError> {
         loop {
+            let gives_up_at = self.gives_up_at();
             if let Some(flight) = &mut self.flight {
                 match flight.poll(cx) {
                     Poll::Ready(reply) => {
@@ -194,13 +198,16 @@ impl Waiter {
                     }
                     Poll::Pending => {
                         let limit = flight.limit;
-                        if self.gives_up_at().is_some_and(|end| now >= end) {
+                        if gives_up_at.is_some_and(|end| now >= end) {
                             return Err(self.given_up(now));
                         }
                         if now < limit {
-                            return Ok(Progress::Until(
-                                self.gives_up_at().map_or(limit, |end| end.min(limit)),
-                            ));
+                            let until = gives_up_at.map_or(limit, |end| end.min(limit));
+                            let waker = cx.waker();
+                            return Ok(match flight.arm(&self.coordinator, until, waker) {
+                                true => Progress::Armed,
+                                false => Progress::Until(until),
+                            });
                         }
                         let timed_out = StorageError::new(StorageErrorKind::Timeout);
                         self.landed(Err(timed_out), now)?;
@@ -211,9 +218,7 @@ impl Waiter {
             if self.coordinator.is_draining() {
                 return Err(LockError::Draining);
             }
-            let end = self
-                .gives_up_at()
-                .unwrap_or(now + LockOptions::MAX_DURATION);
+            let end = gives_up_at.unwrap_or(now + LockOptions::MAX_DURATION);
             if now >= end {
                 return Err(self.given_up(now));
             }

@@ -8,13 +8,15 @@ use std::{
     fmt,
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use crate::{
     clock::Timestamp,
     coordinator::{
         Coordinator,
+        alarm::Alarm,
+        keeper,
         key_events::{Attempt, Outcome},
         lease::Claim,
         meters::Operation,
@@ -66,6 +68,16 @@ impl Flight {
             )),
             reply => reply,
         })
+    }
+
+    /// See [`Coordinator::arm`].
+    pub(super) fn arm(&self, coordinator: &Arc<Coordinator>, at: Timestamp, waker: &Waker) -> bool {
+        coordinator.arm(&self.cell, self.claim, at, waker, keeper::here)
+    }
+
+    /// Its caller has gone.
+    pub(super) fn disarm(&self) -> Option<Alarm> {
+        self.cell.lock().disarm(self.claim)
     }
 
     /// Tells the key how it ended.

@@ -14,8 +14,12 @@ use std::{
     },
 };
 
+use crossbeam_utils::atomic::AtomicCell;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::{
+    runtime::{self, Handle},
+    sync::Notify,
+};
 
 use crate::{clock::Timestamp, coordinator::Coordinator};
 
@@ -23,10 +27,18 @@ use crate::{clock::Timestamp, coordinator::Coordinator};
 /// in order by itself.
 pub(crate) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// The caller's runtime. To be asked seldom: a runtime counts who knows it, in one place for all
+/// its threads.
+pub(crate) fn here() -> Option<runtime::Id> {
+    Some(Handle::try_current().ok()?.id())
+}
+
 pub(crate) struct Keeper {
     jobs: Mutex<Vec<Job>>,
     /// Changed only under the lock of `jobs`, so that no job is left with nobody to take it.
     running: AtomicBool,
+    /// The runtime on which it runs. Changed together with `running`.
+    runtime: AtomicCell<Option<runtime::Id>>,
     wake: Notify,
     /// When the next lease has to be looked at; `u64::MAX` for never.
     due: AtomicU64,
@@ -37,6 +49,7 @@ impl Keeper {
         Self {
             jobs: Mutex::default(),
             running: AtomicBool::new(false),
+            runtime: AtomicCell::new(None),
             wake: Notify::new(),
             due: AtomicU64::new(u64::MAX),
         }
@@ -58,6 +71,7 @@ impl Keeper {
         if self.running.swap(true, SeqCst) {
             return;
         }
+        self.runtime.store(Some(runtime.id()));
         drop(jobs);
         // It looks at every lease at once: the last keeper may have left some.
         self.due.store(0, SeqCst);
@@ -72,6 +86,11 @@ impl Keeper {
 
     pub(crate) fn is_running(&self) -> bool {
         self.running.load(SeqCst)
+    }
+
+    /// Whether it runs on this runtime.
+    pub(crate) fn is_on(&self, runtime: Option<runtime::Id>) -> bool {
+        runtime.is_some() && self.runtime.load() == runtime
     }
 
     /// Gives the keeper something to do. Without a runtime to run on, the job is dropped.
@@ -121,13 +140,14 @@ impl Drop for Alive {
         let left = {
             let mut jobs = self.keeper.jobs();
             self.keeper.running.store(false, SeqCst);
+            self.keeper.runtime.store(None);
             std::mem::take(&mut *jobs)
         };
         // Outside the lock: what a job does when it is dropped may lead back to it.
         drop(left);
         // Whoever is polled on another runtime starts the next keeper.
         if let Some(coordinator) = self.coordinator.upgrade() {
-            coordinator.wake_holders();
+            coordinator.wake_callers();
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | `backoff` | when to ask again |
 //! | `table` | the keys in use |
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
+//! | `alarm` | how a caller is woken when a call takes too long |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `inquiry`, `note` | what processes ask and tell each other about their locks, and how it is written |
@@ -19,6 +20,7 @@
 //! what the machine answers, outside all locks.
 
 mod acquire;
+mod alarm;
 mod backoff;
 mod flight;
 mod inquiry;
@@ -311,6 +313,7 @@ impl Coordinator {
     }
 
     fn follow(self: &Arc<Self>, flight: Flight) {
+        drop(flight.disarm());
         let followed = flight.follow(Arc::clone(self));
         self.keeper.submit(self, Box::pin(followed));
     }
@@ -323,7 +326,7 @@ impl Coordinator {
         interval: Duration,
         now: Timestamp,
     ) {
-        self.update(cell, |slot| {
+        let alarm = self.update(cell, |slot| {
             let random = fastrand::f64;
             let pause = match &outcome {
                 Outcome::Denied { .. } if slot.state.was_told_free() => {
@@ -342,8 +345,10 @@ impl Coordinator {
                 // It may have come too late to be of use, and so may the next.
                 Outcome::Granted { .. } => backoff::after_late(slot.state.failures(), interval),
             };
-            ((), slot.state.replied(claim, outcome, now, now + pause))
+            let effects = slot.state.replied(claim, outcome, now, now + pause);
+            (slot.disarm(claim), effects)
         });
+        drop(alarm);
     }
 
     // --- a holder's turn -------------------------------------------------------------------------
@@ -393,7 +398,14 @@ impl Coordinator {
         let mut renewals = Vec::new();
         let mut effects = Vec::new();
         let mut done = Vec::new();
+        let mut late = Vec::new();
         self.table.visit(|cell, slot| {
+            let (waker, alarm) = slot.ring(now);
+            late.extend(waker);
+            if let Some(at) = alarm {
+                let at = at.max(now + alarm::COARSE);
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
             let tick = slot.state.tick(now);
             if slot.state.is_done() {
                 done.push(Arc::clone(cell));
@@ -412,6 +424,7 @@ impl Coordinator {
                 ));
             }
         });
+        late.into_iter().for_each(Waker::wake);
         for (cell, told, effect) in effects {
             drop(self.carry_out(&cell, told, effect));
         }
@@ -485,12 +498,18 @@ impl Coordinator {
         }
     }
 
-    /// Wakes the tasks that hold a lock, so that they look at the world again.
-    fn wake_holders(&self) {
+    /// Wakes the tasks that hold a lock, or have called the storage, so that they look at the world
+    /// again.
+    fn wake_callers(&self) {
         for cell in self.table.cells() {
-            let holder = cell.lock().holder.clone();
+            let mut slot = cell.lock();
+            let (holder, caller) = (slot.holder.clone(), slot.ring_early());
+            drop(slot);
             if let Some(holder) = holder {
                 holder.wake();
+            }
+            if let Some(caller) = caller {
+                caller.wake();
             }
         }
     }

@@ -5,21 +5,24 @@
 //! in the queue that the first sending asked for.
 
 use std::{
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use tokio::{
-    runtime::Handle,
+    runtime::{self, Handle},
     sync::oneshot,
     time::{Sleep, sleep, timeout},
 };
 
 use crate::{
+    clock::Timestamp,
     coordinator::{
-        Coordinator, backoff,
+        Coordinator, backoff, keeper,
         key_events::{GiveBack, Outcome, Rejoin},
         lease::Claim,
         meters::Operation,
@@ -40,6 +43,8 @@ pub(crate) struct Release {
     /// `None`: it has come to its end, or somebody else follows it.
     rest: Option<(Errand, BoxFuture<Answer>)>,
     answered: Option<Answer>,
+    /// The runtime from which it was sent.
+    here: Option<runtime::Id>,
 }
 
 impl Release {
@@ -55,7 +60,8 @@ impl Release {
         // Only the call itself is polled: a timer made here would end with this runtime, which need
         // not be the one that follows it.
         coordinator.keeper.ensure_running(coordinator);
-        if coordinator.keeper.is_running() && Handle::try_current().is_ok() {
+        let here = keeper::here();
+        if coordinator.keeper.is_running() && here.is_some() {
             let mut cx = Context::from_waker(Waker::noop());
             // A storage with timers of its own panics in a runtime that has none, or that has ended
             // while the keeper goes on in another. This may be a `drop`, where nobody can catch
@@ -66,6 +72,7 @@ impl Release {
                     return Self {
                         rest: None,
                         answered: Some(Ok(reply)),
+                        here,
                     };
                 }
                 Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
@@ -76,6 +83,7 @@ impl Release {
         Self {
             rest: Some((errand, call)),
             answered: None,
+            here,
         }
     }
 
@@ -91,6 +99,7 @@ impl Release {
         Self {
             rest: None,
             answered: Some(answer),
+            here: None,
         }
     }
 
@@ -106,22 +115,25 @@ impl Release {
         };
         // Others of this process wait for the answer as well, if it is about their place: then it
         // must not depend on how often this future is polled.
-        let timer = match errand.rejoin {
+        let limit = match errand.rejoin {
             Some(_) => None,
-            None => timer(errand.coordinator.limits.storage_timeout),
+            None => Limit::new(errand, self.here),
         };
-        let Some(timer) = timer else {
+        let Some(mut limit) = limit else {
             let (done, answer) = oneshot::channel();
             errand.done = Some(done);
             drop(self);
             // An error: the runtime that was to carry it out has ended.
             return answer.await.unwrap_or_else(|_| Err(unavailable()));
         };
-        let answer = tokio::select! {
-            biased;
-            answer = call => answer,
-            () = timer => Err(StorageError::new(StorageErrorKind::Timeout)),
-        };
+        let answer = poll_fn(|cx| match call.as_mut().poll(cx) {
+            Poll::Pending => {
+                ready!(limit.poll(errand, cx));
+                Poll::Ready(Err(StorageError::new(StorageErrorKind::Timeout)))
+            }
+            answer => answer,
+        });
+        let answer = answer.await;
         if let Some((mut errand, _)) = self.rest.take() {
             errand.answered(&answer);
             if let Err(error) = &answer {
@@ -139,6 +151,50 @@ impl Drop for Release {
             let coordinator = Arc::clone(&errand.coordinator);
             let job = Box::pin(errand.run(call));
             coordinator.keeper.submit(&coordinator, job);
+        }
+    }
+}
+
+/// For how long a release is waited for.
+struct Limit {
+    at: Timestamp,
+    here: Option<runtime::Id>,
+    /// Where the keeper does not keep it.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Limit {
+    /// `None` outside of a runtime, and in one that has no timers.
+    fn new(errand: &Errand, here: Option<runtime::Id>) -> Option<Self> {
+        let coordinator = &errand.coordinator;
+        let timeout = coordinator.limits.storage_timeout;
+        let timer = match coordinator.keeper.is_on(here) {
+            true => None,
+            false => Some(Box::pin(timer(timeout)?)),
+        };
+        Some(Self {
+            at: coordinator.clock.now() + timeout,
+            here,
+            timer,
+        })
+    }
+
+    fn poll(&mut self, errand: &Errand, cx: &mut Context<'_>) -> Poll<()> {
+        let (coordinator, cell) = (&errand.coordinator, &errand.cell);
+        if let Some(timer) = &mut self.timer {
+            return timer.as_mut().poll(cx);
+        }
+        let is_armed = coordinator.arm(cell, errand.claim, self.at, cx.waker(), || self.here);
+        let now = coordinator.clock.now();
+        if now >= self.at {
+            return Poll::Ready(());
+        }
+        if is_armed {
+            return Poll::Pending;
+        }
+        match timer(self.at.since(now)) {
+            Some(own) => self.timer.insert(Box::pin(own)).as_mut().poll(cx),
+            None => Poll::Ready(()),
         }
     }
 }
@@ -254,7 +310,9 @@ impl Drop for Errand {
     fn drop(&mut self) {
         // Only the end of a runtime leaves anybody without an answer.
         self.answered(&Err(unavailable()));
-        self.coordinator
-            .update(&self.cell, |slot| ((), slot.state.release_done()));
+        let alarm = self.coordinator.update(&self.cell, |slot| {
+            (slot.disarm(self.claim), slot.state.release_done())
+        });
+        drop(alarm);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use hashbrown::HashTable;
 
 use crate::{
-    coordinator::{key_state::KeyState, turn::Turn},
+    coordinator::{alarm::Alarm, key_state::KeyState, turn::Turn},
     key::LockName,
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Slot {
     pub(crate) state: KeyState<Waker>,
     /// The turn that is out, to be told of renewals and of its end.
     pub(crate) holder: Option<Arc<Turn>>,
+    /// Of a call that is on its way.
+    pub(super) alarm: Option<Alarm>,
 }
 
 impl Cell {
@@ -45,6 +47,7 @@ impl Cell {
             slot: Mutex::new(Slot {
                 state: KeyState::new().in_parts(in_parts),
                 holder: None,
+                alarm: None,
             }),
         }
     }

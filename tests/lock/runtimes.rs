@@ -224,6 +224,75 @@ fn a_release_begun_on_a_runtime_that_ends_does_not_stop_the_background_task() {
     second.block_on(assert_kept(&kept));
 }
 
+/// A factory whose background task is on a runtime that nobody drives any more.
+fn left_alone(idle: &Runtime) -> (FaultyStorage, LockFactory) {
+    let storage = FaultyStorage::new(MemoryStorage::new());
+    let builder = LockFactory::builder(storage.clone()).storage_timeout(ms(200));
+    let factory = builder.build().unwrap();
+    let first = factory.create_lock("first").unwrap();
+    let first = idle.block_on(first.lock(short())).unwrap();
+    assert_eq!(idle.block_on(first.unlock()).unwrap(), Unlocked::Held);
+    (storage, factory)
+}
+
+#[test]
+fn a_call_ends_in_time_though_the_background_task_stands_still() {
+    let idle = one_thread();
+    let (storage, factory) = left_alone(&idle);
+    ends(move || {
+        one_thread().block_on(async {
+            let lock = factory.create_lock("key").unwrap();
+            let guard = lock.lock(short()).await.unwrap();
+            storage.always(Op::Release, Fault::hangs());
+            let kind = guard.unlock().await.unwrap_err().kind();
+            assert_eq!(kind, StorageErrorKind::Timeout);
+
+            storage.always(Op::Acquire, Fault::hangs());
+            let other = factory.create_lock("other").unwrap();
+            let kind = storage_error(other.try_lock(short()).await);
+            assert_eq!(kind, StorageErrorKind::Timeout);
+        });
+    });
+    drop(idle);
+}
+
+/// A thread that has entered a runtime, and waits for it from outside.
+#[test]
+fn a_call_that_outlives_the_background_task_ends() {
+    let runtime = one_thread();
+    let (storage, factory) = left_alone(&runtime);
+    let lock = factory.create_lock("key").unwrap();
+    let guard = runtime.block_on(lock.lock(short())).unwrap();
+    storage.always(Op::Release, Fault::hangs());
+    let handle = runtime.handle().clone();
+    let (ended, has_ended) = mpsc::channel();
+    thread::spawn(move || {
+        let _within = handle.enter();
+        // It may panic, for want of a runtime that has timers.
+        let mut unlock = tokio_test::task::spawn(guard.unlock());
+        let unlocked = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                match unlock.poll() {
+                    Poll::Ready(unlocked) => break unlocked.is_ok(),
+                    Poll::Pending => {
+                        while !unlock.is_woken() {
+                            thread::yield_now();
+                        }
+                    }
+                }
+            }
+        }));
+        ended.send(unlocked.unwrap_or(false)).unwrap();
+    });
+    // The first was that of another lock.
+    while storage.count(Op::Release) < 2 {
+        thread::yield_now();
+    }
+    drop(runtime);
+    let unlocked = has_ended.recv_timeout(Duration::from_secs(20));
+    assert_eq!(unlocked, Ok(false), "it hangs");
+}
+
 /// Releases that are not done at once. The last one needs a runtime that is alive and has timers.
 fn unfinished_releases() -> [Fault; 3] {
     [
