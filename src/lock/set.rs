@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use pin_project::pin_project;
 use tracing::Span;
 
@@ -217,16 +217,17 @@ impl LockSetGuard {
     /// All releases are sent at the first poll. Dropping the future before or after that gives the
     /// locks back all the same.
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
-        let sent: Vec<_> = self.guards.iter().map(LockGuard::give_back).collect();
-        let mut all = Ok(Unlocked::Held);
-        for release in sent {
-            match (release.answer().await, &all) {
-                (Ok(Unlocked::Lost), Ok(_)) => all = Ok(Unlocked::Lost),
-                (Err(error), Ok(_)) => all = Err(error),
-                _ => {}
-            }
-        }
-        all
+        // All are waited for at the same time: one server that does not answer is no reason to keep
+        // those waiting who want the others.
+        let sent = self.guards.iter().map(LockGuard::give_back);
+        let answers = join_all(sent.map(|release| release.answer())).await;
+        let lost = answers
+            .into_iter()
+            .try_fold(false, |lost, answer| Ok(lost || answer? == Unlocked::Lost));
+        lost.map(|lost| match lost {
+            true => Unlocked::Lost,
+            false => Unlocked::Held,
+        })
     }
 
     /// Whether all the locks can be relied on at this moment.

@@ -408,3 +408,40 @@ mod leaving {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unlock_waits_for_all_answers_at_the_same_time() {
+    let world = World::new();
+    let keys: Vec<_> = (0..16).map(|key| key.to_string()).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+    let guards = world.set(&keys).lock(patient()).await.unwrap();
+    world.storage.always(Op::Release, Fault::hangs());
+    let since = Instant::now();
+    let error = guards.unlock().await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Timeout);
+    assert_eq!(since.elapsed(), Duration::from_secs(1), "one time-out");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_one_of_them_does_not_wait_for_the_answer_about_another() {
+    let world = World::new();
+    let guards = world.set(&["a", "b"]).lock(patient()).await.unwrap();
+    // Another process wants b, and then one more caller of this one: it is queued again.
+    let other = factory_over(&world.memory).create_lock("b").unwrap();
+    let other = tokio::spawn(other.lock(patient()));
+    settle().await;
+    let here = tokio::spawn(world.factory.create_lock("b").unwrap().lock(patient()));
+    settle().await;
+    world.storage.next(Op::Release, Fault::hangs());
+    let valve = Valve::shut();
+    world.storage.next(Op::Release, Fault::answered_by(&valve));
+    let since = Instant::now();
+    let unlocking = tokio::spawn(guards.unlock());
+    settle().await;
+    valve.open();
+    drop(other.await.unwrap().unwrap());
+    let here = here.await.unwrap().unwrap();
+    assert!(since.elapsed() < ms(100), "{:?}", since.elapsed());
+    assert!(here.is_held());
+    drop(unlocking);
+}
