@@ -427,14 +427,16 @@ async fn who_waits_for_one_of_them_does_not_wait_for_the_answer_about_another() 
     let world = World::new();
     let guards = world.set(&["a", "b"]).lock(patient()).await.unwrap();
     // Another process wants b, and then one more caller of this one: it is queued again.
-    let other = factory_over(&world.memory).create_lock("b").unwrap();
-    let other = tokio::spawn(other.lock(patient()));
+    let other = factory_over(&world.memory);
+    drop(other.create_lock("x").unwrap().lock(patient()).await);
+    settle().await;
+    let other = tokio::spawn(other.create_lock("b").unwrap().lock(patient()));
     settle().await;
     let here = tokio::spawn(world.factory.create_lock("b").unwrap().lock(patient()));
     settle().await;
     world.storage.next(Op::Release, Fault::hangs());
     let valve = Valve::shut();
-    world.storage.next(Op::Release, Fault::answered_by(&valve));
+    world.storage.next(Op::Release, Fault::sent_by(&valve));
     let since = Instant::now();
     let unlocking = tokio::spawn(guards.unlock());
     settle().await;
