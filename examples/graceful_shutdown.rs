@@ -30,7 +30,8 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_distributed_lock::{
     DistributedLockLayer, LockFactory, LockKey,
-    error::BoxError,
+    error::{BoxError, InvalidKey},
+    middleware::key::extracted,
     storage::{MemoryStorage, RedisStorage},
 };
 
@@ -45,10 +46,8 @@ async fn report(Path(id): Path<u64>) -> String {
     format!("report {id} is written\n")
 }
 
-fn report_key(request: &Request) -> Result<LockKey, BoxError> {
-    let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-    let report: u64 = id.parse()?;
-    Ok(LockKey::from_parts(["reports", &report.to_string()])?)
+fn report_key(Path(report): Path<u64>) -> Result<LockKey, InvalidKey> {
+    LockKey::from_parts(["reports", &report.to_string()])
 }
 
 /// What never ends by itself: it is ended.
@@ -58,7 +57,7 @@ async fn hang() {
 }
 
 fn app(locks: &LockFactory) -> Router {
-    let reports = DistributedLockLayer::new(locks.clone(), report_key);
+    let reports = DistributedLockLayer::new(locks.clone(), extracted(report_key));
     let hangs = DistributedLockLayer::new(locks.clone(), |_: &Request| "hang");
     Router::new()
         .route("/reports/{id}", post(report).route_layer(reports))

@@ -20,7 +20,7 @@ use std::{env, time::Duration};
 
 use axum::{
     Router,
-    extract::{Path, Request},
+    extract::Path,
     http::header,
     response::IntoResponse,
     routing::{get, post},
@@ -29,7 +29,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tower_distributed_lock::{
     DistributedLockLayer, LockFactory, LockKey,
-    error::BoxError,
+    error::{BoxError, InvalidKey},
+    middleware::key::extracted,
     storage::{MemoryStorage, RedisStorage},
 };
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -41,10 +42,8 @@ async fn pay(Path(order): Path<u64>) -> String {
     format!("order {order} is paid\n")
 }
 
-fn order_key(request: &Request) -> Result<LockKey, BoxError> {
-    let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-    let order: u64 = id.parse()?;
-    Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+fn order_key(Path(order): Path<u64>) -> Result<LockKey, InvalidKey> {
+    LockKey::from_parts(["orders", &order.to_string()])
 }
 
 /// Waits and holds from 1 ms to 10 s. Without buckets the exporter would make summaries, which cannot
@@ -70,6 +69,9 @@ fn recorder() -> PrometheusHandle {
     recorder
 }
 
+/// How long handlers may go on once the service is told to end.
+const GRACE: Duration = Duration::from_secs(5);
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     // A line at the end of each span: the wait, the hold, the outcome.
@@ -81,7 +83,8 @@ async fn main() -> Result<(), BoxError> {
         Ok(url) => LockFactory::new(RedisStorage::connect(url).await?),
         Err(_) => LockFactory::new(MemoryStorage::new()),
     };
-    let one_at_a_time = DistributedLockLayer::new(locks.clone(), order_key).server_timing();
+    let one_at_a_time =
+        DistributedLockLayer::new(locks.clone(), extracted(order_key)).server_timing();
     let app = Router::new()
         .route("/orders/{id}/pay", post(pay).route_layer(one_at_a_time))
         .route(
@@ -95,11 +98,16 @@ async fn main() -> Result<(), BoxError> {
     let address = env::var("ADDRESS").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
+    let draining = locks.clone();
     axum::serve(listener, app)
-        .with_graceful_shutdown(async {
-            let _ = tokio::signal::ctrl_c().await;
+        .with_graceful_shutdown(async move {
+            // Without a handler for the signal, nothing ends the service but a kill.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::spawn(async move { draining.drain(GRACE).await });
         })
         .await?;
-    locks.drain(Duration::from_secs(5)).await;
+    locks.drain(GRACE).await;
     Ok(())
 }

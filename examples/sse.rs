@@ -15,7 +15,7 @@ use std::{env, io, time::Duration};
 
 use axum::{
     Router,
-    extract::{Path, Request},
+    extract::Path,
     response::sse::{Event, KeepAlive, Sse},
     routing::get,
 };
@@ -23,7 +23,8 @@ use futures_util::{Stream, stream};
 use tokio::{net::TcpListener, time::sleep};
 use tower_distributed_lock::{
     DistributedLockLayer, HeldLock, LockFactory, LockKey, LockOptions,
-    error::BoxError,
+    error::{BoxError, InvalidKey},
+    middleware::key::extracted,
     storage::{MemoryStorage, RedisStorage},
 };
 
@@ -58,10 +59,8 @@ async fn save(document: u64, chapter: u32, lock: &HeldLock) -> io::Result<()> {
 }
 
 /// `/documents/42/write` locks document 42, however the client spells it.
-fn document_key(request: &Request) -> Result<LockKey, BoxError> {
-    let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-    let document: u64 = id.parse()?;
-    Ok(LockKey::from_parts(["documents", &document.to_string()])?)
+fn document_key(Path(document): Path<u64>) -> Result<LockKey, InvalidKey> {
+    LockKey::from_parts(["documents", &document.to_string()])
 }
 
 fn app(locks: &LockFactory) -> Result<Router, BoxError> {
@@ -70,7 +69,7 @@ fn app(locks: &LockFactory) -> Result<Router, BoxError> {
         .retries(0)
         .max_hold(Duration::from_secs(3600))
         .build()?;
-    let one_writer = DistributedLockLayer::new(locks.clone(), document_key)
+    let one_writer = DistributedLockLayer::new(locks.clone(), extracted(document_key))
         .options(options)
         .hold_to_body_end();
 

@@ -21,62 +21,86 @@ use tonic::{
 };
 use tower_distributed_lock::{
     DistributedLockLayer, HeldLock, LockFactory, LockKey, LockOptions,
-    error::BoxError,
+    error::{BoxError, InvalidKey},
     storage::{MemoryStorage, RedisStorage},
 };
 
 use self::{client::OrdersClient, orders::OrdersServer};
 
 /// The layer sees a call before its message is read, so the order is named in the metadata.
+/// `fulfil` looks whether the message names the same.
 const ORDER: &str = "order";
 
-fn order_key(request: &Request<Body>) -> Result<LockKey, BoxError> {
+fn named_order(request: &Request<Body>) -> Result<LockKey, BoxError> {
     let order = request.headers().get(ORDER).ok_or("no order")?.to_str()?;
-    let order: u64 = order.parse()?;
-    Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+    Ok(order_key(order.parse()?)?)
 }
+
+fn order_key(order: u64) -> Result<LockKey, InvalidKey> {
+    LockKey::from_parts(["orders", &order.to_string()])
+}
+
+/// How long streams may go on once the service is told to end.
+const GRACE: Duration = Duration::from_secs(5);
 
 async fn serve(locks: LockFactory, incoming: TcpIncoming) -> Result<(), BoxError> {
     // Who comes second does not wait, and is told `ABORTED`.
     let options = LockOptions::builder().retries(0).build()?;
-    let one_call_at_a_time = DistributedLockLayer::new(locks.clone(), order_key)
+    let one_call_at_a_time = DistributedLockLayer::new(locks.clone(), named_order)
         .options(options)
         .hold_to_body_end();
 
+    let draining = locks.clone();
     Server::builder()
         // For all services of the server: `.layer(one_call_at_a_time)`. For this one:
         .add_service(one_call_at_a_time.named_layer(OrdersServer))
-        .serve_with_incoming_shutdown(incoming, async {
+        .serve_with_incoming_shutdown(incoming, async move {
             // Without a handler for the signal, nothing ends the server but a kill.
             if tokio::signal::ctrl_c().await.is_err() {
                 std::future::pending::<()>().await;
             }
+            // The server ends when its last stream has. Those that go on after the grace lose their
+            // locks and are cut off.
+            tokio::spawn(async move { draining.drain(GRACE).await });
         })
         .await?;
-    locks.drain(Duration::from_secs(5)).await;
+    locks.drain(GRACE).await;
     Ok(())
 }
 
-/// Two clients that want the same order.
+/// Two clients that want the same order, and one that names two.
 #[allow(clippy::print_stdout, reason = "this is what it is for")]
 async fn demo(address: SocketAddr) -> Result<(), BoxError> {
     let mut first = OrdersClient::connect(address).await?;
     let mut second = OrdersClient::connect(address).await?;
 
-    let mut steps = first.fulfil(42).await?;
+    let mut steps = first.fulfil(call(42)).await?;
     while let Some(step) = steps.message().await? {
         println!("first:  {}", step.text);
-        if let Err(status) = second.fulfil(42).await {
+        if let Err(status) = second.fulfil(call(42)).await {
             println!("second: {:?}, {}", status.code(), status.message());
             assert_eq!(status.code(), Code::Aborted);
         }
     }
     println!("first:  the stream has ended");
-    let mut steps = second.fulfil(42).await?;
+    let mut steps = second.fulfil(call(42)).await?;
     while let Some(step) = steps.message().await? {
         println!("second: {}", step.text);
     }
+
+    let mut two_orders = call(42);
+    two_orders.get_mut().id = 43;
+    if let Err(status) = second.fulfil(two_orders).await {
+        println!("third:  {:?}, {}", status.code(), status.message());
+    }
     Ok(())
+}
+
+/// A call for this order.
+fn call(order: u64) -> tonic::Request<orders::Order> {
+    let mut request = tonic::Request::new(orders::Order { id: order });
+    request.metadata_mut().insert(ORDER, order.into());
+    request
 }
 
 #[tokio::main]
@@ -105,6 +129,13 @@ async fn fulfil(
     let lock = request.extensions().get::<HeldLock>();
     let lock = lock.ok_or_else(|| Status::internal("no lock"))?.clone();
     let order = request.into_inner().id;
+    // The metadata is the client's word, as the message is. Who names one order there and another
+    // here would work on the other without its lock.
+    let key = order_key(order).map_err(|error| Status::internal(error.to_string()))?;
+    if key.as_str() != lock.key() {
+        let why = "the message names another order than the metadata";
+        return Err(Status::invalid_argument(why));
+    }
     let steps = ["reserved", "packed", "shipped"].into_iter();
     let steps = futures_util::stream::unfold(steps, move |mut steps| {
         let lock = lock.clone();
@@ -199,10 +230,7 @@ mod client {
     use tonic_prost::ProstCodec;
     use tower_distributed_lock::error::BoxError;
 
-    use super::{
-        ORDER,
-        orders::{FULFIL, Order, Step},
-    };
+    use super::orders::{FULFIL, Order, Step};
 
     pub(super) struct OrdersClient(Grpc<Channel>);
 
@@ -212,11 +240,12 @@ mod client {
             Ok(Self(Grpc::new(endpoint.connect().await?)))
         }
 
-        pub(super) async fn fulfil(&mut self, order: u64) -> Result<Streaming<Step>, Status> {
+        pub(super) async fn fulfil(
+            &mut self,
+            request: tonic::Request<Order>,
+        ) -> Result<Streaming<Step>, Status> {
             let ready = self.0.ready().await;
             ready.map_err(|error| Status::unavailable(error.to_string()))?;
-            let mut request = tonic::Request::new(Order { id: order });
-            request.metadata_mut().insert(ORDER, order.into());
             let path = PathAndQuery::from_static(FULFIL);
             let codec = ProstCodec::<Order, Step>::default();
             Ok(self

@@ -24,8 +24,9 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Query, Request, State},
+    extract::{Query, State},
     http::StatusCode,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
@@ -33,7 +34,7 @@ use tokio::net::TcpListener;
 use tower_distributed_lock::{
     DistributedLockLayer, HeldLock, LockFactory, LockKey,
     error::{BoxError, InvalidKey},
-    middleware::ProblemDetails,
+    middleware::{ProblemDetails, key::extracted},
     storage::{MemoryStorage, RedisStorage},
 };
 
@@ -49,8 +50,9 @@ fn account_key(id: u64) -> Result<LockKey, InvalidKey> {
 }
 
 /// Both accounts, parsed as the handler does it. From an account to itself, it is one lock.
-fn both_accounts(request: &Request) -> Result<[LockKey; 2], BoxError> {
-    let Query(Transfer { from, to, .. }) = Query::try_from_uri(request.uri())?;
+fn both_accounts(
+    Query(Transfer { from, to, .. }): Query<Transfer>,
+) -> Result<[LockKey; 2], InvalidKey> {
     Ok([account_key(from)?, account_key(to)?])
 }
 
@@ -58,25 +60,20 @@ async fn transfer(
     State(accounts): State<Accounts>,
     Query(Transfer { from, to, amount }): Query<Transfer>,
     locks: HeldLock,
-) -> Result<&'static str, (StatusCode, &'static str)> {
-    const UNKNOWN: (StatusCode, &str) = (StatusCode::NOT_FOUND, "no such account\n");
-    const TOO_LATE: (StatusCode, &str) = (StatusCode::CONFLICT, "another transfer came first\n");
-
-    let rich = accounts.balance(from).ok_or(UNKNOWN)?;
-    let poor = accounts.balance(to).ok_or(UNKNOWN)?;
+) -> Result<&'static str, Refused> {
+    let (payer, payee) = (token_of(&locks, from), token_of(&locks, to));
+    let rich = accounts.read(from, payer)?;
+    let poor = accounts.read(to, payee)?;
     if rich < amount {
-        return Err((StatusCode::CONFLICT, "not enough money\n"));
+        return Err(Refused::NotEnoughMoney);
     }
     if from == to {
         return Ok("done\n");
     }
     // A query, a call to another service. Nobody else changes these two accounts meanwhile.
     tokio::time::sleep(Duration::from_millis(2)).await;
-    let changes = [(from, rich - amount), (to, poor + amount)];
-    match accounts.write(changes.map(|(id, balance)| (id, balance, token_of(&locks, id)))) {
-        true => Ok("done\n"),
-        false => Err(TOO_LATE),
-    }
+    accounts.write([(from, rich - amount, payer), (to, poor + amount, payee)])?;
+    Ok("done\n")
 }
 
 /// Each lock has a fencing token of its own.
@@ -87,33 +84,76 @@ fn token_of(locks: &HeldLock, id: u64) -> u64 {
     lock.and_then(|lock| lock.fencing_token()).unwrap_or(0)
 }
 
-/// Stands for the database.
+#[derive(Debug, PartialEq)]
+enum Refused {
+    UnknownAccount,
+    NotEnoughMoney,
+    /// A later holder of the lock has been here, so this one has lost it.
+    TooLate,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        match self {
+            Self::UnknownAccount => (StatusCode::NOT_FOUND, "no such account\n"),
+            Self::NotEnoughMoney => (StatusCode::CONFLICT, "not enough money\n"),
+            Self::TooLate => (StatusCode::CONFLICT, "another transfer came first\n"),
+        }
+        .into_response()
+    }
+}
+
+/// Stands for the database. `examples/fenced_sqlite` has one.
 #[derive(Clone)]
 struct Accounts {
     rows: Arc<Mutex<BTreeMap<u64, Row>>>,
 }
 
-#[derive(Clone, Copy)]
 struct Row {
     balance: u64,
-    /// The greatest fencing token of those who wrote here.
+    /// The greatest fencing token of those who read or wrote here.
     fence: u64,
 }
 
 impl Accounts {
-    fn balance(&self, id: u64) -> Option<u64> {
-        Some(self.rows.lock().unwrap().get(&id)?.balance)
+    fn new() -> Self {
+        let row = |id| {
+            let (balance, fence) = (100, 0);
+            (id, Row { balance, fence })
+        };
+        let rows = (1..=5).map(row).collect();
+        Self {
+            rows: Arc::new(Mutex::new(rows)),
+        }
+    }
+
+    /// The balance. Leaves the token, so that no earlier holder can change what is read here: left by
+    /// the write alone, it would be too late for one that comes in between.
+    fn read(&self, id: u64, token: u64) -> Result<u64, Refused> {
+        let mut rows = self.rows.lock().unwrap();
+        let row = rows.get_mut(&id).ok_or(Refused::UnknownAccount)?;
+        row.admit(token)?;
+        row.fence = token;
+        Ok(row.balance)
     }
 
     /// One transaction: both are written, or none if a later holder has been at one of them.
-    fn write(&self, changes: [(u64, u64, u64); 2]) -> bool {
+    fn write(&self, changes: [(u64, u64, u64); 2]) -> Result<(), Refused> {
         let mut rows = self.rows.lock().unwrap();
-        let is_late = |(id, _, token)| rows.get(&id).is_none_or(|row| row.fence >= token);
-        if changes.into_iter().any(is_late) {
-            return false;
+        for (id, _, token) in changes {
+            rows.get(&id).ok_or(Refused::UnknownAccount)?.admit(token)?;
         }
         rows.extend(changes.map(|(id, balance, fence)| (id, Row { balance, fence })));
-        true
+        Ok(())
+    }
+}
+
+impl Row {
+    fn admit(&self, token: u64) -> Result<(), Refused> {
+        match self.fence <= token {
+            true => Ok(()),
+            false => Err(Refused::TooLate),
+        }
     }
 }
 
@@ -128,19 +168,12 @@ async fn main() -> Result<(), BoxError> {
         Ok(url) => LockFactory::new(RedisStorage::connect(url).await?),
         Err(_) => LockFactory::new(MemoryStorage::new()),
     };
-    let rich = Row {
-        balance: 100,
-        fence: 0,
-    };
-    let accounts = Accounts {
-        rows: Arc::new(Mutex::new((1..=5).map(|id| (id, rich)).collect())),
-    };
-    let both_locked =
-        DistributedLockLayer::new(locks.clone(), both_accounts).on_reject(ProblemDetails::new());
+    let both_locked = DistributedLockLayer::new(locks.clone(), extracted(both_accounts))
+        .on_reject(ProblemDetails::new());
     let app = Router::new()
         .route("/transfer", post(transfer).route_layer(both_locked))
         .route("/accounts", get(balances))
-        .with_state(accounts);
+        .with_state(Accounts::new());
 
     let address = env::var("ADDRESS").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
@@ -148,4 +181,29 @@ async fn main() -> Result<(), BoxError> {
     // `examples/graceful_shutdown.rs` has what a service does at its end.
     axum::serve(listener, app).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_holder_has_read_no_earlier_one_can_change() {
+        let accounts = Accounts::new();
+        let [early, late] = [7, 8];
+        assert_eq!(accounts.read(1, early), Ok(100));
+        assert_eq!(accounts.read(1, late), Ok(100));
+        // It stood still since, and does not know that its lock is over.
+        let written = accounts.write([(2, 110, early), (1, 90, early)]);
+        assert_eq!(written, Err(Refused::TooLate));
+        assert_eq!(accounts.read(1, early), Err(Refused::TooLate));
+        assert_eq!(
+            accounts.read(2, late),
+            Ok(100),
+            "none of the two was written"
+        );
+        assert_eq!(accounts.write([(2, 140, late), (1, 60, late)]), Ok(()));
+        assert_eq!(accounts.read(1, late), Ok(60));
+        assert_eq!(accounts.read(2, early), Err(Refused::TooLate));
+    }
 }

@@ -192,6 +192,25 @@ fn an_order_is_paid_once_and_the_service_ends_cleanly() {
     ends_cleanly(service, log);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_when_a_service_is_told_to_end_is_answered_at_once() {
+    let server = RedisServer::start().await;
+    let locks = LockFactory::new(RedisStorage::connect(server.url()).await.unwrap());
+    let elsewhere = locks.create_lock("orders/42").unwrap();
+    let elsewhere = elsewhere.lock(kit::patient()).await.unwrap();
+    for name in ["axum_orders", "metrics"] {
+        let (mut service, _log, address) = service(name, Some(&server));
+        let waits = thread::spawn(move || post(&address, "/orders/42/pay"));
+        kit::is_queued(&server, "orders/42", 1).await;
+        kit::signal("INT", &service.0);
+        // Not 423, which is what it gets when its time is over.
+        let answer = waits.join().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{name}: {answer}");
+        assert!(service.0.wait().unwrap().success());
+    }
+    assert!(elsewhere.is_held());
+}
+
 /// A client that reads an answer line by line.
 fn open(address: &str, path: &str) -> impl Iterator<Item = String> {
     let mut socket = TcpStream::connect(address).unwrap();
@@ -247,6 +266,9 @@ fn an_order_is_worked_on_by_one_grpc_call_at_a_time() {
     }
     expected.push("first:  the stream has ended".into());
     expected.extend(steps("second:"));
+    // It has the lock of the one, and would have worked on the other.
+    expected
+        .push("third:  InvalidArgument, the message names another order than the metadata".into());
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
 }

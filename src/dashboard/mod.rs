@@ -9,7 +9,7 @@
 //!     Router,
 //!     extract::Request,
 //!     http::{HeaderMap, StatusCode, header::AUTHORIZATION},
-//!     middleware::{self, Next},
+//!     middleware::Next,
 //!     response::Response,
 //! };
 //! use tower_distributed_lock::{LockFactory, dashboard::Dashboard, storage::MemoryStorage};
@@ -30,7 +30,7 @@
 //! let locks = LockFactory::new(MemoryStorage::new());
 //! let dashboard: Router = Dashboard::new(locks.inspector())
 //!     .router()
-//!     .layer(middleware::from_fn(people_on_call));
+//!     .layer(axum::middleware::from_fn(people_on_call));
 //! let app: Router = Router::new().nest_service("/admin/locks", dashboard);
 //! ```
 //!

@@ -200,3 +200,36 @@ async fn parameters_are_seen_in_every_layer_inside_the_router() {
         assert_eq!(answer, (StatusCode::OK, "orders/42".into()));
     }
 }
+
+/// As the README says of `Router::layer`.
+#[tokio::test]
+async fn around_all_routes_an_optional_path_leaves_other_routes_and_404_as_they_are() {
+    use axum::extract::Path;
+
+    fn order_key(Path(id): Path<u64>) -> Result<LockKey, InvalidKey> {
+        LockKey::from_parts(["orders", &id.to_string()])
+    }
+    let app = || {
+        Router::new()
+            .route("/orders/{id}", routing::post(locked))
+            .route("/health", routing::post(async || "ok"))
+    };
+    let of_text = app().layer(layer(path_params("orders", ["id"])));
+    let of_ids = app().layer(layer(extracted(order_key)));
+    for app in [of_text, of_ids] {
+        assert_eq!(send(app.clone(), post("/orders/42")).await.1, "orders/42");
+        for path in ["/health", "/nothing"] {
+            let (status, _) = send(app.clone(), post(path)).await;
+            assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{path}");
+        }
+    }
+    let optional = extracted(|id: Option<Path<u64>>| id.map(order_key));
+    let app = app().layer(layer(optional));
+    assert_eq!(send(app.clone(), post("/orders/42")).await.1, "orders/42");
+    let (status, _) = send(app.clone(), post("/orders/x")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let health = send(app.clone(), post("/health")).await;
+    assert_eq!(health, (StatusCode::OK, "ok".into()));
+    let (status, _) = send(app, post("/nothing")).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}

@@ -24,17 +24,13 @@ mod login;
 
 use std::{env, time::Duration};
 
-use axum::{
-    Router,
-    extract::{Path, Request},
-    middleware,
-    routing::post,
-};
+use axum::{Router, extract::Path, routing::post};
 use tokio::net::TcpListener;
 use tower_distributed_lock::{
     DistributedLockLayer, LockFactory, LockFactoryBuilder, LockKey, LockOptions,
     dashboard::Dashboard,
-    error::BoxError,
+    error::{BoxError, InvalidKey},
+    middleware::key::extracted,
     storage::{LockStorage, MemoryStorage, RedisStorage},
 };
 
@@ -46,21 +42,19 @@ async fn pay(Path(order): Path<u64>) -> String {
     format!("order {order} is paid\n")
 }
 
-fn order_key(request: &Request) -> Result<LockKey, BoxError> {
-    let id = request.uri().path().split('/').nth(2).unwrap_or_default();
-    let order: u64 = id.parse()?;
-    Ok(LockKey::from_parts(["orders", &order.to_string()])?)
+fn order_key(Path(order): Path<u64>) -> Result<LockKey, InvalidKey> {
+    LockKey::from_parts(["orders", &order.to_string()])
 }
 
 fn app(locks: &LockFactory, login: Login) -> Result<Router, BoxError> {
     let waits_for_a_minute = LockOptions::builder().retries(60).build()?;
     let one_payment_at_a_time =
-        DistributedLockLayer::new(locks.clone(), order_key).options(waits_for_a_minute);
+        DistributedLockLayer::new(locks.clone(), extracted(order_key)).options(waits_for_a_minute);
 
     // The login goes around all of the dashboard before it becomes a part of the service.
     let dashboard: Router = Dashboard::new(locks.inspector())
         .router()
-        .layer(middleware::from_fn_with_state(login, login::demand));
+        .layer(axum::middleware::from_fn_with_state(login, login::demand));
 
     Ok(Router::new()
         .route(
@@ -74,6 +68,9 @@ fn locks<S: LockStorage>(builder: LockFactoryBuilder<S>) -> Result<LockFactory, 
     let label = env::var("LABEL").unwrap_or_else(|_| "shop-1".into());
     Ok(builder.label(label).build()?)
 }
+
+/// How long handlers may go on once the service is told to end.
+const GRACE: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -94,11 +91,13 @@ async fn main() -> Result<(), BoxError> {
     let draining = locks.clone();
     axum::serve(listener, app(&locks, login)?)
         .with_graceful_shutdown(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                tokio::spawn(async move { draining.drain(Duration::from_secs(5)).await });
+            // Without a handler for the signal, nothing ends the service but a kill.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
             }
+            tokio::spawn(async move { draining.drain(GRACE).await });
         })
         .await?;
-    locks.drain(Duration::from_secs(5)).await;
+    locks.drain(GRACE).await;
     Ok(())
 }

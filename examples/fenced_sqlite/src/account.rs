@@ -17,7 +17,7 @@ pub(crate) struct Statements {
 /// Left by the write alone, the token would be too late for a write of A's that comes between B's
 /// read and B's write. It would be taken, and B, which has not seen it, would overwrite it.
 pub(crate) const FENCED: Statements = Statements {
-    read: "UPDATE accounts SET fence = ?2 WHERE id = ?1 AND fence < ?2 RETURNING balance",
+    read: "UPDATE accounts SET fence = ?2 WHERE id = ?1 AND fence <= ?2 RETURNING balance",
     write: "UPDATE accounts SET balance = ?3, fence = ?2 WHERE id = ?1 AND fence <= ?2",
 };
 

@@ -37,6 +37,24 @@ use crate::{
 /// If an extractor rejects the request, so does the layer, with the extractor's status: the error is
 /// a [`KeyRejected`] with the text of its answer.
 ///
+/// # Around several routes
+///
+/// On a route (`post(handler).route_layer(lock)`) the extractors find what the handler finds. In
+/// `Router::layer` they also see requests to other routes and to none, and `Path<u64>` answers those
+/// with 500. What may not be there has to be optional:
+///
+/// ```
+/// use axum::extract::Path;
+/// use tower_distributed_lock::{LockKey, middleware::key::extracted};
+///
+/// // No lock where the route has no parameters, and for requests that are answered 404.
+/// let order = extracted(|id: Option<Path<u64>>| {
+///     id.map(|Path(id)| LockKey::from_parts(["orders", &id.to_string()]))
+/// });
+/// ```
+///
+/// The parameter of another route would still be taken for an order: `/users/7` would lock order 7.
+///
 /// # What extractors can be used
 ///
 /// Those that need no body and no waiting, which is all that axum brings but those of the body. One
