@@ -95,7 +95,7 @@ const fn lost(reason: LossReason) -> &'static str {
     }
 }
 
-/// Runs code of others. `None` if it panicked; the panic hook has said so.
+/// Runs code of others, which the drop of a span is as well. `None` if it panicked; the panic hook has said so.
 pub(super) fn tell<R>(told: impl FnOnce() -> R) -> Option<R> {
     catch_unwind(AssertUnwindSafe(told)).ok()
 }
@@ -145,7 +145,7 @@ impl Observed {
     /// It does not get the lock. `now` is asked only if somebody looks.
     #[inline]
     pub(super) fn rejected(&mut self, error: &LockError, now: impl FnOnce() -> Timestamp) {
-        if let Some(inner) = self.0.take() {
+        if let Some(mut inner) = self.0.take() {
             tell(move || inner.without(error.into(), now()));
         }
     }
@@ -153,7 +153,7 @@ impl Observed {
     /// It has gone before it got the lock. `now` is asked only if somebody looks.
     #[inline]
     pub(super) fn dropped(&mut self, now: impl FnOnce() -> Timestamp) {
-        if let Some(inner) = self.0.take() {
+        if let Some(mut inner) = self.0.take() {
             tell(move || inner.without(Waited::Dropped, now()));
         }
     }
@@ -177,7 +177,7 @@ impl Observed {
 
     /// It has given the lock back, or what was left of it.
     pub(super) fn ended(self, now: Timestamp) {
-        if let Some(inner) = self.0 {
+        if let Some(mut inner) = self.0 {
             tell(move || inner.ends(now));
         }
     }
@@ -279,7 +279,7 @@ impl Inner {
     }
 
     #[cold]
-    fn ends(mut self: Box<Self>, now: Timestamp) {
+    fn ends(&mut self, now: Timestamp) {
         let held = now.since(self.acquired.unwrap_or(now));
         self.span.record("hold_ms", ms(held));
         if !self.is_lost {
@@ -291,7 +291,7 @@ impl Inner {
     }
 
     #[cold]
-    fn without(mut self: Box<Self>, how: Waited, now: Timestamp) {
+    fn without(&mut self, how: Waited, now: Timestamp) {
         let waited = now.since(self.arrived);
         self.span.record("wait_ms", ms(waited));
         self.span.record("outcome", how.word());
