@@ -1100,6 +1100,8 @@ fn a_lock_that_is_taken_away_is_lost_at_once_and_its_waiters_ask_anew() {
     let sent = key.now;
     let told: Told = key.state.force_released(turn.claim.token).into();
     assert_eq!(told, Told::lost(LossReason::ForceReleased).and_wake(a));
+    // For a holder that gives it back before it is told.
+    assert_eq!(key.state.loss(turn.claim), Some(LossReason::ForceReleased));
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
     // Told again, it is no news.
     let told: Told = key.state.force_released(turn.claim.token).into();
