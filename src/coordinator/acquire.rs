@@ -150,6 +150,8 @@ struct Waiter {
     options: LockOptions,
     patient: bool,
     since: Timestamp,
+    /// How many attempts at the key had had an outcome when this caller came.
+    landed: u32,
     attempts: u32,
     /// When the storage last told this caller that somebody holds the lock.
     denied_at: Option<Timestamp>,
@@ -168,9 +170,9 @@ impl Waiter {
         let mut observed =
             Observed::arrive(&coordinator.meters, coordinator.label(), name.key(), since);
         let joined = coordinator.join(&name, options, since);
-        let (cell, place) = joined.inspect_err(|error| observed.rejected(error, || since))?;
-        observed.waits(&cell);
-        Ok(Self {
+        let (cell, place, landed) =
+            joined.inspect_err(|error| observed.rejected(error, || since))?;
+        let mut waiter = Self {
             coordinator,
             cell,
             place,
@@ -178,11 +180,14 @@ impl Waiter {
             options,
             patient,
             since,
+            landed,
             attempts: 0,
             denied_at: None,
             flight: None,
             observed,
-        })
+        };
+        waiter.observed.waits(&waiter.cell);
+        Ok(waiter)
     }
 
     /// Goes on as far as possible now.
@@ -218,13 +223,17 @@ impl Waiter {
             if self.coordinator.is_draining() {
                 return Err(LockError::Draining);
             }
-            let end = gives_up_at.unwrap_or(now + LockOptions::MAX_DURATION);
+            let end = self
+                .gives_up_at()
+                .unwrap_or(now + LockOptions::MAX_DURATION);
             if now >= end {
                 return Err(self.given_up(now));
             }
+            let hurried = self.options.max_wait().is_zero();
+            let shared = hurried.then_some(self.landed);
             match self
                 .coordinator
-                .step(&self.cell, self.place, self.since, now, cx.waker())
+                .step(&self.cell, self.place, self.since, shared, now, cx.waker())
             {
                 Next::Turn(turn) => {
                     self.queued = false;
@@ -238,9 +247,8 @@ impl Waiter {
                     self.flight = Some(flight);
                 }
                 // Another caller's attempt, which this one found under way, brought nothing.
-                Next::WaitUntil(_) if self.options.max_wait().is_zero() => {
-                    return Err(self.given_up(now));
-                }
+                Next::Over => return Err(self.given_up(now)),
+                Next::WaitUntil(_) if hurried => return Err(self.given_up(now)),
                 Next::WaitUntil(_) if !self.patient && self.storage_fails() => {
                     return Err(self.given_up(now));
                 }
@@ -280,11 +288,7 @@ impl Waiter {
             Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };
-        let is_news = !self.observed.is_none() && matches!(reply, Ok(AcquireReply::Held { .. }));
         flight.land(&self.coordinator, reply, now);
-        if is_news {
-            self.observed.denied(&self.cell);
-        }
         verdict
     }
 
@@ -297,10 +301,15 @@ impl Waiter {
         self.cell.lock().state.last_error().is_some()
     }
 
-    /// `None` for a caller that does not wait: its one attempt has its own limit.
+    /// A caller that does not wait for the lock waits for an answer of the storage. `None` while it
+    /// asks itself: its attempt has its own limit.
     fn gives_up_at(&self) -> Option<Timestamp> {
         let wait = self.options.max_wait();
-        (!wait.is_zero()).then(|| self.since + wait)
+        if !wait.is_zero() {
+            return Some(self.since + wait);
+        }
+        let limit = self.coordinator.limits.storage_timeout;
+        self.flight.is_none().then(|| self.since + limit)
     }
 
     fn given_up(&self, now: Timestamp) -> LockError {
@@ -314,7 +323,11 @@ impl Waiter {
             if let Some(error) = slot.state.last_error() {
                 return LockError::Storage(error.clone());
             }
-            if self.flight.is_some() && self.attempts == 0 {
+            // Not a word since this caller came, to it or to the one that asks before it.
+            let is_silent = slot.state.is_asking()
+                && slot.state.landed() == self.landed
+                && slot.state.holder_ttl(now).is_none();
+            if is_silent || self.flight.is_some() && self.attempts == 0 {
                 return LockError::Storage(StorageError::new(StorageErrorKind::Timeout));
             }
         }
@@ -331,9 +344,9 @@ impl Drop for Waiter {
         if self.queued {
             self.coordinator.leave(&self.cell, self.place);
         }
-        self.observed.dropped(|| self.coordinator.clock.now());
         if let Some(flight) = self.flight.take() {
             self.coordinator.follow(flight);
         }
+        self.observed.dropped(|| self.coordinator.clock.now());
     }
 }

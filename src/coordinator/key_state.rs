@@ -68,6 +68,8 @@ struct Waiter<W> {
     max_hold: Duration,
     interval: Duration,
     wake: Option<W>,
+    /// It is there for the outcome of one attempt, its own or another's.
+    is_hurried: bool,
 }
 
 #[derive(Debug)]
@@ -137,6 +139,7 @@ struct Lost {
     claim: Claim,
     /// It was lost by a holder.
     in_turn: bool,
+    reason: LossReason,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +178,11 @@ pub(crate) struct KeyState<W> {
     in_parts: bool,
     /// Attempts in a row that got but parts of the lock, as those of others did.
     splits: u32,
+    /// How many attempts have had an outcome: by this a caller knows one that it has seen from one
+    /// that came since.
+    landed: u32,
+    /// How many of those in the queue are hurried.
+    hurried: u32,
 }
 
 impl Held {
@@ -210,6 +218,8 @@ impl<W> KeyState<W> {
             fencing_used: 0,
             in_parts: false,
             splits: 0,
+            landed: 0,
+            hurried: 0,
         }
     }
 
@@ -231,10 +241,33 @@ impl<W> KeyState<W> {
         self.queue.len()
     }
 
-    /// Whether a new arrival would have to wait behind a holder or waiters of this process.
-    pub(crate) fn is_busy(&self) -> bool {
-        let in_turn = matches!(&self.phase, Phase::Held(held) if held.turn.is_some());
-        in_turn || !self.queue.is_empty()
+    /// Whether somebody is known to have the lock, or to be given it, before a new arrival: a holder
+    /// or waiters of this process, or whoever those waiters wait for. While a first answer of the
+    /// storage is waited for, nobody is.
+    pub(crate) fn is_busy(&self, now: Timestamp) -> bool {
+        match &self.phase {
+            Phase::Held(held) => held.turn.is_some() || !self.queue.is_empty(),
+            Phase::BackOff { .. } => !self.queue.is_empty(),
+            Phase::Idle | Phase::Asking { .. } => {
+                !self.queue.is_empty() && self.holder_ttl(now).is_some()
+            }
+        }
+    }
+
+    /// How many attempts have had an outcome.
+    pub(crate) fn landed(&self) -> u32 {
+        self.landed
+    }
+
+    /// Whether an attempt is on its way.
+    pub(crate) fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asking { .. })
+    }
+
+    /// Whether the lock is there for the first in the queue, and this is it.
+    pub(crate) fn is_for(&self, place: Place) -> bool {
+        let is_free = matches!(&self.phase, Phase::Held(held) if held.turn.is_none());
+        is_free && self.queue.is_first(place)
     }
 
     /// Whose the lock is, if it is this process's.
@@ -257,6 +290,12 @@ impl<W> KeyState<W> {
     /// Why the storage could not be asked last time, if it could not.
     pub(crate) fn last_error(&self) -> Option<&StorageError> {
         self.last_error.as_ref()
+    }
+
+    /// Why the lease of this claim was lost, if it was the last one that was.
+    pub(crate) fn loss(&self, claim: Claim) -> Option<LossReason> {
+        let lost = self.lost.filter(|lost| lost.claim == claim);
+        lost.map(|lost| lost.reason)
     }
 
     /// How many attempts in a row brought nothing.
@@ -287,7 +326,32 @@ impl<W> KeyState<W> {
             max_hold,
             interval,
             wake: None,
+            is_hurried: false,
         })
+    }
+
+    /// This one does not wait for the lock, but for the outcome of an attempt that may be another's.
+    pub(crate) fn hurry(&mut self, place: Place) {
+        if let Some(waiter) = self.queue.get_mut(place)
+            && !std::mem::replace(&mut waiter.is_hurried, true)
+        {
+            self.hurried += 1;
+        }
+    }
+
+    /// Takes the wakers of those for whom the outcome of an attempt is the last word.
+    pub(crate) fn wake_hurried(&mut self) -> Vec<W> {
+        if self.hurried == 0 {
+            return Vec::new();
+        }
+        let hurried = self.queue.iter_mut().filter(|waiter| waiter.is_hurried);
+        hurried.filter_map(|waiter| waiter.wake.take()).collect()
+    }
+
+    fn remove(&mut self, place: Place) -> Option<Waiter<W>> {
+        let removed = self.queue.remove(place)?;
+        self.hurried -= u32::from(removed.is_hurried);
+        Some(removed)
     }
 
     /// A caller that does not wait asks at once, or not at all.
@@ -364,7 +428,7 @@ impl<W> KeyState<W> {
                     ends: turn.until,
                     due: held.lease.renew_at.min(turn.until),
                 };
-                self.queue.remove(place);
+                self.remove(place);
                 return (Step::Granted(granted), effects);
             }
             // A lease that is over, or has too little left of its time or its tokens, or lasts
@@ -403,7 +467,7 @@ impl<W> KeyState<W> {
     /// A waiter has gone without a turn: dropped, or out of time.
     pub(crate) fn leave(&mut self, place: Place) -> Effects<W> {
         let was_first = self.queue.is_first(place);
-        let left = self.queue.remove(place);
+        let left = self.remove(place);
         let mut effects = if self.queue.is_empty() {
             self.nobody_waits()
         } else if was_first {
@@ -447,6 +511,10 @@ impl<W> KeyState<W> {
             }
         };
         self.phase = Phase::Idle;
+        // Otherwise nothing was learnt, and the first in the queue asks at once.
+        if !matches!(outcome, Outcome::NotQueued) {
+            self.landed = self.landed.wrapping_add(1);
+        }
 
         let mut until = retry_at;
         let mut own_release = false;
@@ -994,6 +1062,7 @@ impl<W> KeyState<W> {
             self.lost = Some(Lost {
                 claim: held.lease.claim,
                 in_turn: held.turn.is_some(),
+                reason,
             });
         }
         self.phase = Phase::Idle;

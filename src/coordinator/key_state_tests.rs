@@ -466,16 +466,16 @@ impl Key {
 #[test]
 fn an_uncontended_key_is_asked_for_held_released_and_forgotten() {
     let mut key = Key::new();
-    assert!(key.state.is_done() && !key.state.is_busy());
+    assert!(key.state.is_done() && !key.state.is_busy(key.now));
     let a = key.join();
-    assert!(key.state.is_busy());
     let attempt = key.ask(a);
+    assert!(!key.state.is_busy(key.now), "nobody has it yet");
     assert!(!attempt.again);
     assert_eq!(attempt.claim.ttl, TTL);
     assert_eq!(key.granted(attempt.claim), Told::nothing());
     let turn = key.take(a);
     assert_eq!(turn.claim, attempt.claim);
-    assert!(key.state.is_busy() && key.state.waiters() == 0);
+    assert!(key.state.is_busy(key.now) && key.state.waiters() == 0);
     assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
     assert!(!key.state.is_done(), "the release is on its way");
     assert_eq!(key.release_done(), Told::nothing());
@@ -1100,6 +1100,8 @@ fn a_lock_that_is_taken_away_is_lost_at_once_and_its_waiters_ask_anew() {
     let sent = key.now;
     let told: Told = key.state.force_released(turn.claim.token).into();
     assert_eq!(told, Told::lost(LossReason::ForceReleased).and_wake(a));
+    // For a holder that gives it back before it is told.
+    assert_eq!(key.state.loss(turn.claim), Some(LossReason::ForceReleased));
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
     // Told again, it is no news.
     let told: Told = key.state.force_released(turn.claim.token).into();
@@ -2378,7 +2380,7 @@ mod idle {
     #[test]
     fn the_next_caller_has_an_idle_lease_without_the_storage() {
         let (mut key, claim) = Key::idle();
-        assert!(!key.state.is_done() && !key.state.is_busy());
+        assert!(!key.state.is_done() && !key.state.is_busy(key.now));
         key.pass(LINGER / 2);
         let place = key.join();
         let turn = key.take(place);

@@ -1,20 +1,26 @@
 //! The numbers: each metric's name, kind, unit and labels are here, and nowhere else.
 //!
 //! The recorder is asked for a handle of each series when a factory first has something to record,
-//! and then only if another recorder has come: the facade hands out handles that belong to the
-//! recorder of the moment, so those from before a recorder is installed would be deaf for ever. Which
-//! recorder it is, is told by its address.
+//! and then only if another recorder has come, or after a [while](FRESH). The facade hands out
+//! handles that belong to the recorder of the moment, so those from before a recorder is installed
+//! would be deaf for ever; which recorder it is, is told by its address. And a recorder may forget a
+//! series that nothing was recorded for (`idle_timeout` of `metrics-exporter-prometheus`): then its
+//! old handle is deaf, too.
 //!
 //! A lock is counted by the recorder that was there when its caller arrived, to its end. So a gauge
 //! that went up goes down again, whatever is installed meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
 use crate::{
-    coordinator::{key_events::Source, observe::Waited},
+    clock::{Clock, Timestamp},
+    coordinator::{
+        key_events::Source,
+        observe::{Waited, tell},
+    },
     error::{LossReason, StorageError, StorageErrorKind},
 };
 
@@ -140,11 +146,12 @@ const REJECTIONS: [&str; 5] = [
     "draining",
     "invalid_key",
 ];
+const NOT_OBTAINED: usize = 0;
 const INVALID_KEY: usize = 4;
 
 const fn rejection(how: Waited) -> Option<usize> {
     match how {
-        Waited::NotObtained => Some(0),
+        Waited::NotObtained => Some(NOT_OBTAINED),
         Waited::TooManyWaiters => Some(1),
         Waited::Storage => Some(2),
         Waited::Draining => Some(3),
@@ -194,10 +201,15 @@ const RENEWAL_OUTCOMES: [&str; 4] = ["in_time", "late", "not_ours", "failed"];
 
 // --- a factory's numbers -----------------------------------------------------------------------------
 
+/// Handles are asked for anew after so long. Shorter than any idle time-out that makes sense, and
+/// long enough for some fifty look-ups to cost nothing.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// A factory's way to the recorder.
 pub(crate) struct Meters {
     /// The value of the label `factory`, if there is to be one.
-    factory: Option<&'static str>,
+    factory: Option<Cow<'static, str>>,
+    clock: Clock,
     handles: ArcSwapOption<Handles>,
 }
 
@@ -205,6 +217,8 @@ pub(crate) struct Meters {
 struct Handles {
     /// The address of the recorder that they are of.
     recorder: usize,
+    /// When it was asked for them.
+    since: Timestamp,
     waits: [Histogram; Waited::ALL.len()],
     hold: Histogram,
     waiters: Gauge,
@@ -217,15 +231,13 @@ struct Handles {
 }
 
 impl Handles {
-    fn new(recorder: &dyn Recorder, factory: Option<&'static str>) -> Self {
-        describe(recorder);
+    fn new(recorder: &dyn Recorder, factory: Option<&Cow<'static, str>>, now: Timestamp) -> Self {
         let metadata = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
         let key = |metric: &Metric, labels: &[(&'static str, &'static str)]| {
-            let factory = factory.map(|name| ("factory", name));
-            let labels = labels.iter().copied().chain(factory);
-            let labels: Vec<_> = labels
-                .map(|(name, value)| Label::from_static_parts(name, value))
-                .collect();
+            let labels = labels.iter();
+            let labels = labels.map(|(name, value)| Label::from_static_parts(name, value));
+            let factory = factory.map(|name| Label::new("factory", name.clone()));
+            let labels: Vec<_> = labels.chain(factory).collect();
             Key::from_parts(metric.name, labels)
         };
         let counter =
@@ -235,6 +247,7 @@ impl Handles {
             |metric, labels: &[_]| recorder.register_histogram(&key(metric, labels), &metadata);
         Self {
             recorder: address(recorder),
+            since: now,
             waits: Waited::ALL.map(|how| histogram(&WAIT, &[("outcome", how.word())])),
             hold: histogram(&HOLD, &[]),
             waiters: gauge(&WAITERS),
@@ -257,50 +270,66 @@ fn address(recorder: &dyn Recorder) -> usize {
 }
 
 impl Meters {
-    pub(super) fn new(factory: Option<&'static str>) -> Self {
+    pub(super) const ARE_ON: bool = true;
+
+    pub(super) fn new(factory: Option<Cow<'static, str>>, clock: Clock) -> Self {
         Self {
             factory,
+            clock,
             handles: ArcSwapOption::empty(),
         }
     }
 
-    fn handles(&self) -> Arc<Handles> {
+    fn handles(&self, now: Timestamp) -> Arc<Handles> {
         metrics::with_recorder(|recorder| {
-            if let Some(known) = &*self.handles.load()
-                && known.recorder == address(recorder)
-            {
-                return Arc::clone(known);
+            let known = self.handles.load();
+            let known = known.as_ref();
+            let known = known.filter(|known| known.recorder == address(recorder));
+            match known {
+                Some(known) if now.since(known.since) < FRESH => return Arc::clone(known),
+                Some(_) => {}
+                None => describe(recorder),
             }
-            let handles = Arc::new(Handles::new(recorder, self.factory));
+            let handles = Arc::new(Handles::new(recorder, self.factory.as_ref(), now));
             self.handles.store(Some(Arc::clone(&handles)));
             handles
         })
     }
 
+    /// Called wherever something happens, in the midst of what must come to its end.
+    fn count(&self, counter: impl FnOnce(&Handles) -> &Counter) {
+        tell(|| counter(&self.handles(self.clock.now())).increment(1));
+    }
+
     /// For a caller that arrives.
-    pub(super) fn meter(&self) -> Option<Meter> {
+    pub(super) fn meter(&self, now: Timestamp) -> Option<Meter> {
         Some(Meter {
-            handles: self.handles(),
+            handles: self.handles(now),
             stage: Stage::Arriving,
         })
     }
 
     pub(super) fn renewed(&self, outcome: Renewal) {
-        self.handles().renewals[outcome as usize].increment(1);
+        self.count(|handles| &handles.renewals[outcome as usize]);
     }
 
     /// A release found that the lock had been lost, of which its holder knew nothing.
     pub(super) fn found_lost(&self) {
-        self.handles().lost[loss(LossReason::NotOurs)].increment(1);
+        self.count(|handles| &handles.lost[loss(LossReason::NotOurs)]);
     }
 
     pub(super) fn storage_error(&self, operation: Operation, error: &StorageError) {
-        self.handles().storage_errors[operation as usize][kind(error.kind())].increment(1);
+        self.count(|handles| &handles.storage_errors[operation as usize][kind(error.kind())]);
     }
 
     /// A request was rejected because its key function failed.
     pub(crate) fn invalid_key(&self) {
-        self.handles().rejected[INVALID_KEY].increment(1);
+        self.count(|handles| &handles.rejected[INVALID_KEY]);
+    }
+
+    /// A caller had no time left before it could ask for a lock.
+    pub(crate) fn out_of_time(&self) {
+        self.count(|handles| &handles.rejected[NOT_OBTAINED]);
     }
 }
 

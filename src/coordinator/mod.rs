@@ -40,6 +40,7 @@ mod table;
 pub(crate) mod turn;
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -89,7 +90,7 @@ pub(crate) struct Limits {
     /// What this process is called where others look at its locks.
     pub(crate) label: Option<Arc<str>>,
     /// What the factory is called in metrics.
-    pub(crate) metrics_name: Option<&'static str>,
+    pub(crate) metrics_name: Option<Cow<'static, str>>,
 }
 
 /// How many fencing tokens a lease that may linger comes with at least.
@@ -126,7 +127,7 @@ impl Coordinator {
     ) -> Arc<Self> {
         Arc::new(Self {
             table: Table::new(storage.is_divided()),
-            meters: Meters::new(limits.metrics_name),
+            meters: Meters::new(limits.metrics_name.clone(), clock),
             storage,
             clock,
             limits,
@@ -165,6 +166,11 @@ impl Coordinator {
         self.meters.invalid_key();
     }
 
+    /// A caller had no time left before it could ask for a lock.
+    pub(crate) fn was_out_of_time(&self) {
+        self.meters.out_of_time();
+    }
+
     fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
     }
@@ -196,12 +202,13 @@ impl Coordinator {
 
     // --- a caller's way to a turn ----------------------------------------------------------------
 
+    /// The caller's place, and how many attempts have had an outcome by then.
     fn join(
         self: &Arc<Self>,
         name: &LockName,
         options: LockOptions,
         now: Timestamp,
-    ) -> Result<(Arc<Cell>, Place), LockError> {
+    ) -> Result<(Arc<Cell>, Place, u32), LockError> {
         if self.is_draining() {
             return Err(LockError::Draining);
         }
@@ -211,12 +218,17 @@ impl Coordinator {
         let joined = self.table.enter(name, |cell, slot| {
             let state = &mut slot.state;
             let holder_ttl = state.holder_ttl(now);
-            if options.max_wait().is_zero() && state.is_busy() {
-                return Err(LockError::NotObtained(NotObtained {
-                    waited: Duration::ZERO,
-                    attempts: 0,
-                    holder_ttl,
-                }));
+            let hurried = options.max_wait().is_zero();
+            if hurried && state.is_busy(now) {
+                // Those who wait may do so because the storage is away.
+                return Err(match state.last_error() {
+                    Some(error) => LockError::Storage(error.clone()),
+                    None => LockError::NotObtained(NotObtained {
+                        waited: Duration::ZERO,
+                        attempts: 0,
+                        holder_ttl,
+                    }),
+                });
             }
             let too_many = |limit, scope| {
                 LockError::TooManyWaiters(TooManyWaiters {
@@ -232,13 +244,14 @@ impl Coordinator {
                 self.waiting.fetch_sub(1, Relaxed);
                 return Err(too_many(self.limits.waiters, WaiterScope::Factory));
             }
-            if options.max_wait().is_zero() {
+            if hurried {
                 state.stop_giving_way();
             }
-            Ok((
-                Arc::clone(cell),
-                state.join(options.ttl(), options.max_hold(), options.interval()),
-            ))
+            let place = state.join(options.ttl(), options.max_hold(), options.interval());
+            if hurried {
+                state.hurry(place);
+            }
+            Ok((Arc::clone(cell), place, state.landed()))
         });
         if joined.is_err() && self.is_draining() {
             // The key may have been made for this caller, and have gone with it.
@@ -247,15 +260,21 @@ impl Coordinator {
         joined
     }
 
+    /// `shared`: for a caller that is content with one outcome, how many there were when it came.
     fn step(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         place: Place,
         since: Timestamp,
+        shared: Option<u32>,
         now: Timestamp,
         waker: &Waker,
     ) -> Next {
         let (next, due) = self.update(cell, |slot| {
+            let state = &slot.state;
+            if shared.is_some_and(|landed| landed != state.landed()) && !state.is_for(place) {
+                return ((Next::Over, None), Effects::none());
+            }
             let (step, effects) =
                 slot.state
                     .poll(place, now, || waker.clone(), || self.new_token());
@@ -326,7 +345,7 @@ impl Coordinator {
         interval: Duration,
         now: Timestamp,
     ) {
-        let alarm = self.update(cell, |slot| {
+        let (alarm, hurried) = self.update(cell, |slot| {
             let random = fastrand::f64;
             let pause = match &outcome {
                 Outcome::Denied { .. } if slot.state.was_told_free() => {
@@ -346,22 +365,24 @@ impl Coordinator {
                 Outcome::Granted { .. } => backoff::after_late(slot.state.failures(), interval),
             };
             let effects = slot.state.replied(claim, outcome, now, now + pause);
-            (slot.disarm(claim), effects)
+            ((slot.disarm(claim), slot.state.wake_hurried()), effects)
         });
         drop(alarm);
+        hurried.into_iter().for_each(Waker::wake);
     }
 
     // --- a holder's turn -------------------------------------------------------------------------
 
-    /// How the turn ended, and the release that its end has brought, if one was sent.
+    /// How the turn ended, why it was lost if the key knows, and the release that its end has
+    /// brought, if one was sent.
     fn turn_done(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         id: TurnId,
         claim: Claim,
         now: Timestamp,
-    ) -> (Ended, Option<Release>) {
-        let ((ended, due), release) = self.update_and_send(cell, |slot| {
+    ) -> (Ended, Option<LossReason>, Option<Release>) {
+        let ((ended, loss, due), release) = self.update_and_send(cell, |slot| {
             slot.holder.take_if(|turn| turn.id() == id);
             // Under the key's lock: whoever shuts down, or becomes deaf, looks at each key once,
             // after having said so.
@@ -381,12 +402,12 @@ impl Coordinator {
             let (ended, effects) = slot
                 .state
                 .turn_done(id, claim, sharing, now, || self.new_token());
-            ((ended, slot.state.due()), effects)
+            ((ended, slot.state.loss(claim), slot.state.due()), effects)
         });
         if let Some(due) = due {
             self.keeper.look_by(self, due);
         }
-        (ended, release)
+        (ended, loss, release)
     }
 
     // --- the keeper's work -----------------------------------------------------------------------
@@ -534,7 +555,8 @@ impl Coordinator {
                 };
                 drop(slot);
                 if let Some(holder) = holder {
-                    tell_loss(&cell, &holder, LossReason::Draining);
+                    holder.lose(LossReason::Draining);
+                    holder.tell_loss(LossReason::Draining);
                 }
             }
             let _ = timeout(self.limits.storage_timeout, self.emptied()).await;
@@ -592,8 +614,9 @@ impl Coordinator {
         told: Told,
         effects: Effects<Waker>,
     ) -> Option<Release> {
-        if let (Some(holder), Some(reason)) = (told.lost, effects.lost) {
-            tell_loss(cell, &holder, reason);
+        let lost = told.lost.zip(effects.lost);
+        if let Some((holder, reason)) = &lost {
+            holder.lose(*reason);
         }
         if let (Some(holder), Some(deadline)) = (told.prolonged, effects.deadline) {
             holder.prolong(deadline);
@@ -610,6 +633,10 @@ impl Coordinator {
             waker.wake();
         }
         drop(effects.old);
+        // Last: this runs code of others.
+        if let Some((holder, reason)) = lost {
+            holder.tell_loss(reason);
+        }
         release
     }
 
@@ -647,6 +674,8 @@ enum Next {
     WaitUntil(Timestamp),
     /// It will be woken.
     Wait,
+    /// The attempt that it shared has had its outcome, and has not brought it the lock.
+    Over,
 }
 
 /// Whom an event concerns, taken from under the lock.
@@ -661,14 +690,6 @@ impl Told {
             prolonged: effects.deadline.and_then(|_| slot.holder.clone()),
             lost: effects.lost.and_then(|_| slot.holder.clone()),
         }
-    }
-}
-
-fn tell_loss(cell: &Cell, holder: &Turn, reason: LossReason) {
-    let is_news = holder.lose(reason);
-    let span = holder.was_lost(reason);
-    if is_news {
-        span.in_scope(|| tracing::warn!(key = cell.name.key(), %reason, "lock lost"));
     }
 }
 

@@ -5,15 +5,20 @@
 //!
 //! The rest of the coordinator only says what happens: a caller [arrives](Observed::arrive), then
 //! [goes without](Observed::rejected) the lock or [has it](Observed::acquired), loses it, gives it
-//! back. Everything here is called outside the locks of keys: subscribers and recorders are code of
-//! others.
+//! back. Subscribers and recorders are code of others, so everything here is called outside the
+//! locks of keys, and what they panic with [ends here](tell): a lock does not suffer from who looks
+//! at it.
 //!
 //! Where nobody looks, an [`Observed`] is `None` and costs a caller one look at the level that
 //! `tracing` has on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
-use tracing::{Span, field::Empty};
+use tracing::{Span, field::Empty, level_filters::LevelFilter};
 
 use crate::{
     clock::Timestamp,
@@ -90,6 +95,16 @@ const fn lost(reason: LossReason) -> &'static str {
     }
 }
 
+/// Runs code of others, which the drop of a span is as well. `None` if it panicked; the panic hook has said so.
+pub(super) fn tell<R>(told: impl FnOnce() -> R) -> Option<R> {
+    catch_unwind(AssertUnwindSafe(told)).ok()
+}
+
+/// The line in the log that each lost lock has.
+pub(super) fn warn_of_loss(span: Span, key: &str, reason: LossReason) {
+    tell(move || span.in_scope(|| tracing::warn!(key, %reason, "lock lost")));
+}
+
 /// One caller's lock as it is seen from outside, from the caller's arrival to the end of its turn.
 #[derive(Debug, Default)]
 pub(crate) struct Observed(Option<Box<Inner>>);
@@ -113,37 +128,17 @@ impl Observed {
         key: &str,
         now: Timestamp,
     ) -> Self {
-        let span = tracing::info_span!(
-            target: TARGET,
-            "lock",
-            key,
-            blocked_by = Empty,
-            wait_ms = Empty,
-            source = Empty,
-            fencing_token = Empty,
-            hold_ms = Empty,
-            outcome = Empty,
-        );
-        let meter = meters.meter();
-        if span.is_disabled() && meter.is_none() {
+        if LevelFilter::current() < LevelFilter::INFO && !Meters::ARE_ON {
             return Self(None);
         }
-        Self(Some(Inner::new(span, label, meter, now)))
+        Self(tell(|| Inner::new(meters, label, key, now)).flatten())
     }
 
     /// It stands in the queue of this key.
     #[inline]
     pub(super) fn waits(&mut self, cell: &Cell) {
         if let Some(inner) = &mut self.0 {
-            inner.waits(cell);
-        }
-    }
-
-    /// The storage has said that somebody else has the lock.
-    #[inline]
-    pub(super) fn denied(&self, cell: &Cell) {
-        if let Some(inner) = &self.0 {
-            inner.blocked(cell);
+            tell(|| inner.waits(cell));
         }
     }
 
@@ -151,7 +146,7 @@ impl Observed {
     #[inline]
     pub(super) fn rejected(&mut self, error: &LockError, now: impl FnOnce() -> Timestamp) {
         if let Some(mut inner) = self.0.take() {
-            inner.without(error.into(), now());
+            tell(move || inner.without(error.into(), now()));
         }
     }
 
@@ -159,7 +154,7 @@ impl Observed {
     #[inline]
     pub(super) fn dropped(&mut self, now: impl FnOnce() -> Timestamp) {
         if let Some(mut inner) = self.0.take() {
-            inner.without(Waited::Dropped, now());
+            tell(move || inner.without(Waited::Dropped, now()));
         }
     }
 
@@ -167,7 +162,7 @@ impl Observed {
     #[inline]
     pub(super) fn acquired(&mut self, source: Source, fencing: Option<u64>, now: Timestamp) {
         if let Some(inner) = &mut self.0 {
-            inner.with(source, fencing, now);
+            tell(|| inner.with(source, fencing, now));
         }
     }
 
@@ -177,25 +172,13 @@ impl Observed {
         if std::mem::replace(&mut inner.is_lost, true) {
             return;
         }
-        inner.span.record("outcome", lost(reason));
-        if let Some(meter) = &mut inner.meter {
-            meter.lost(reason);
-        }
+        tell(|| inner.loses(reason));
     }
 
     /// It has given the lock back, or what was left of it.
-    pub(super) fn ended(mut self, loss: Option<LossReason>, now: Timestamp) {
-        if let Some(reason) = loss {
-            self.lost(reason);
-        }
-        let Some(inner) = &mut self.0 else { return };
-        let held = now.since(inner.acquired.unwrap_or(now));
-        inner.span.record("hold_ms", ms(held));
-        if !inner.is_lost {
-            inner.span.record("outcome", "released");
-        }
-        if let Some(meter) = &mut inner.meter {
-            meter.held(held);
+    pub(super) fn ended(self, now: Timestamp) {
+        if let Some(mut inner) = self.0 {
+            tell(move || inner.ends(now));
         }
     }
 
@@ -208,28 +191,44 @@ impl Observed {
     #[inline]
     pub(super) fn span(&self) -> Span {
         match &self.0 {
-            Some(inner) => inner.span.clone(),
+            Some(inner) => tell(|| inner.span.clone()).unwrap_or_else(Span::none),
             None => Span::none(),
         }
     }
 }
 
 impl Inner {
+    /// `None` if nobody looks.
     #[cold]
     fn new(
-        span: Span,
+        meters: &Meters,
         label: Option<&Arc<str>>,
-        meter: Option<Meter>,
+        key: &str,
         arrived: Timestamp,
-    ) -> Box<Self> {
-        Box::new(Self {
+    ) -> Option<Box<Self>> {
+        let span = tracing::info_span!(
+            target: TARGET,
+            "lock",
+            key,
+            blocked_by = Empty,
+            wait_ms = Empty,
+            source = Empty,
+            fencing_token = Empty,
+            hold_ms = Empty,
+            outcome = Empty,
+        );
+        let meter = meters.meter(arrived);
+        if span.is_disabled() && meter.is_none() {
+            return None;
+        }
+        Some(Box::new(Self {
             span,
             label: label.cloned(),
             meter,
             arrived,
             acquired: None,
             is_lost: false,
-        })
+        }))
     }
 
     #[cold]
@@ -245,7 +244,10 @@ impl Inner {
         if self.span.is_disabled() {
             return;
         }
-        let by_this_process = cell.lock().holder.is_some();
+        let slot = cell.lock();
+        // A holder that has lost the lock is there until it gives up what it had.
+        let by_this_process = slot.holder.is_some() && slot.state.owner().is_some();
+        drop(slot);
         if by_this_process {
             let label = self.label.as_deref();
             self.span
@@ -265,6 +267,26 @@ impl Inner {
         if let Some(meter) = &mut self.meter {
             meter.waited(Waited::Acquired, waited);
             meter.holds(source);
+        }
+    }
+
+    #[cold]
+    fn loses(&mut self, reason: LossReason) {
+        self.span.record("outcome", lost(reason));
+        if let Some(meter) = &mut self.meter {
+            meter.lost(reason);
+        }
+    }
+
+    #[cold]
+    fn ends(&mut self, now: Timestamp) {
+        let held = now.since(self.acquired.unwrap_or(now));
+        self.span.record("hold_ms", ms(held));
+        if !self.is_lost {
+            self.span.record("outcome", "released");
+        }
+        if let Some(meter) = &mut self.meter {
+            meter.held(held);
         }
     }
 

@@ -18,6 +18,7 @@ use tokio::{
     sync::oneshot,
     time::{Sleep, sleep, timeout},
 };
+use tracing::Span;
 
 use crate::{
     clock::Timestamp,
@@ -26,9 +27,10 @@ use crate::{
         key_events::{GiveBack, Outcome, Rejoin},
         lease::Claim,
         meters::Operation,
+        observe,
         table::Cell,
     },
-    error::{StorageError, StorageErrorKind},
+    error::{LossReason, StorageError, StorageErrorKind},
     storage::{BoxFuture, ReleaseReply, ReleaseRequest, Requeue},
 };
 
@@ -275,6 +277,8 @@ impl Errand {
         }
         if std::mem::take(&mut self.was_held) && matches!(answer, Ok(ReleaseReply::NotOurs)) {
             self.coordinator.meters.found_lost();
+            let key = self.cell.name.key();
+            observe::warn_of_loss(Span::none(), key, LossReason::NotOurs);
         }
         if let Some(done) = self.done.take() {
             // Nobody listens if the caller of `unlock` has gone.

@@ -19,7 +19,7 @@ use crate::{
         Coordinator,
         key_events::{Ended, Granted, Source, TurnId},
         lease::Claim,
-        observe::Observed,
+        observe::{self, Observed},
         release::Release,
         signal::{Holding, Signal},
         table::Cell,
@@ -39,6 +39,8 @@ pub(crate) struct Turn {
     since: Timestamp,
     signal: Signal,
     given_back: AtomicBool,
+    /// Its loss has been told of.
+    loss_is_told: AtomicBool,
     /// Unset where nobody looks.
     observed: OnceLock<Mutex<Observed>>,
 }
@@ -62,6 +64,7 @@ impl Turn {
             fencing: granted.fencing,
             since,
             given_back: AtomicBool::new(false),
+            loss_is_told: AtomicBool::new(false),
             observed: OnceLock::new(),
         }
     }
@@ -96,14 +99,19 @@ impl Turn {
         }
     }
 
-    /// The loss is seen from outside, also if the holder does not react. Answers with the span.
-    pub(super) fn was_lost(&self, reason: LossReason) -> Span {
-        let Some(observed) = self.observed.get() else {
-            return Span::none();
-        };
-        let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
-        observed.lost(reason);
-        observed.span()
+    /// The loss is seen from outside, also if the holder does not react, and whoever notices it
+    /// first. Once.
+    pub(super) fn tell_loss(&self, reason: LossReason) {
+        if self.loss_is_told.swap(true, SeqCst) {
+            return;
+        }
+        let mut span = Span::none();
+        if let Some(observed) = self.observed.get() {
+            let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
+            observed.lost(reason);
+            span = observed.span();
+        }
+        observe::warn_of_loss(span, self.key(), reason);
     }
 
     /// The lock's span, until it is given back.
@@ -139,19 +147,23 @@ impl Turn {
             _ => None,
         };
         self.signal.give_back();
-        let (ended, release) = self
+        let (ended, known, release) = self
             .coordinator
             .turn_done(&self.cell, self.id, self.claim, now);
         if ended == Ended::Lost {
             // Lost at this very moment: nobody was told yet.
-            loss.get_or_insert(match self.coordinator.is_draining() {
+            let guess = match self.coordinator.is_draining() {
                 true => LossReason::Draining,
                 false => LossReason::NotOurs,
-            });
+            };
+            loss = loss.or(known).or(Some(guess));
+        }
+        if let Some(reason) = loss {
+            self.tell_loss(reason);
         }
         if let Some(observed) = self.observed.get() {
             let mut observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *observed).ended(loss, now);
+            std::mem::take(&mut *observed).ended(now);
         }
         let ended = loss.map_or(ended, |_| Ended::Lost);
         Some((ended, release))

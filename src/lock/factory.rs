@@ -293,8 +293,8 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// Default: there is no such label. For a process with more than one factory.
     #[cfg(feature = "metrics")]
     #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
-    pub fn metrics_name(mut self, name: &'static str) -> Self {
-        self.limits.metrics_name = Some(name);
+    pub fn metrics_name(mut self, name: impl Into<std::borrow::Cow<'static, str>>) -> Self {
+        self.limits.metrics_name = Some(name.into());
         self
     }
 

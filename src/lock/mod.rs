@@ -62,11 +62,14 @@ impl Lock {
     }
 
     /// Takes the lock if it is free. Does not wait for it: `retries` is taken to be 0. The storage
-    /// has [`storage_timeout`](LockFactoryBuilder::storage_timeout) to answer.
+    /// has [`storage_timeout`](LockFactoryBuilder::storage_timeout) to answer. If another caller of
+    /// this factory is asking already, its answer is this one's, too.
     ///
     /// # Errors
     ///
-    /// [`LockError::NotObtained`] if somebody has it, otherwise as [`Lock::lock`].
+    /// [`LockError::NotObtained`] if somebody has it, or was asking for it and got it;
+    /// [`LockError::Storage`] if the storage fails whoever asks, this caller or one before it;
+    /// otherwise as [`Lock::lock`].
     ///
     /// # Cancel safety
     ///

@@ -167,6 +167,7 @@ impl Future for LockSetFuture {
             let until = since + this.options.max_wait();
             let options = this.options.within(until.since(now));
             if options.max_wait().is_zero() && !this.options.max_wait().is_zero() {
+                lock.coordinator.was_out_of_time();
                 // No wait at all would be longer: it lasts until the storage has answered.
                 break Err(LockError::NotObtained(NotObtained {
                     waited: now.since(since),

@@ -119,8 +119,11 @@ where
                 }),
             },
             Err(rejection) => {
-                if matches!(rejection, Rejection::InvalidKey(_)) {
-                    settings.policy.factory.coordinator().key_was_invalid();
+                let coordinator = settings.policy.factory.coordinator();
+                match rejection {
+                    Rejection::InvalidKey(_) => coordinator.key_was_invalid(),
+                    Rejection::NotObtained(_) => coordinator.was_out_of_time(),
+                    _ => {}
                 }
                 let context = settings.on_reject.context(&request);
                 State::Rejecting(Some((context, rejection)))

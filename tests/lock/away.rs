@@ -1,5 +1,8 @@
 //! A storage that does not answer, refuses, or is late.
 
+use http::{Request, Response};
+use tower_distributed_lock::middleware::OnStorageFailure;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -113,7 +116,8 @@ async fn a_storage_that_never_answers_keeps_no_caller_longer_than_its_own_budget
         let second = tokio::spawn(world.lock().lock(options));
         let kind = storage_error(world.lock().lock(options).await);
         assert_eq!(kind, StorageErrorKind::Timeout);
-        second.await.unwrap().unwrap_err();
+        let kind = storage_error(second.await.unwrap());
+        assert_eq!(kind, StorageErrorKind::Timeout);
         assert_eq!(start.elapsed(), ms(100) * retries);
         sleep(ms(1_100)).await;
         world.assert_empty("when what hangs was given up");
@@ -227,4 +231,153 @@ async fn the_next_caller_does_not_wait_for_the_ttl_while_a_release_is_on_its_way
     valve.open();
     drop(next.await.unwrap().unwrap());
     assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+/// The next attempt fails after 200 ms.
+fn fails_late() -> Fault {
+    Fault {
+        error: Some(StorageErrorKind::Unavailable),
+        not_executed: true,
+        ..Fault::timed(ms(200))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_do_not_wait_share_the_failure_of_an_attempt_that_they_find_under_way() {
+    let world = World::new();
+    world.storage.always(Op::Acquire, fails_late());
+    let start = Instant::now();
+    let mut callers = JoinSet::new();
+    for _ in 0..6 {
+        callers.spawn(world.lock().try_lock(patient()));
+    }
+    while let Some(result) = callers.join_next().await {
+        let kind = storage_error(result.unwrap());
+        assert_eq!(
+            (kind, start.elapsed()),
+            (StorageErrorKind::Unavailable, ms(200))
+        );
+    }
+    assert_eq!(world.storage.count(Op::Acquire), 1);
+    settle().await;
+    sleep(TTL).await;
+    world.assert_empty("after they were told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_fails_open_serves_all_requests_of_a_key_while_the_storage_is_away() {
+    for retries in [0, 3] {
+        let world = World::new();
+        world.storage.always(Op::Acquire, fails_late());
+        let layer = DistributedLockLayer::new(world.factory.clone(), |_: &Request<()>| "key")
+            .options(options().retries(retries).build().unwrap())
+            .on_storage_failure(OnStorageFailure::FailOpen);
+        let mut requests = JoinSet::new();
+        for _ in 0..6 {
+            let service = layer.layer(service_fn(async |_: Request<()>| {
+                Ok::<_, Infallible>(Response::new(()))
+            }));
+            requests.spawn(service.oneshot(Request::new(())));
+        }
+        while let Some(response) = requests.join_next().await {
+            assert_eq!(response.unwrap().unwrap().status(), 200, "{retries}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_wait_is_told_what_the_attempt_under_way_brought_another() {
+    let world = World::new();
+    let valve = Valve::shut();
+    world.storage.next(Op::Acquire, Fault::answered_by(&valve));
+    let first = tokio::spawn(world.lock().lock(patient()));
+    settle().await;
+    let hurried = tokio::spawn(world.lock().try_lock(patient()));
+    settle().await;
+    assert!(!hurried.is_finished(), "nobody is known to have the lock");
+    valve.open();
+    let guard = first.await.unwrap().unwrap();
+    let refused = not_obtained(hurried.await.unwrap());
+    assert_eq!(refused.holder_ttl, Some(VALIDITY));
+    assert_eq!(world.storage.count(Op::Acquire), 1);
+    drop(guard);
+    world.assert_empty("after unlock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_wait_does_not_wait_with_those_who_do() {
+    let world = World::new();
+    let elsewhere = world.lock_elsewhere().lock(patient()).await.unwrap();
+    world.storage.next(Op::Acquire, Fault::timed(ms(50)));
+    let start = Instant::now();
+    let patient_one = tokio::spawn(world.lock().lock(patient()));
+    settle().await;
+    not_obtained(world.lock().try_lock(patient()).await);
+    assert_eq!(start.elapsed(), ms(50));
+    // Known to be held, whether the one that waits is asking just now or not.
+    not_obtained(world.lock().try_lock(patient()).await);
+    assert_eq!(start.elapsed(), ms(50));
+    drop(elsewhere);
+    drop(patient_one.await.unwrap().unwrap());
+
+    world.storage.always(Op::Acquire, fails_late());
+    let start = Instant::now();
+    let patient_one = tokio::spawn(world.lock().lock(patient()));
+    settle().await;
+    storage_error(world.lock().try_lock(patient()).await);
+    assert_eq!(start.elapsed(), ms(200));
+    // The one that waits has asked, and will ask again.
+    storage_error(world.lock().try_lock(patient()).await);
+    assert_eq!(start.elapsed(), ms(200));
+    patient_one.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_wait_has_the_lock_that_came_for_a_caller_that_has_gone() {
+    let world = World::new();
+    let valve = Valve::shut();
+    world.storage.next(Op::Acquire, Fault::answered_by(&valve));
+    let gone = tokio::spawn(world.lock().lock(patient()));
+    settle().await;
+    let hurried = [0, 1].map(|_| tokio::spawn(world.lock().try_lock(patient())));
+    settle().await;
+    gone.abort();
+    settle().await;
+    valve.open();
+    let [first, second] = hurried;
+    let guard = first.await.unwrap().unwrap();
+    not_obtained(second.await.unwrap());
+    assert_eq!(world.storage.count(Op::Acquire), 1);
+    drop(guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_storage_timeout_bounds_who_does_not_wait_behind_a_caller_that_is_not_polled() {
+    let world = World::with(|builder| builder.storage_timeout(ms(150)));
+    world.storage.always(Op::Acquire, Fault::hangs());
+    let mut stuck = Box::pin(world.lock().lock(patient()));
+    assert!(stuck.as_mut().now_or_never().is_none());
+    let start = Instant::now();
+    let kind = storage_error(world.lock().try_lock(patient()).await);
+    assert_eq!(
+        (kind, start.elapsed()),
+        (StorageErrorKind::Timeout, ms(150))
+    );
+    drop(stuck);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_hangs_is_not_taken_for_a_holder() {
+    let world = World::new();
+    world.storage.always(Op::Acquire, Fault::hangs());
+    // What the first has sent is still under way when the second gives up.
+    for wait in [90, 450] {
+        let options = options().retries(1).interval(ms(wait)).build().unwrap();
+        let start = Instant::now();
+        let kind = storage_error(world.lock().lock(options).await);
+        assert_eq!(
+            (kind, start.elapsed()),
+            (StorageErrorKind::Timeout, ms(wait))
+        );
+    }
 }

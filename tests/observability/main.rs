@@ -16,6 +16,7 @@ mod faulty;
 mod kit;
 mod metrics;
 mod numbers;
+mod panics;
 mod secrets;
 mod spans;
 mod timing;

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_util::MetricKindMask;
 use tower::{Layer, Service, service_fn};
 use tower_distributed_lock::{
     DistributedLockLayer, Unlocked,
@@ -127,6 +129,60 @@ async fn a_request_without_a_valid_key_is_counted() {
     ));
     service.call(Request::new(())).await.unwrap();
     numbers.are(&[("rejected_total{reason=invalid_key}", 1.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_has_no_time_to_ask_is_counted() {
+    let numbers = Numbers::start();
+    let (storage, factory) = faulty();
+    let mut service = DistributedLockLayer::new(factory.clone(), |_: &Request<()>| "orders/42")
+        .layer(service_fn(async |_: Request<()>| {
+            Ok::<_, Infallible>(Response::new(()))
+        }));
+    let mut request = Request::post("/")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "1m")
+        .body(())
+        .unwrap();
+    *request.version_mut() = http::Version::HTTP_2;
+    service.call(request).await.unwrap();
+    numbers.are(&[("rejected_total{reason=not_obtained}", 1.0)]);
+
+    // Nothing is left of the wait after the first of several.
+    let set = factory.create_lock_set(["a", "b"]).unwrap();
+    storage.next(Op::Acquire, Fault::timed(ms(100)));
+    let options = options().retries(1).build().unwrap();
+    let _first = set.lock(options).await.unwrap_err();
+    assert_eq!(storage.count(Op::Acquire), 1);
+    assert_eq!(
+        numbers.of("distributed_lock_rejected_total{reason=not_obtained}"),
+        2.0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn series_that_a_recorder_has_forgotten_for_idleness_come_back_with_the_next_lock() {
+    const IDLE: Duration = ms(20);
+    let recorder = PrometheusBuilder::new()
+        .idle_timeout(MetricKindMask::ALL, Some(IDLE))
+        .build_recorder();
+    let scrape = recorder.handle();
+    let _local = ::metrics::set_default_local_recorder(Box::leak(Box::new(recorder)));
+    let factory = factory(&memory());
+    let acquired = || {
+        let text = scrape.render();
+        let name = "distributed_lock_acquired_total{source=\"storage\"} ";
+        let mut lines = text.lines();
+        lines.find_map(|line| line.strip_prefix(name).map(str::to_owned))
+    };
+    drop(key(&factory).lock(patient()).await.unwrap());
+    assert_eq!(acquired().as_deref(), Some("1"));
+    // The recorder has a clock of its own, which cannot be paused.
+    std::thread::sleep(2 * IDLE);
+    assert_eq!(acquired(), None);
+    tokio::time::advance(ms(1_000)).await;
+    drop(key(&factory).lock(patient()).await.unwrap());
+    assert_eq!(acquired().as_deref(), Some("1"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,7 +438,7 @@ async fn the_name_of_a_factory_is_a_label_of_all_it_counts() {
     let numbers = Numbers::start();
     let factory = LockFactory::builder(memory())
         .clock(Clock::tokio())
-        .metrics_name("orders")
+        .metrics_name(String::from("orders"))
         .build()
         .unwrap();
     drop(key(&factory).lock(patient()).await.unwrap());

@@ -2,7 +2,8 @@
 
 use tower::{Layer, Service, service_fn};
 use tower_distributed_lock::{
-    DistributedLockLayer, HeldLock, LockKey, error::StorageErrorKind, middleware::RequestKey,
+    DistributedLockLayer, HeldLock, LockKey, Unlocked, error::StorageErrorKind,
+    middleware::RequestKey,
 };
 use tracing::{Instrument, Level};
 use tracing_subscriber::filter::LevelFilter;
@@ -199,19 +200,78 @@ async fn each_loss_has_its_outcome_at_once() {
         assert!(span.is_closed);
         assert_eq!(span.field("outcome"), Some(&*outcome));
         assert!(span.field("hold_ms").is_some());
-        let warning = seen
-            .lines()
-            .into_iter()
-            .find(|line| line.fields.get("message").map(String::as_str) == Some("lock lost"));
-        if let Some(warning) = warning {
-            assert_eq!(warning.spans, ["lock:orders/42"]);
-        } else {
-            assert!(
-                ["expired", "max_hold"].contains(&reason),
-                "its holder saw it first"
-            );
-        }
+        assert_eq!(warnings(&seen).len(), 1, "whoever saw it first");
+        assert_eq!(warnings(&seen)[0].spans, ["lock:orders/42"]);
     }
+}
+
+/// What the log says of losses.
+fn warnings(seen: &Capture) -> Vec<capture::Line> {
+    let mut lines = seen.lines();
+    lines.retain(|line| line.fields.get("message").map(String::as_str) == Some("lock lost"));
+    lines
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_logged_once_also_if_its_holder_notices_it_first() {
+    let options = options().max_hold(ms(500)).build().unwrap();
+    for looks in [true, false] {
+        let (seen, _default) = start();
+        let factory = factory(&memory());
+        let guard = key(&factory).lock(options).await.unwrap();
+        tokio::time::advance(ms(501)).await;
+        if looks {
+            assert!(!guard.is_held());
+        }
+        drop(guard);
+        settle().await;
+        assert_eq!(warnings(&seen).len(), 1, "{looks}");
+        let warning = &warnings(&seen)[0];
+        assert_eq!(warning.spans, ["lock:orders/42"]);
+        assert!(warning.fields["reason"].contains("max_hold"), "{warning:?}");
+    }
+    // The layer, which looks at the clock before each poll of the handler.
+    let (seen, _default) = start();
+    let layer = DistributedLockLayer::new(factory(&memory()), |_: &Request<()>| "orders/42");
+    let mut service = layer
+        .options(options)
+        .layer(service_fn(async |_: Request<()>| {
+            tokio::time::sleep(ms(500)).await;
+            tokio::time::sleep(ms(500)).await;
+            Ok::<_, Infallible>(Response::new(()))
+        }));
+    service.call(request()).await.unwrap();
+    assert_eq!(warnings(&seen).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_that_only_the_release_finds_is_logged() {
+    let (seen, _default) = start();
+    let behind = memory();
+    let guard = key(&factory(&behind)).lock(patient()).await.unwrap();
+    behind.clear();
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Lost);
+    assert_eq!(warnings(&seen).len(), 1);
+    assert_eq!(warnings(&seen)[0].fields["key"], "orders/42");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_has_lost_its_lock_blocks_nobody() {
+    let (seen, _default) = start();
+    let behind = memory();
+    let here = factory(&behind);
+    let lost = key(&here).lock(patient()).await.unwrap();
+    // It stays on the key's mind here.
+    let waiting = tokio::spawn(key(&here).lock(patient()));
+    settle().await;
+    behind.clear();
+    let _there = key(&factory(&behind)).lock(patient()).await.unwrap();
+    lost.lost().await;
+    settle().await;
+    assert!(!polled(3, key(&here).lock(patient())).await);
+    let span = seen.locks().pop().unwrap();
+    has(&span, &[("wait_ms", "0.0"), ("outcome", "dropped")]);
+    waiting.abort();
 }
 
 fn request() -> Request<()> {
