@@ -117,7 +117,7 @@ async fn a_handler_whose_lock_is_taken_away_is_cancelled() {
         .layer(layer);
     let answer = tokio::spawn(app.oneshot(Request::new(Body::empty())));
     eventually("it is held", LIMIT, async || {
-        looking.inspector().lock(&key()).await.unwrap().is_some()
+        looking.inspector().get(&key()).await.unwrap().is_some()
     })
     .await;
     listens(&server, 1).await;

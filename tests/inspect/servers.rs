@@ -145,7 +145,7 @@ async fn locks_that_a_majority_has_are_shown_and_taken_away() {
     let keys: Vec<_> = snapshot.locks.iter().map(|lock| &*lock.key).collect();
     assert_eq!(keys, ["most"]);
     let few = LockKey::new("few").unwrap();
-    assert_eq!(inspector.lock(&few).await.unwrap(), None);
+    assert_eq!(inspector.get(&few).await.unwrap(), None);
     assert_eq!(inspector.force_release(&few, "r").await.unwrap(), None);
     // Another client's, and only where it is that one's.
     let most = LockKey::new("most").unwrap();
@@ -154,7 +154,7 @@ async fn locks_that_a_majority_has_are_shown_and_taken_away() {
         servers[0].run::<String>("GET distributed-locks:most").await,
         "y"
     );
-    assert_eq!(inspector.lock(&most).await.unwrap(), None);
+    assert_eq!(inspector.get(&most).await.unwrap(), None);
 }
 
 #[tokio::test]
