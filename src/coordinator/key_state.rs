@@ -438,35 +438,35 @@ impl<W> KeyState<W> {
         now: Timestamp,
         retry_at: Timestamp,
     ) -> Effects<W> {
-        let (sent, repeated, baseline, pushed, ask_again, crosses_release, forced) = match &mut self
-            .phase
-        {
-            Phase::Asking {
-                claim: asked,
-                sent,
-                repeated,
-                baseline,
-                pushed,
-                ask_again,
-                crosses_release,
-                told_free: _,
-                told_of_force,
-            } if *asked == claim => (
-                *sent,
-                *repeated,
-                *baseline,
-                pushed.take(),
-                *ask_again,
-                *crosses_release,
-                *told_of_force,
-            ),
-            _ => {
-                debug_assert!(false, "a reply that nothing asked for");
-                return self.release(claim);
-            }
-        };
+        let (sent, repeated, baseline, pushed, ask_again, crosses_release, forced) =
+            match &mut self.phase {
+                Phase::Asking {
+                    claim: asked,
+                    sent,
+                    repeated,
+                    baseline,
+                    pushed,
+                    ask_again,
+                    crosses_release,
+                    told_free: _,
+                    told_of_force,
+                } if *asked == claim => (
+                    *sent,
+                    *repeated,
+                    *baseline,
+                    pushed.take(),
+                    *ask_again,
+                    *crosses_release,
+                    *told_of_force,
+                ),
+                _ => {
+                    debug_assert!(false, "a reply that nothing asked for");
+                    return self.release(claim);
+                }
+            };
         self.phase = Phase::Idle;
-        if forced && !(self.in_parts && !matches!(outcome, Outcome::Granted { .. })) {
+        // Parts without the whole are given back anyway.
+        if forced && (!self.in_parts || matches!(outcome, Outcome::Granted { .. })) {
             return self.got_and_lost(claim, outcome, now, retry_at);
         }
 
@@ -807,7 +807,8 @@ impl<W> KeyState<W> {
         if may_go_on && has_tokens && is_sure {
             return (Ended::Kept, self.wake_first());
         }
-        let may_idle = ended == Ended::Released && next.is_none() && unshared && has_tokens && is_sure;
+        let may_idle =
+            ended == Ended::Released && next.is_none() && unshared && has_tokens && is_sure;
         if may_idle && !sharing.linger.is_zero() {
             held.idle_until = Some(now + sharing.linger);
             return (Ended::Kept, Effects::none());

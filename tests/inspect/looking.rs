@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Instant};
 use tower_distributed_lock::{
     LockFactory, LockKey,
     error::{InvalidSettings, StorageErrorKind},
-    storage::{MemoryStorage, RedisStorage},
+    storage::{MemoryStorage, Message, RedisStorage},
 };
 
 use super::{
@@ -327,6 +327,13 @@ async fn nothing_that_is_shown_is_a_token_or_part_of_one() {
         assert!(!shown.contains(&number.to_string()), "{shown}");
     }
     waiting.abort();
+}
+
+#[test]
+fn what_one_process_says_to_another_is_not_shown() {
+    let asker = format!("{:032x}", 7);
+    let message = Message::Told(format!("? {asker} 0 k"));
+    assert_eq!(format!("{message:?}"), "Told(38 bytes)");
 }
 
 #[tokio::test]

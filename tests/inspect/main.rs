@@ -11,6 +11,7 @@
     unreachable_pub
 )]
 
+mod doubt;
 mod force;
 #[path = "../kit/mod.rs"]
 mod kit;

@@ -33,8 +33,9 @@ async fn locks_in_memory_are_shown_and_taken_away() {
     assert!(snapshot.more && snapshot.locks.is_empty());
 
     let key = LockKey::new("k").unwrap();
-    let was = looking.inspector().force_release(&key, "r").await.unwrap();
-    assert!(was_of(&was.unwrap(), "one"));
+    let taken = looking.inspector().force_release(&key, "r").await.unwrap();
+    let taken = taken.unwrap();
+    assert!(was_of(&taken.lock, "one") && taken.holder_told);
     assert_eq!(
         within(LIMIT, "it is told", first.lost()).await,
         LossReason::ForceReleased

@@ -37,8 +37,9 @@ async fn it_is_shown_and_taken_away([one, two, looking]: [&LockFactory; 3], key:
     assert_eq!(listed.waiters.len(), 1);
 
     let name = LockKey::new(key).unwrap();
-    let was = looking.inspector().force_release(&name, "r").await.unwrap();
-    assert!(was_of(&was.unwrap(), "one"));
+    let taken = looking.inspector().force_release(&name, "r").await.unwrap();
+    let taken = taken.unwrap();
+    assert!(was_of(&taken.lock, "one") && taken.holder_told);
     let reason = within(LIMIT, "it is told", first.lost()).await;
     assert_eq!(reason, LossReason::ForceReleased);
     let second = served(second).await;
@@ -200,8 +201,8 @@ async fn over_a_pool_of_ones_own_it_shows_what_the_server_knows() {
     assert_eq!((b.waiters.len(), b.waiters[0].callers), (1, None));
     // It can tell others, though it hears nothing.
     let key = LockKey::new("a").unwrap();
-    let was = pooled.inspector().force_release(&key, "r").await.unwrap();
-    assert!(was.is_some());
+    let taken = pooled.inspector().force_release(&key, "r").await.unwrap();
+    assert!(taken.unwrap().holder_told);
     let reason = within(LIMIT, "it is told", first.lost()).await;
     assert_eq!(reason, LossReason::ForceReleased);
     // And its own waiters, which poll.
