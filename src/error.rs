@@ -204,6 +204,19 @@ pub struct QuorumNotReached {
     pub failed: usize,
 }
 
+/// A lock was not taken from the holder that was meant. See
+/// [`LockInspector::force_release_if`](crate::inspect::LockInspector::force_release_if).
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum ForceReleaseError {
+    /// Nothing was done: somebody else holds the lock by now.
+    #[error("the lock has another holder by now: nothing was done")]
+    OtherHolder,
+    /// The storage could not do it, or did not say.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 /// Why a lock was lost before it was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
@@ -237,7 +250,7 @@ pub enum InvalidKey {
     TooLong,
     /// No key was given where several may be.
     #[error("a set of locks needs at least one key")]
-    None,
+    NoKeys,
     /// There are more keys than [`LockSet::MAX_LEN`](crate::LockSet::MAX_LEN).
     #[error("a set of locks has at most 64 keys")]
     TooMany,

@@ -240,7 +240,7 @@ impl LockKeys {
             }
         }
         if unique.is_empty() {
-            return Err(InvalidKey::None);
+            return Err(InvalidKey::NoKeys);
         }
         Ok(Self(unique.into_iter().collect()))
     }
@@ -443,7 +443,7 @@ mod tests {
             Ok(keys.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         assert_eq!(keys(&["b", "a", "b"]), Ok(vec!["a".into(), "b".into()]));
-        assert_eq!(keys(&[]), Err(InvalidKey::None));
+        assert_eq!(keys(&[]), Err(InvalidKey::NoKeys));
         assert_eq!(keys(&["a", ""]), Err(InvalidKey::Empty));
 
         let many = |count: usize| LockKeys::new((0..count).map(|number| number.to_string()));

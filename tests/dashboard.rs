@@ -64,7 +64,7 @@ impl Site {
     }
 
     async fn of(locks: &LockFactory) -> Self {
-        Self::new(Dashboard::new(locks.inspector()).router()).await
+        Self::new(Dashboard::new(locks.inspector()).allow_release().router()).await
     }
 
     async fn send(
@@ -323,7 +323,7 @@ async fn a_release_that_is_not_as_documented_is_refused_with_a_sentence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_body_is_refused_whatever_the_service_around_allows() {
     let locks = LockFactory::new(MemoryStorage::new());
-    let router = Dashboard::new(locks.inspector()).router();
+    let router = Dashboard::new(locks.inspector()).allow_release().router();
     let site = Site::new(router.layer(DefaultBodyLimit::disable())).await;
     let body = json!({ "key": "a", "reason": "r", "more": "x".repeat(17_000) });
     let answer = site.release(&body).await;
@@ -340,7 +340,10 @@ async fn a_large_body_is_refused_whatever_the_service_around_allows() {
 #[tokio::test]
 async fn other_methods_and_paths_are_refused() {
     let locks = LockFactory::new(MemoryStorage::new());
-    let app = Router::new().nest_service("/locks", Dashboard::new(locks.inspector()).router());
+    let app = Router::new().nest_service(
+        "/locks",
+        Dashboard::new(locks.inspector()).allow_release().router(),
+    );
     let site = Site::new(app).await;
     for (method, path, status, allow) in [
         ("POST", "/locks", 405, "GET,HEAD"),
@@ -359,10 +362,10 @@ async fn other_methods_and_paths_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn read_only_there_is_no_route_for_a_release() {
+async fn where_releases_are_not_allowed_there_is_no_route_for_them() {
     let locks = LockFactory::new(MemoryStorage::new());
     let held = hold(&locks, "a").await;
-    let router = Dashboard::new(locks.inspector()).read_only(true).router();
+    let router = Dashboard::new(locks.inspector()).router();
     let site = Site::new(router).await;
     for method in ["GET", "POST", "PUT", "OPTIONS"] {
         let body = r#"{"key":"a","reason":"r"}"#;
@@ -388,10 +391,15 @@ async fn it_is_served_wherever_it_is_mounted() {
     struct State;
 
     let locks = LockFactory::new(MemoryStorage::new());
-    let dashboard = || Dashboard::new(locks.inspector()).router();
+    let dashboard = || Dashboard::new(locks.inspector()).allow_release().router();
     let nested = Router::new().nest("/b", dashboard());
     // A router with a state of its own takes it as well.
-    let with_state = Router::new().nest("/c", Dashboard::new(locks.inspector()).router::<State>());
+    let with_state = Router::new().nest(
+        "/c",
+        Dashboard::new(locks.inspector())
+            .allow_release()
+            .router::<State>(),
+    );
     let app = Router::new()
         .nest("/a", nested)
         .merge(with_state.with_state(State))
@@ -423,7 +431,10 @@ async fn it_is_served_wherever_it_is_mounted() {
 #[tokio::test]
 async fn no_answer_can_be_cached_framed_or_run() {
     let locks = LockFactory::new(MemoryStorage::new());
-    let app = Router::new().nest_service("/l", Dashboard::new(locks.inspector()).router());
+    let app = Router::new().nest_service(
+        "/l",
+        Dashboard::new(locks.inspector()).allow_release().router(),
+    );
     let site = Site::new(app).await;
     for (method, path) in [
         ("GET", "/l"),
@@ -492,7 +503,7 @@ async fn the_users_own_middleware_covers_it() {
     let locks = LockFactory::new(MemoryStorage::new());
     let held = hold(&locks, "a").await;
     let body = r#"{"key":"a","reason":"r"}"#;
-    let dashboard = || Dashboard::new(locks.inspector()).router();
+    let dashboard = || Dashboard::new(locks.inspector()).allow_release().router();
 
     let layered = dashboard().layer(middleware::from_fn(refuse_strangers));
     let site = Site::new(Router::new().nest_service("/l", layered)).await;

@@ -17,7 +17,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     sync::{oneshot, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -34,6 +34,9 @@ use crate::{
 
 /// How long other processes have to answer.
 const ANSWER_TIME: Duration = Duration::from_millis(250);
+
+/// How long to wait before a message that could not be sent is sent again.
+const TELL_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a storage may list locks before it has to do with what it found.
 const SURVEY_TIME: Duration = Duration::from_secs(2);
@@ -154,40 +157,65 @@ impl Coordinator {
         self.keeper.submit(self, job);
     }
 
-    /// Takes a lock from whom it was seen with, and tells that process.
+    /// Takes a lock from whom it was seen with, and tells that process. Also whether that process
+    /// was told.
     pub(crate) async fn force_release(
         self: &Arc<Self>,
         seen: LockRecord,
-    ) -> Result<ReleaseReply, StorageError> {
+    ) -> (Result<ReleaseReply, StorageError>, bool) {
         let (name, token) = (seen.name.clone(), seen.owner.token());
         let release = Arc::clone(&self.storage).force_release(seen);
         let limit = self.limits.storage_timeout;
         let reply = timeout(limit, release)
             .await
-            .unwrap_or_else(|_| Err(late()))?;
-        if let Some(token) = token
-            && reply != ReleaseReply::NotOurs
-        {
-            self.tell_of_force(name, token).await;
-        }
-        Ok(reply)
+            .unwrap_or_else(|_| Err(late()));
+        // Without an answer it may have been done.
+        let may_be_done = match &reply {
+            Ok(reply) => *reply != ReleaseReply::NotOurs,
+            Err(error) => error.kind().is_transient(),
+        };
+        let told = match token {
+            Some(token) if may_be_done => self.tell_of_force(name, token).await,
+            _ => false,
+        };
+        (reply, told)
     }
 
-    /// Should it not hear of it, its next renewal shows it.
-    async fn tell_of_force(self: &Arc<Self>, name: LockName, token: OwnerToken) {
-        if token.inbox() == self.factory {
-            self.was_forced(&name, token.number());
-        } else {
-            let number = token.number();
-            let note = Note::ForceReleased { name, number };
-            let _ = timeout(ANSWER_TIME, self.tell(token.inbox(), &note)).await;
+    /// Whether the process of this token was told to look. Should it not hear of it, its next renewal
+    /// shows it.
+    async fn tell_of_force(self: &Arc<Self>, name: LockName, token: OwnerToken) -> bool {
+        let (inbox, number) = (token.inbox(), token.number());
+        if inbox == self.factory {
+            self.told_of_force(&name, number);
+            return true;
+        }
+        let note = Note::ForceReleased { name, number };
+        let limit = Instant::now() + self.limits.storage_timeout;
+        loop {
+            match timeout_at(limit, self.tell(inbox, &note)).await {
+                Ok(Ok(is_heard)) => return is_heard,
+                Ok(Err(error)) if error.kind().is_transient() => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+            if timeout_at(limit, sleep(TELL_AGAIN)).await.is_err() {
+                return false;
+            }
         }
     }
 
-    fn was_forced(self: &Arc<Self>, name: &LockName, number: u64) {
+    /// Anybody may say so: the lock's state has the storage asked, by the keeper.
+    fn told_of_force(self: &Arc<Self>, name: &LockName, number: u64) {
         let token = OwnerToken::new(self.factory, number);
-        if let Some(cell) = self.table.find(name) {
-            self.update(&cell, |slot| ((), slot.state.force_released(token)));
+        let Some(cell) = self.table.find(name) else {
+            return;
+        };
+        let now = self.clock.now();
+        let due = self.update(&cell, |slot| {
+            let effects = slot.state.told_of_force(token, now);
+            (slot.state.due(), effects)
+        });
+        if let Some(due) = due {
+            self.keeper.look_by(self, due);
         }
     }
 
@@ -280,7 +308,7 @@ impl Coordinator {
             }
             Some(Note::Question { .. }) | None => {}
             Some(Note::Answer { number, answer }) => self.inquiries.answered(number, answer),
-            Some(Note::ForceReleased { name, number }) => self.was_forced(&name, number),
+            Some(Note::ForceReleased { name, number }) => self.told_of_force(&name, number),
         }
     }
 

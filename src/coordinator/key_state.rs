@@ -102,6 +102,8 @@ enum Phase {
         crosses_release: bool,
         /// Since it was sent, the lock was said to be free.
         told_free: bool,
+        /// Since it was sent, the lock was said to have been given to it and taken away again.
+        told_of_force: bool,
     },
     Held(Held),
 }
@@ -124,6 +126,18 @@ struct Held {
     served: Served,
     /// Without a turn and without waiters, it is kept until then.
     idle_until: Option<Timestamp>,
+    doubt: Doubt,
+}
+
+/// Whether somebody said that the lock was taken away by force. Anybody may say so, rightly or not:
+/// what a renewal sent since then finds is believed. Nobody else begins a turn until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    No,
+    /// A renewal has to be sent, also if one is on its way: that may have been carried out before.
+    Yes,
+    /// The renewal is on its way.
+    Asked,
 }
 
 /// How much of a lease was used while others waited for it.
@@ -460,6 +474,7 @@ impl<W> KeyState<W> {
             ask_again: false,
             crosses_release: self.releasing > 0,
             told_free: false,
+            told_of_force: false,
         };
         (Step::Ask(attempt), effects)
     }
@@ -487,33 +502,40 @@ impl<W> KeyState<W> {
         now: Timestamp,
         retry_at: Timestamp,
     ) -> Effects<W> {
-        let (sent, repeated, baseline, pushed, ask_again, crosses_release) = match &mut self.phase {
-            Phase::Asking {
-                claim: asked,
-                sent,
-                repeated,
-                baseline,
-                pushed,
-                ask_again,
-                crosses_release,
-                told_free: _,
-            } if *asked == claim => (
-                *sent,
-                *repeated,
-                *baseline,
-                pushed.take(),
-                *ask_again,
-                *crosses_release,
-            ),
-            _ => {
-                debug_assert!(false, "a reply that nothing asked for");
-                return self.release(claim);
-            }
-        };
+        let (sent, repeated, baseline, pushed, ask_again, crosses_release, forced) =
+            match &mut self.phase {
+                Phase::Asking {
+                    claim: asked,
+                    sent,
+                    repeated,
+                    baseline,
+                    pushed,
+                    ask_again,
+                    crosses_release,
+                    told_free: _,
+                    told_of_force,
+                } if *asked == claim => (
+                    *sent,
+                    *repeated,
+                    *baseline,
+                    pushed.take(),
+                    *ask_again,
+                    *crosses_release,
+                    *told_of_force,
+                ),
+                _ => {
+                    debug_assert!(false, "a reply that nothing asked for");
+                    return self.release(claim);
+                }
+            };
         self.phase = Phase::Idle;
         // Otherwise nothing was learnt, and the first in the queue asks at once.
         if !matches!(outcome, Outcome::NotQueued) {
             self.landed = self.landed.wrapping_add(1);
+        }
+        // Parts without the whole are given back anyway.
+        if forced && (!self.in_parts || matches!(outcome, Outcome::Granted { .. })) {
+            return self.got_and_lost(claim, outcome, now, retry_at);
         }
 
         let mut until = retry_at;
@@ -528,10 +550,7 @@ impl<W> KeyState<W> {
                     // The reply lay somewhere for longer than the lease lasts. The next one may
                     // too, so not at once.
                     self.failures = self.failures.saturating_add(1);
-                    self.back_off(until, None, false);
-                    let mut effects = self.wake_first();
-                    effects.release = self.release(claim).release;
-                    return effects;
+                    return self.give_up(claim, until);
                 }
                 return self.hold(lease, now);
             }
@@ -580,6 +599,37 @@ impl<W> KeyState<W> {
             _ if self.queue.is_empty() => self.nobody_waits(),
             _ => self.wake_first(),
         }
+    }
+
+    /// What this attempt was given is said to have been taken away already. Its token is of no use
+    /// any more, whatever the reply is.
+    fn got_and_lost(
+        &mut self,
+        claim: Claim,
+        outcome: Outcome,
+        now: Timestamp,
+        retry_at: Timestamp,
+    ) -> Effects<W> {
+        let until = match outcome {
+            Outcome::Failed(error) => {
+                self.last_error = Some(error);
+                self.failures = self.failures.saturating_add(1);
+                retry_at
+            }
+            _ => {
+                self.last_error = None;
+                now
+            }
+        };
+        self.give_up(claim, until)
+    }
+
+    /// Gives back what this claim may have. The next attempt is a new one.
+    fn give_up(&mut self, claim: Claim, until: Timestamp) -> Effects<W> {
+        self.back_off(until, None, false);
+        let mut effects = self.wake_first();
+        effects.release = self.release(claim).release;
+        effects
     }
 
     /// An attempt at a lock in parts was not granted. What it may have got is given back, and what
@@ -666,11 +716,8 @@ impl<W> KeyState<W> {
                 });
                 match lease {
                     Some(lease) if lease.is_over(now) => {
-                        // It lay somewhere for too long. The next attempt is a new one.
-                        self.back_off(now, None, false);
-                        let mut effects = self.wake_first();
-                        effects.release = self.release(claim).release;
-                        effects
+                        // It lay somewhere for too long.
+                        self.give_up(claim, now)
                     }
                     Some(mut lease) => {
                         lease.claim = claim;
@@ -765,6 +812,7 @@ impl<W> KeyState<W> {
                 since: now,
             },
             idle_until: None,
+            doubt: Doubt::No,
         });
         if self.queue.is_empty() {
             self.nobody_waits()
@@ -822,11 +870,13 @@ impl<W> KeyState<W> {
             && next.is_some_and(|(ttl, _)| ttl == lease.claim.ttl)
             && lease.can_be_handed_over(now)
             && (unshared || in_bounds);
+        let is_sure = held.doubt == Doubt::No;
         let has_tokens = !lease.fencing_is_used_up();
-        if may_go_on && has_tokens {
+        if may_go_on && has_tokens && is_sure {
             return (Ended::Kept, self.wake_first());
         }
-        let may_idle = ended == Ended::Released && next.is_none() && unshared && has_tokens;
+        let may_idle =
+            ended == Ended::Released && next.is_none() && unshared && has_tokens && is_sure;
         if may_idle && !sharing.linger.is_zero() {
             held.idle_until = Some(now + sharing.linger);
             return (Ended::Kept, Effects::none());
@@ -864,6 +914,7 @@ impl<W> KeyState<W> {
                     ask_again: false,
                     crosses_release: false,
                     told_free: false,
+                    told_of_force: false,
                 };
                 let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
@@ -957,6 +1008,9 @@ impl<W> KeyState<W> {
             tick.effects.lost = Some(LossReason::MaxHold);
         } else if held.is_renewed() && held.lease.renewal_is_due(now) {
             held.lease.renewing = true;
+            if held.doubt == Doubt::Yes {
+                held.doubt = Doubt::Asked;
+            }
             tick.renew = Some(held.lease.claim);
         }
         tick.due = self.due();
@@ -1018,6 +1072,11 @@ impl<W> KeyState<W> {
             }
             Some(Renewed::Ours { wanted }) => {
                 held.lease.renewed(sent);
+                match held.doubt {
+                    Doubt::No => {}
+                    Doubt::Asked => held.doubt = Doubt::No,
+                    Doubt::Yes => held.lease.renew_at = now,
+                }
                 let mut effects = Effects::none();
                 effects.deadline = held.turn.map(|turn| held.lease.deadline.min(turn.until));
                 if wanted {
@@ -1026,7 +1085,13 @@ impl<W> KeyState<W> {
                 }
                 effects
             }
-            Some(Renewed::NotOurs) => self.lose(LossReason::NotOurs),
+            Some(Renewed::NotOurs) => {
+                let reason = match held.doubt {
+                    Doubt::No => LossReason::NotOurs,
+                    Doubt::Yes | Doubt::Asked => LossReason::ForceReleased,
+                };
+                self.lose(reason)
+            }
             None => {
                 held.lease.renewal_failed(now);
                 Effects::none()
@@ -1034,19 +1099,41 @@ impl<W> KeyState<W> {
         }
     }
 
-    /// Somebody had the storage take the lock from this token.
-    pub(crate) fn force_released(&mut self, token: OwnerToken) -> Effects<W> {
-        let (claim, turn) = match &self.phase {
-            Phase::Held(held) if held.lease.claim.token == token => (held.lease.claim, held.turn),
+    /// Somebody says that the storage has taken the lock from this token by force. It may be so, or
+    /// not, or not yet: the storage is asked. It may also be said before we know that we had it.
+    pub(crate) fn told_of_force(&mut self, token: OwnerToken, now: Timestamp) -> Effects<W> {
+        match &mut self.phase {
+            Phase::Held(held) if held.lease.claim.token == token => {
+                if held.turn.is_some() {
+                    held.doubt = Doubt::Yes;
+                    held.lease.renew_at = now;
+                    return Effects::none();
+                }
+                // Nobody uses it: it costs little to take it anew.
+                let claim = held.lease.claim;
+                let mut effects = self.lose(LossReason::ForceReleased);
+                effects.release = self.release(claim).release;
+                effects
+            }
+            // The reply has been overtaken.
+            Phase::Asking {
+                claim,
+                told_of_force,
+                ..
+            } if claim.token == token => {
+                *told_of_force = true;
+                Effects::none()
+            }
+            // And so has the message that gave it. In parts, what this claim had is given back.
+            Phase::BackOff {
+                open: Some(open), ..
+            } if open.claim.token == token && !self.in_parts => {
+                let claim = open.claim;
+                self.give_up(claim, now)
+            }
             // Given back, or lost, meanwhile.
-            _ => return Effects::none(),
-        };
-        let mut effects = self.lose(LossReason::ForceReleased);
-        // With a turn, its end brings the release. Anybody may have said that the lock was taken.
-        if turn.is_none() {
-            effects.release = self.release(claim).release;
+            _ => Effects::none(),
         }
-        effects
     }
 
     /// Takes the wakers of all waiters, so that each looks at the world again.

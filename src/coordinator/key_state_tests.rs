@@ -1090,39 +1090,88 @@ fn not_ours_is_lost_at_once() {
     assert_eq!(key.done(turn), (Ended::Lost, Told::release(turn.claim)));
 }
 
+impl Key {
+    fn told_of_force(&mut self, claim: Claim) -> Told {
+        self.state.told_of_force(claim.token, self.now).into()
+    }
+}
+
 #[test]
-fn a_lock_that_is_taken_away_is_lost_at_once_and_its_waiters_ask_anew() {
+fn whoever_is_told_that_its_lock_was_taken_away_asks_the_storage_at_once() {
     let (mut key, turn) = Key::held();
     let a = key.join();
     key.sleep(a);
-    key.pass(TTL / 3);
+    assert_eq!(key.told_of_force(turn.claim), Told::nothing());
+    assert_eq!(key.state.due(), Some(key.now));
     let (renewal, _) = key.tick();
-    let sent = key.now;
-    let told: Told = key.state.force_released(turn.claim.token).into();
-    assert_eq!(told, Told::lost(LossReason::ForceReleased).and_wake(a));
+    assert_eq!(renewal, Some(turn.claim));
+    assert_eq!(
+        key.renewed(turn.claim, key.now, Some(Renewed::NotOurs)),
+        Told::lost(LossReason::ForceReleased).and_wake(a)
+    );
     // For a holder that gives it back before it is told.
     assert_eq!(key.state.loss(turn.claim), Some(LossReason::ForceReleased));
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
     // Told again, it is no news.
-    let told: Told = key.state.force_released(turn.claim.token).into();
-    assert_eq!(told, Told::nothing());
-    // A renewal that was on its way may have been carried out first, and means nothing any more.
-    assert_eq!(renewal, Some(turn.claim));
-    let told = key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false }));
-    assert_eq!(told, Told::release(turn.claim));
+    assert_eq!(key.told_of_force(turn.claim), Told::nothing());
     assert_eq!(key.done(turn), (Ended::Lost, Told::release(turn.claim)));
+}
+
+#[test]
+fn who_is_told_wrong_that_its_lock_was_taken_away_keeps_it() {
+    let (mut key, turn) = Key::held();
+    key.told_of_force(turn.claim);
+    key.tick();
+    let sent = key.now;
+    let told = key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false }));
+    assert_eq!(told.lost, None);
+    assert!(key.state.due() > Some(key.now));
+    // What is found later has nothing to do with it.
+    key.pass(TTL / 3);
+    key.tick();
+    let told = key.renewed(turn.claim, key.now, Some(Renewed::NotOurs));
+    assert_eq!(told, Told::lost(LossReason::NotOurs));
+}
+
+#[test]
+fn a_renewal_that_was_sent_before_the_word_says_nothing_about_it() {
+    let (mut key, turn) = Key::held();
+    key.pass(TTL / 3);
+    let (renewal, _) = key.tick();
+    assert_eq!(renewal, Some(turn.claim));
+    key.told_of_force(turn.claim);
+    let sent = key.now;
+    key.renewed(turn.claim, sent, Some(Renewed::Ours { wanted: false }));
+    assert_eq!(key.state.due(), Some(key.now));
+    let (renewal, _) = key.tick();
+    assert_eq!(renewal, Some(turn.claim));
+    let told = key.renewed(turn.claim, key.now, Some(Renewed::NotOurs));
+    assert_eq!(told, Told::lost(LossReason::ForceReleased));
 }
 
 #[test]
 fn a_lock_that_is_taken_away_is_that_of_one_lease_only() {
     let (mut key, turn) = Key::held();
     let other = OwnerToken::new(1, turn.claim.token.number() + 1);
-    let told: Told = key.state.force_released(other).into();
+    let told: Told = key.state.told_of_force(other, key.now).into();
     assert_eq!(told, Told::nothing());
+    assert!(key.state.due() > Some(key.now));
     let next = key.hand_over(turn);
     assert_eq!(next.claim, turn.claim);
-    let told: Told = key.state.force_released(turn.claim.token).into();
-    assert_eq!(told, Told::lost(LossReason::ForceReleased));
+    key.told_of_force(turn.claim);
+    assert_eq!(key.state.due(), Some(key.now));
+}
+
+#[test]
+fn a_lease_in_doubt_is_not_handed_on() {
+    let (mut key, turn) = Key::held();
+    let a = key.join();
+    key.sleep(a);
+    key.told_of_force(turn.claim);
+    let (ended, told) = key.done(turn);
+    assert_eq!(ended, Ended::Released);
+    assert_eq!(told.release, Told::release(turn.claim).release);
+    assert_ne!(key.ask(a).claim.token, turn.claim.token);
 }
 
 #[test]
@@ -1131,9 +1180,35 @@ fn a_lease_without_a_turn_that_is_taken_away_is_given_back_all_the_same() {
     let a = key.join();
     key.sleep(a);
     assert_eq!(key.done(turn), (Ended::Kept, Told::wake(a)));
-    let told: Told = key.state.force_released(turn.claim.token).into();
+    let told = key.told_of_force(turn.claim);
     assert_eq!(told.release, Told::release(turn.claim).release);
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
+}
+
+#[test]
+fn a_lock_that_is_taken_away_before_its_grant_is_heard_of_is_never_entered() {
+    for outcome in [
+        Outcome::Granted {
+            wanted: false,
+            fencing: None,
+        },
+        Outcome::Denied {
+            holder_ttl: Some(TTL),
+            queued: None,
+        },
+        Outcome::NotQueued,
+    ] {
+        let mut key = Key::new();
+        let a = key.join();
+        let attempt = key.ask(a);
+        assert_eq!(key.told_of_force(attempt.claim), Told::nothing());
+        let told: Told = key
+            .state
+            .replied(attempt.claim, outcome, key.now, key.now + TTL)
+            .into();
+        assert_eq!(told.release, Told::release(attempt.claim).release);
+        assert_ne!(key.ask(a).claim.token, attempt.claim.token);
+    }
 }
 
 #[test]

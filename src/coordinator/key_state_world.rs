@@ -41,8 +41,10 @@ enum Event {
     },
     Tick(usize),
     Revoke(usize),
-    /// The process is told, truly or not, that its lock was taken from it by force.
-    Forced(usize),
+    /// The storage takes the lock from whoever has it, and says so.
+    Force,
+    /// The process is told so by somebody who makes it up.
+    Lie(usize),
     WakeAll(usize),
     /// The storage gets a message.
     Arrive(u8),
@@ -120,7 +122,8 @@ fn event() -> impl Strategy<Value = Event> {
         8 => whose.prop_map(|(process, pick)| Event::TurnDone { process, pick }),
         5 => process.clone().prop_map(Event::Tick),
         1 => process.clone().prop_map(Event::Revoke),
-        1 => process.clone().prop_map(Event::Forced),
+        2 => Just(Event::Force),
+        1 => process.clone().prop_map(Event::Lie),
         1 => process.clone().prop_map(Event::WakeAll),
         4 => pick.prop_map(Event::Arrive),
         14 => (pick, how, 0..200_u8)
@@ -224,7 +227,8 @@ fn events(kind: Kind) -> impl Strategy<Value = Vec<Event>> {
         Event::Deliver { pick, .. } | Event::Lose(pick) if kind.calm => {
             Event::Deliver { pick, again: false }
         }
-        Event::Reach(process, _) | Event::Forced(process) if kind.calm => Event::Tick(process),
+        Event::Reach(process, _) | Event::Lie(process) if kind.calm => Event::Tick(process),
+        Event::Force if kind.calm => Event::Tick(0),
         event => event,
     });
     let breaks = prop_oneof![
@@ -292,6 +296,8 @@ struct Process {
     given_back: HashSet<OwnerToken>,
     /// Tokens that a message has granted the lock to.
     granted: HashSet<OwnerToken>,
+    /// Tokens that it was told, rightly, to have been taken away.
+    taken: HashSet<OwnerToken>,
     /// Tokens that have the lock by a message and by no round trip yet.
     unconfirmed: HashSet<OwnerToken>,
     /// Whether the storage's messages reach it.
@@ -340,6 +346,8 @@ struct Standing {
 enum Push {
     Granted(PushedGrant),
     Wanted,
+    /// Of another process: it may overtake the others.
+    Forced(OwnerToken),
 }
 
 #[derive(Debug)]
@@ -374,7 +382,7 @@ struct World {
     last_order: u64,
     /// The place of the lease that was entered last.
     entered: (u64, Option<OwnerToken>),
-    /// Who had the lock when the storage forgot it.
+    /// Who had the lock when the storage forgot it, or when it was taken away.
     forgotten: HashSet<OwnerToken>,
     /// The last fencing token that the storage gave. It does not forget that.
     last_fencing: u64,
@@ -414,6 +422,7 @@ impl World {
             queued: HashSet::new(),
             given_back: HashSet::new(),
             granted: HashSet::new(),
+            taken: HashSet::new(),
             unconfirmed: HashSet::new(),
             is_reached: kind.listens,
             listens: kind.listens,
@@ -613,6 +622,28 @@ impl World {
         self.messages[message].answer = Some(answer);
     }
 
+    fn force(&mut self) {
+        let Some((token, _)) = self.owner() else {
+            return;
+        };
+        self.forgotten.insert(token);
+        self.owner = None;
+        self.pass_on(None);
+        let process = process_of(token);
+        if self.processes[process].is_reached {
+            self.pushes.push((process, Push::Forced(token)));
+        }
+    }
+
+    fn tell_of_force(&mut self, index: usize, token: OwnerToken) {
+        let process = &mut self.processes[index];
+        let effects = process.state.told_of_force(token, self.now);
+        if let Some(due) = process.state.due() {
+            process.look_by = Some(process.look_by.map_or(due, |at| at.min(due)));
+        }
+        self.carry_out(index, effects);
+    }
+
     fn restart(&mut self, by: Duration) {
         self.was_in_trouble = true;
         self.forgotten.extend(self.owner().map(|(token, _)| token));
@@ -671,6 +702,10 @@ impl World {
             Push::Wanted => {
                 let effects = process.state.wanted(now);
                 return self.carry_out(index, effects);
+            }
+            Push::Forced(token) => {
+                process.taken.insert(token);
+                return self.tell_of_force(index, token);
             }
         };
         let token = grant.token;
@@ -802,6 +837,8 @@ impl World {
                 let token = granted.claim.token;
                 let is_out = process.given_back.contains(&token);
                 assert!(!is_out, "a token on its way out was used");
+                let is_taken = process.taken.contains(&token);
+                assert!(!is_taken, "a lock that was taken away was entered");
                 process.queued.remove(&token);
                 let place = (self.order[&token], Some(token));
                 let in_order = place.0 > self.entered.0 || place == self.entered;
@@ -1050,11 +1087,16 @@ impl World {
             }
             Event::Tick(process) => self.tick(process),
             Event::Revoke(process) => self.revoke(process),
-            Event::Forced(process) => {
-                let state = &mut self.processes[process].state;
-                if let Some(owner) = state.owner() {
-                    let effects = state.force_released(owner);
-                    self.carry_out(process, effects);
+            Event::Force => self.force(),
+            Event::Lie(process) => {
+                let token = match &self.processes[process].state.phase {
+                    Phase::Held(held) => Some(held.lease.claim.token),
+                    Phase::Asking { claim, .. } => Some(claim.token),
+                    Phase::BackOff { open, .. } => open.map(|open| open.claim.token),
+                    Phase::Idle => None,
+                };
+                if let Some(token) = token {
+                    self.tell_of_force(process, token);
                 }
             }
             Event::WakeAll(process) => {

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `? <inbox> <number> <key> ..` | a question: what do you know of these locks? The answer goes to that inbox. |
 //! | `! <number> <label> <details> ..` | the answer to it, in the order of its keys |
-//! | `x <key> <number>` | the lock that your token with this number had was taken from it by force |
+//! | `x <key> <number>` | the lock that your token with this number had was taken from it by force: look for yourself |
 //!
 //! Anybody who may send messages can send anything, so what is not exactly this is nothing, and
 //! what can be asked at once is bounded, and with it the answer.

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use super::Shared;
 use crate::{
-    error::StorageError,
+    error::{ForceReleaseError, StorageError},
     inspect::{LockInfo, LockInspector, Process, Snapshot, Waiting},
     key::LockKey,
 };
@@ -79,23 +79,15 @@ impl Locks {
             status: StatusCode::BAD_REQUEST,
             why: invalid.to_string(),
         })?;
-        if let Some(token) = wanted.fencing_token {
+        let (inspector, reason) = (&self.inspector, wanted.reason.trim());
+        let released = match wanted.fencing_token {
             // Whoever clicked saw this holder, some seconds ago.
-            let now = self.inspector.lock(&key).await?;
-            if now
-                .and_then(|lock| lock.fencing_token)
-                .is_some_and(|now| now != token)
-            {
-                return Err(Refusal {
-                    status: StatusCode::CONFLICT,
-                    why: "the lock has another holder by now: nothing was done".into(),
-                });
-            }
-        }
-        let released = self
-            .inspector
-            .force_release(&key, wanted.reason.trim())
-            .await;
+            Some(token) => inspector.force_release_if(&key, token, reason).await,
+            None => inspector
+                .force_release(&key, reason)
+                .await
+                .map_err(ForceReleaseError::from),
+        };
         *self.last.lock().await = None;
         Ok(released?.is_some())
     }
@@ -189,10 +181,14 @@ struct Refusal {
     why: String,
 }
 
-impl From<StorageError> for Refusal {
-    fn from(error: StorageError) -> Self {
+impl From<ForceReleaseError> for Refusal {
+    fn from(error: ForceReleaseError) -> Self {
+        let status = match error {
+            ForceReleaseError::OtherHolder => StatusCode::CONFLICT,
+            ForceReleaseError::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
         Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
+            status,
             why: error.to_string(),
         }
     }

@@ -1,8 +1,9 @@
 //! A page for people on call: who holds which lock, for how long, who waits, and a button that takes
 //! a lock away. An axum router (feature `dashboard`).
 //!
-//! It has no login of its own. **Whoever reaches it sees all keys and can take any lock away**, so put
-//! your own middleware around it before you nest it:
+//! It has no login of its own. **Whoever reaches it sees all keys and, where you
+//! [allow it](Dashboard::allow_release), can take any lock away**, so put your own middleware around it
+//! before you nest it:
 //!
 //! ```
 //! use axum::{
@@ -29,6 +30,7 @@
 //!
 //! let locks = LockFactory::new(MemoryStorage::new());
 //! let dashboard: Router = Dashboard::new(locks.inspector())
+//!     .allow_release()
 //!     .router()
 //!     .layer(axum::middleware::from_fn(people_on_call));
 //! let app: Router = Router::new().nest_service("/admin/locks", dashboard);
@@ -45,7 +47,7 @@
 //! |---|---|
 //! | `GET` the mount | the page: one document, nothing is loaded from elsewhere |
 //! | `GET locks.json` | [what is held](#json) |
-//! | `POST release` | takes a lock away: [`LockInspector::force_release`]. Not there if it is [read-only](Dashboard::read_only) |
+//! | `POST release` | takes a lock away: [`LockInspector::force_release`]. Only there if it is [allowed](Dashboard::allow_release) |
 //!
 //! The page asks once a second while it is looked at. However many look, the storage is asked at most
 //! twice a second by one router: an answer is shared for 500 ms.
@@ -75,8 +77,9 @@
 //!
 //! `POST release` takes `{"key": "orders/42", "reason": "its worker hangs"}`, with the key as it is
 //! in `locks.json` and a reason of up to 500 characters, and answers `{"released": true}`, or `false`
-//! if nobody held the lock. With `"fencing_token": 7` beside them the lock is left alone if its holder
-//! is known to be another one by now (409).
+//! if nobody held the lock, or it was given back at that moment. With `"fencing_token": 7` beside them
+//! the lock is taken from that holder or from nobody
+//! ([`LockInspector::force_release_if`]): if it is known to be another one by now, the answer is 409.
 //!
 //! What is refused is answered with `{"error": "a sentence"}`:
 //!
@@ -122,13 +125,14 @@ use crate::inspect::LockInspector;
 /// # use axum::Router;
 /// # use tower_distributed_lock::{LockFactory, dashboard::Dashboard, storage::MemoryStorage};
 /// # let locks = LockFactory::new(MemoryStorage::new());
-/// let to_look_at: Router = Dashboard::new(locks.inspector()).read_only(true).router();
+/// let to_look_at: Router = Dashboard::new(locks.inspector()).router();
+/// let to_work_with: Router = Dashboard::new(locks.inspector()).allow_release().router();
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Dashboard {
     inspector: LockInspector,
-    read_only: bool,
+    allow_release: bool,
     limit: usize,
 }
 
@@ -138,15 +142,15 @@ impl Dashboard {
     pub fn new(inspector: LockInspector) -> Self {
         Self {
             inspector,
-            read_only: false,
+            allow_release: false,
             limit: 1000,
         }
     }
 
-    /// Whether locks can only be looked at. Default `false`. With `true` there is no route by which
-    /// one could be taken away, and no button.
-    pub fn read_only(mut self, read_only: bool) -> Self {
-        self.read_only = read_only;
+    /// Lets whoever reaches the page take locks away. Without it there is no route for that, and no
+    /// button.
+    pub fn allow_release(mut self) -> Self {
+        self.allow_release = true;
         self
     }
 
@@ -157,7 +161,7 @@ impl Dashboard {
     }
 
     /// Makes the router. [Protect it](self), then nest it, or serve it by itself on an address of its
-    /// own.
+    /// own. It is one of axum 0.8, which is part of this crate's API with the feature `dashboard`.
     pub fn router<S>(self) -> Router<S>
     where
         S: Clone + Send + Sync + 'static,
@@ -165,14 +169,14 @@ impl Dashboard {
         let mut router = Router::new()
             .route("/", get(page::page))
             .route("/locks.json", get(api::locks));
-        if !self.read_only {
+        if self.allow_release {
             router = router.route("/release", post(api::release));
         }
         router
             .layer(DefaultBodyLimit::max(api::MAX_BODY))
             .layer(middleware::map_response(page::secure))
             .with_state(Arc::new(Shared {
-                page: page::Page::new(self.read_only),
+                page: page::Page::new(self.allow_release),
                 locks: api::Locks::new(self.inspector, self.limit),
             }))
     }

@@ -20,8 +20,8 @@ use super::{Shared, api};
 pub(super) struct Page(String);
 
 impl Page {
-    pub(super) fn new(read_only: bool) -> Self {
-        let release = if read_only { "off" } else { "on" };
+    pub(super) fn new(allow_release: bool) -> Self {
+        let release = if allow_release { "on" } else { "off" };
         let page = include_str!("page.html")
             .replace("{{release}}", release)
             .replace("{{style}}", include_str!("page.css"))
@@ -81,8 +81,8 @@ mod tests {
 
     #[test]
     fn the_page_is_whole_and_loads_nothing() {
-        for read_only in [false, true] {
-            let Page(page) = Page::new(read_only);
+        for allow_release in [false, true] {
+            let Page(page) = Page::new(allow_release);
             assert_eq!(page.matches("{{").count(), 2, "the two nonces are left");
             assert_eq!(page.matches("{{nonce}}").count(), 2);
             assert_eq!(page.matches("</script>").count(), 1);

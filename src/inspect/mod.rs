@@ -44,14 +44,19 @@
 //! # Taking a lock away
 //!
 //! [`LockInspector::force_release`] frees a lock whoever has it, and the first in the queue gets it at
-//! once. The process that had it is told at the same time: its guard is
-//! [lost](crate::error::LossReason::ForceReleased), a request under the layer is cancelled. What it
-//! has sent already is not undone, and if it stands still it does not hear; a
+//! once. The process that had it is told at the same time to look for itself. It finds that the lock
+//! is another's: its guard is [lost](crate::error::LossReason::ForceReleased), a request under the
+//! layer is cancelled. Until then, for a round trip or two, there are two holders, and for up to a
+//! third of the ttl, until the next renewal, if the word does not reach it
+//! ([`holder_told`](ForceReleased::holder_told) `false`). What it has sent already is not undone. A
 //! [fencing token](crate::LockGuard::fencing_token) is what stops its late writes, and
 //! [`lock_delay`](crate::LockFactoryBuilder::lock_delay) does not. Each is logged by
 //! `tracing` with the target `tower_distributed_lock::audit`, at the level `WARN`, with the fields
-//! `key`, `reason`, `holder` (its label) and `fencing_token`, as far as they are known, in the span of
-//! the caller.
+//! `key`, `reason`, `holder` (its label) and `fencing_token`, as far as they are known, and
+//! `holder_told`, in the span of the caller.
+//!
+//! Between a snapshot and the decision of a human the lock may have gone on to the next holder.
+//! [`LockInspector::force_release_if`] takes it from the one that was meant, or from nobody.
 //!
 //! # What it takes
 //!
@@ -60,7 +65,7 @@
 //! | [`MemoryStorage`](crate::storage::MemoryStorage) | all of it, for the factories of this process |
 //! | Redis: one server, Sentinel, Cluster | all of it; the user needs `scan` too (`storage::redis` has the line). It goes through all keys of the database in small steps, for up to 2 s; what it has found until then is the answer, with [`more`](Snapshot::more) |
 //! | [`Redlock`](crate::storage::Redlock) | a lock that a majority has; there is no queue, so waiters are in no order |
-//! | `RedisStorage::from_pool` | it cannot hear answers, so only what the server knows, and what this process does |
+//! | `RedisStorage::from_pool` | it cannot hear answers, so only what the server knows, and what this process does. Nor can it be told that its lock was taken away: it finds out at its next renewal |
 //! | your own | see [`LockStorage::survey`](crate::storage::LockStorage::survey) |
 //!
 //! Nothing here shows a token of ownership, or anything else by which a lock could be taken or freed.
@@ -76,10 +81,10 @@ use std::{
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-pub use self::snapshot::{LockInfo, Process, Snapshot, Waiting};
+pub use self::snapshot::{ForceReleased, LockInfo, Process, Snapshot, Waiting};
 use crate::{
     coordinator::{Account, Coordinator},
-    error::{StorageError, StorageErrorKind},
+    error::{ForceReleaseError, StorageError, StorageErrorKind},
     key::{KeyPrefix, LockKey, LockName},
     storage::{LockRecord, ReleaseReply},
 };
@@ -134,25 +139,28 @@ impl LockInspector {
     /// # Cancel safety
     ///
     /// It changes nothing, and can be dropped at any time.
-    pub async fn lock(&self, key: &LockKey) -> Result<Option<LockInfo>, StorageError> {
+    pub async fn get(&self, key: &LockKey) -> Result<Option<LockInfo>, StorageError> {
         match self.coordinator.look_at(&self.prefix.name(key)).await? {
             Some(record) => Ok(self.ask_about(vec![record]).await.pop()),
             None => Ok(None),
         }
     }
 
-    /// Takes a lock from whoever holds it: what it was then. `None` if nobody held it, or if it was
-    /// given back at that moment; then nothing was done.
+    /// Takes a lock from whoever holds it. `None` if nobody held it, or if it was given back at that
+    /// moment; then nothing was done.
     ///
     /// The first in the queue has it at once. The old holder is told, and nothing that it does with
     /// the lock afterwards, late or not, touches the next one's; see the [module
     /// documentation](self#taking-a-lock-away) for what it may still do. `reason` is for those who
     /// read the logs.
     ///
+    /// Takes up to 250 ms if a process does not answer, and as long as the storage needs.
+    ///
     /// # Errors
     ///
     /// [`StorageError`] if the storage cannot be asked, or cannot do it. As with every call, one that
-    /// is [transient](crate::error::StorageErrorKind::is_transient) leaves open whether it was done.
+    /// is [transient](crate::error::StorageErrorKind::is_transient) leaves open whether it was done;
+    /// the holder is told to look all the same.
     ///
     /// # Cancel safety
     ///
@@ -161,12 +169,55 @@ impl LockInspector {
         &self,
         key: &LockKey,
         reason: &str,
-    ) -> Result<Option<LockInfo>, StorageError> {
+    ) -> Result<Option<ForceReleased>, StorageError> {
+        match self.begin_force_release(key, None, reason).await? {
+            Taking::Done(released) => Ok(Some(released)),
+            Taking::NotHeld | Taking::OtherHolder => Ok(None),
+        }
+    }
+
+    /// The same, if the holder is the one with this [fencing token](LockInfo::fencing_token): for
+    /// whoever decided it by a [snapshot](Self::locks) that is some seconds old.
+    ///
+    /// What is compared is what is released: a holder that comes to the lock meanwhile by a grant of
+    /// its own keeps it. Where callers of one process hand the lock on among themselves, without the
+    /// storage, the last look is a round trip before the release, and a hand-over within that time
+    /// goes unseen. A holder that cannot say its token any more, because its process stands still or
+    /// is a client of another kind, is taken for the one that was meant.
+    ///
+    /// # Errors
+    ///
+    /// [`ForceReleaseError::OtherHolder`] if the lock has another holder by now; nothing was done.
+    /// [`ForceReleaseError::Storage`] as for [`force_release`](Self::force_release).
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`force_release`](Self::force_release).
+    pub async fn force_release_if(
+        &self,
+        key: &LockKey,
+        fencing_token: u64,
+        reason: &str,
+    ) -> Result<Option<ForceReleased>, ForceReleaseError> {
+        let meant = Some(fencing_token);
+        match self.begin_force_release(key, meant, reason).await? {
+            Taking::Done(released) => Ok(Some(released)),
+            Taking::NotHeld => Ok(None),
+            Taking::OtherHolder => Err(ForceReleaseError::OtherHolder),
+        }
+    }
+
+    async fn begin_force_release(
+        &self,
+        key: &LockKey,
+        meant: Option<u64>,
+        reason: &str,
+    ) -> Result<Taking, StorageError> {
         let (done, result) = oneshot::channel();
         let (this, key, reason) = (self.clone(), key.clone(), reason.to_owned());
         let job = async move {
             // Nobody listens if the caller has gone.
-            let _ = done.send(this.force_release_now(&key, &reason).await);
+            let _ = done.send(this.force_release_now(&key, meant, &reason).await);
         };
         // Whoever reads the log may want to know in whose request it was.
         let job = job.in_current_span();
@@ -179,27 +230,47 @@ impl LockInspector {
     async fn force_release_now(
         &self,
         key: &LockKey,
+        meant: Option<u64>,
         reason: &str,
-    ) -> Result<Option<LockInfo>, StorageError> {
+    ) -> Result<Taking, StorageError> {
         let name = self.prefix.name(key);
         let Some(record) = self.coordinator.look_at(&name).await? else {
-            return Ok(None);
+            return Ok(Taking::NotHeld);
         };
-        let info = self.ask_about(vec![record.clone()]).await.pop();
-        let released = self.coordinator.force_release(record).await;
+        let Some(mut lock) = self.ask_about(vec![record.clone()]).await.pop() else {
+            return Ok(Taking::NotHeld);
+        };
+        if meant.is_some() && lock.holder.answered && !record.queue.is_empty() {
+            // While others took their time to answer, it may have been handed on there.
+            let mut alone = record.clone();
+            alone.queue.clear();
+            let again = self.ask_about(vec![alone]).await.pop();
+            if let Some(again) = again.filter(|again| again.holder.answered) {
+                (lock.held_for, lock.fencing_token) = (again.held_for, again.fencing_token);
+            }
+        }
+        if let (Some(meant), Some(present)) = (meant, lock.fencing_token)
+            && meant != present
+        {
+            return Ok(Taking::OtherHolder);
+        }
+        let (released, holder_told) = self.coordinator.force_release(record).await;
         let log = |outcome: &str| {
-            let holder = info.as_ref().and_then(|info| info.holder.label.as_deref());
-            let fencing_token = info.as_ref().and_then(|info| info.fencing_token);
             tracing::warn!(
                 target: "tower_distributed_lock::audit",
-                key = name.key(), reason, holder, fencing_token, "{outcome}"
+                key = name.key(),
+                reason,
+                holder = lock.holder.label.as_deref(),
+                fencing_token = lock.fencing_token,
+                holder_told,
+                "{outcome}"
             );
         };
         match released {
-            Ok(ReleaseReply::NotOurs) => Ok(None),
+            Ok(ReleaseReply::NotOurs) => Ok(Taking::NotHeld),
             Ok(_) => {
                 log("lock released by force");
-                Ok(info)
+                Ok(Taking::Done(ForceReleased { lock, holder_told }))
             }
             Err(error) => {
                 if error.kind().is_transient() {
@@ -274,6 +345,13 @@ impl LockInspector {
             waiters,
         }
     }
+}
+
+/// How an attempt to take a lock away ended.
+enum Taking {
+    NotHeld,
+    OtherHolder,
+    Done(ForceReleased),
 }
 
 impl fmt::Debug for LockInspector {

@@ -37,6 +37,18 @@ pub struct LockInfo {
     pub waiters: Vec<Waiting>,
 }
 
+/// A lock that was taken away by [force](crate::inspect::LockInspector::force_release).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForceReleased {
+    /// What it was just before.
+    pub lock: LockInfo,
+    /// Whether word was sent to the process that had it. If not, nobody listens there: it has ended,
+    /// cannot be reached, cannot listen, or is a client of another kind. Then it finds out at its next
+    /// renewal.
+    pub holder_told: bool,
+}
+
 /// A process that has or wants a lock: a [`LockFactory`](crate::LockFactory), or a client of another
 /// kind.
 #[derive(Clone, Debug, PartialEq, Eq)]

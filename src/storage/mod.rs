@@ -73,6 +73,15 @@ pub use crate::key::LockName;
 ///     held by whom it was seen with, and nothing else; the first in the queue has it then, as
 ///     after any release.
 ///
+/// # Around another storage
+///
+/// A storage that passes its calls on to another, to count or delay them, has to pass on all of them,
+/// also those that have a default here: with the defaults, locks over it can be neither
+/// [inspected](crate::inspect) nor heard of. Those are [`listen`](LockStorage::listen),
+/// [`raise`](LockStorage::raise), [`survey`](LockStorage::survey), [`look`](LockStorage::look),
+/// [`force_release`](LockStorage::force_release), [`tell`](LockStorage::tell),
+/// [`is_divided`](LockStorage::is_divided) and [`settled`](LockStorage::settled).
+///
 /// # Cancel safety
 ///
 /// A call's future may be dropped at any time, and also be moved to another task half-way. Dropped
@@ -336,7 +345,7 @@ pub struct Stamp {
 }
 
 /// What comes into an [`Inbox`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Message {
     /// From now on messages arrive. Whoever waits should ask again: some may have been missed.
@@ -358,6 +367,20 @@ pub enum Message {
 impl Message {
     /// The longest text that one factory [tells](LockStorage::tell) another, in bytes.
     pub const MAX_TEXT: usize = 16 * 1024;
+}
+
+/// What another process says may have its inbox in it, which is nobody's business.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listening => f.write_str("Listening"),
+            Self::Deaf => f.write_str("Deaf"),
+            Self::Granted(grant) => f.debug_tuple("Granted").field(grant).finish(),
+            Self::Wanted(name) => f.debug_tuple("Wanted").field(name).finish(),
+            Self::Free(name) => f.debug_tuple("Free").field(name).finish(),
+            Self::Told(text) => write!(f, "Told({} bytes)", text.len()),
+        }
+    }
 }
 
 /// A lock that was given to a token in its queue. Made by [`PushedGrant::new`].

@@ -9,9 +9,11 @@ use std::{
 use axum::{Router, body::Body, http::Request, routing::get};
 use tower::ServiceExt;
 use tower_distributed_lock::{
-    DistributedLockLayer, LockKey, Unlocked, error::LossReason, inspect::LockInspector,
+    DistributedLockLayer, LockKey, Unlocked,
+    error::LossReason,
+    inspect::{ForceReleased, LockInspector},
 };
-use tracing::Instrument;
+use tracing::{Instrument, subscriber::DefaultGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
@@ -24,7 +26,7 @@ fn key() -> LockKey {
     LockKey::new("k").unwrap()
 }
 
-async fn take(inspector: &LockInspector) -> Option<tower_distributed_lock::inspect::LockInfo> {
+async fn take(inspector: &LockInspector) -> Option<ForceReleased> {
     let key = key();
     let taking = inspector.force_release(&key, "it hangs");
     within(LIMIT, "it is taken", taking).await.unwrap()
@@ -46,7 +48,9 @@ async fn a_lock_that_is_taken_away_goes_to_the_next_and_its_holder_is_told_at_on
     let third = wait_for(&three, "k");
     is_queued(&server, "k", 2).await;
 
-    let was = take(&looking.inspector()).await.unwrap();
+    let taken = take(&looking.inspector()).await.unwrap();
+    assert!(taken.holder_told);
+    let was = taken.lock;
     assert_eq!(was.key, "k");
     assert!(was_of(&was, "shop-1"), "{was:?}");
     assert!(!was.holder.answered || was.fencing_token == first.fencing_token());
@@ -78,8 +82,8 @@ async fn a_process_takes_its_own_lock_away_too() {
     let first = hold(&one, "k").await;
     let second = wait_for(&one, "k");
     eventually("it waits", LIMIT, async || one.waiters() == 1).await;
-    let was = take(&one.inspector()).await.unwrap();
-    assert!(was.holder.is_this);
+    let taken = take(&one.inspector()).await.unwrap();
+    assert!(taken.lock.holder.is_this && taken.holder_told);
     assert_eq!(
         within(LIMIT, "it is told", first.lost()).await,
         LossReason::ForceReleased
@@ -117,7 +121,7 @@ async fn a_handler_whose_lock_is_taken_away_is_cancelled() {
         .layer(layer);
     let answer = tokio::spawn(app.oneshot(Request::new(Body::empty())));
     eventually("it is held", LIMIT, async || {
-        looking.inspector().lock(&key()).await.unwrap().is_some()
+        looking.inspector().get(&key()).await.unwrap().is_some()
     })
     .await;
     listens(&server, 1).await;
@@ -144,8 +148,8 @@ async fn a_holder_that_cannot_hear_finds_out_at_its_renewal() {
     proxy.swallow_next(usize::MAX);
     proxy.black_hole();
     let started = Instant::now();
-    let was = take(&two.inspector()).await.unwrap();
-    assert!(!was.holder.answered);
+    let taken = take(&two.inspector()).await.unwrap();
+    assert!(!taken.lock.holder.answered);
     assert!(started.elapsed() < LIMIT / 4);
     let second = hold(&two, "k").await;
     proxy.swallow_next(0);
@@ -167,35 +171,46 @@ async fn another_clients_lock_is_taken_away_and_given_to_who_waits() {
     let () = server.run("SET distributed-locks:k theirs!").await;
     let waiting = wait_for(&one, "k");
     is_queued(&server, "k", 1).await;
-    let was = take(&looking.inspector()).await.unwrap();
-    assert_eq!(was.ttl, None);
+    let taken = take(&looking.inspector()).await.unwrap();
+    assert_eq!((taken.lock.ttl, taken.holder_told), (None, false));
     let guard = served(waiting).await;
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-}
-
-#[tokio::test]
-async fn what_is_begun_is_carried_through_and_logged_though_nobody_waits_for_it() {
-    let server = RedisServer::start().await;
-    let (one, looking) = (
-        factory(server.url(), "shop-1").await,
-        factory(server.url(), "on call").await,
-    );
-    let guard = hold(&one, "k").await;
-    listens(&server, 1).await;
-    let inspector = looking.inspector();
-    // Polled once.
-    let key = key();
-    let taking = inspector.force_release(&key, "impatient");
-    assert!(tokio::time::timeout(ms(0), taking).await.is_err());
-    assert_eq!(
-        within(LIMIT, "it is told", guard.lost()).await,
-        LossReason::ForceReleased
-    );
 }
 
 /// What was logged on this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn start() -> (Self, DefaultGuard) {
+        // While a test's is the only one, whoever logs on another thread finds none, and tracing
+        // remembers that nobody wants to hear of that line.
+        static ANOTHER: Once = Once::new();
+        ANOTHER.call_once(|| {
+            let deaf = tracing_subscriber::fmt().with_writer(io::sink).finish();
+            tracing::subscriber::set_global_default(deaf).unwrap();
+        });
+        let log = Self::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(log.clone())
+            .with_ansi(false)
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn audit(&self) -> Vec<String> {
+        let text = self.text();
+        let lines = text.lines().map(str::to_owned);
+        lines
+            .filter(|line| line.contains("tower_distributed_lock::audit"))
+            .collect()
+    }
+}
 
 impl io::Write for Log {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
@@ -216,22 +231,35 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 #[tokio::test]
-async fn each_lock_that_is_taken_away_is_logged_with_who_why_and_no_token() {
-    // While this test's is the only one, whoever logs on another thread finds none, and tracing
-    // remembers that nobody wants to hear of that line.
-    static ANOTHER: Once = Once::new();
-    ANOTHER.call_once(|| {
-        let deaf = tracing_subscriber::fmt().with_writer(io::sink).finish();
-        tracing::subscriber::set_global_default(deaf).unwrap();
-    });
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(log.clone())
-        .with_ansi(false)
-        .finish();
-    let _here = tracing::subscriber::set_default(subscriber);
+async fn what_is_begun_is_carried_through_and_logged_though_nobody_waits_for_it() {
+    let (log, _here) = Log::start();
+    let server = RedisServer::start().await;
+    let (one, looking) = (
+        factory(server.url(), "shop-1").await,
+        factory(server.url(), "on call").await,
+    );
+    let guard = hold(&one, "k").await;
+    listens(&server, 1).await;
+    let inspector = looking.inspector();
+    // Polled once.
+    let key = key();
+    let taking = inspector.force_release(&key, "impatient");
+    assert!(tokio::time::timeout(ms(0), taking).await.is_err());
+    assert_eq!(
+        within(LIMIT, "it is told", guard.lost()).await,
+        LossReason::ForceReleased
+    );
+    eventually("it is logged", LIMIT, async || {
+        let lines = log.audit();
+        lines.len() == 1 && lines[0].contains("lock released by force")
+    })
+    .await;
+    assert!(log.audit()[0].contains("reason=\"impatient\""));
+}
 
+#[tokio::test]
+async fn each_lock_that_is_taken_away_is_logged_with_who_why_and_no_token() {
+    let (log, _here) = Log::start();
     let server = RedisServer::start().await;
     let (one, looking) = (
         factory(server.url(), "shop-1").await,
@@ -248,17 +276,13 @@ async fn each_lock_that_is_taken_away_is_logged_with_who_why_and_no_token() {
         let span = tracing::info_span!("request", user = "ada");
         let was = take(&inspector).instrument(span).await.unwrap();
         times += 1;
-        was.holder.answered
+        was.lock.holder.answered
     })
     .await;
     assert_eq!(take(&inspector).await, None);
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let lines: Vec<_> = log
-        .lines()
-        .filter(|line| line.contains("tower_distributed_lock::audit"))
-        .collect();
+    let (lines, log) = (log.audit(), log.text());
     assert_eq!(lines.len(), times, "{log}");
-    let line = lines[times - 1];
+    let line = &lines[times - 1];
     let token = token.unwrap();
     for part in [
         "WARN",
@@ -268,6 +292,7 @@ async fn each_lock_that_is_taken_away_is_logged_with_who_why_and_no_token() {
         "reason=\"it hangs\"",
         "holder=\"shop-1\"",
         &format!("fencing_token={token}"),
+        "holder_told=true",
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Instant};
 use tower_distributed_lock::{
     LockFactory, LockKey,
     error::{InvalidSettings, StorageErrorKind},
-    storage::{MemoryStorage, RedisStorage},
+    storage::{MemoryStorage, Message, RedisStorage},
 };
 
 use super::{
@@ -93,7 +93,7 @@ async fn a_process_that_takes_no_locks_sees_those_of_others() {
     })
     .await;
     let nobodys = LockKey::new("free").unwrap();
-    assert_eq!(looking.inspector().lock(&nobodys).await.unwrap(), None);
+    assert_eq!(looking.inspector().get(&nobodys).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn locks_of_other_prefixes_and_companions_are_not_listed() {
     assert_eq!(found, BTreeSet::from(expected));
     for lock in &snapshot.locks {
         let key = LockKey::from_encoded(&lock.key).unwrap();
-        let found = dotted.inspector().lock(&key).await.unwrap().unwrap();
+        let found = dotted.inspector().get(&key).await.unwrap().unwrap();
         assert_eq!(found.key, lock.key);
     }
     let snapshot = other.inspector().locks(100).await.unwrap();
@@ -315,7 +315,7 @@ async fn nothing_that_is_shown_is_a_token_or_part_of_one() {
     let shown = format!(
         "{inspector:#?} {:#?} {:#?} {one:#?} {:#?}",
         inspector.locks(10).await.unwrap(),
-        inspector.lock(&LockKey::new("k").unwrap()).await.unwrap(),
+        inspector.get(&LockKey::new("k").unwrap()).await.unwrap(),
         inspector
             .force_release(&LockKey::new("k").unwrap(), "r")
             .await
@@ -327,6 +327,13 @@ async fn nothing_that_is_shown_is_a_token_or_part_of_one() {
         assert!(!shown.contains(&number.to_string()), "{shown}");
     }
     waiting.abort();
+}
+
+#[test]
+fn what_one_process_says_to_another_is_not_shown() {
+    let asker = format!("{:032x}", 7);
+    let message = Message::Told(format!("? {asker} 0 k"));
+    assert_eq!(format!("{message:?}"), "Told(38 bytes)");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@
     unreachable_pub
 )]
 
+mod doubt;
 mod force;
 #[path = "../kit/mod.rs"]
 mod kit;
@@ -71,7 +72,7 @@ async fn shown(
     let mut last = None;
     let limit = within(LIMIT, what, async {
         loop {
-            let info = by.inspector().lock(&key).await.unwrap();
+            let info = by.inspector().get(&key).await.unwrap();
             if let Some(info) = info
                 && as_it_should(&info)
             {

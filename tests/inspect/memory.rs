@@ -33,8 +33,9 @@ async fn locks_in_memory_are_shown_and_taken_away() {
     assert!(snapshot.more && snapshot.locks.is_empty());
 
     let key = LockKey::new("k").unwrap();
-    let was = looking.inspector().force_release(&key, "r").await.unwrap();
-    assert!(was_of(&was.unwrap(), "one"));
+    let taken = looking.inspector().force_release(&key, "r").await.unwrap();
+    let taken = taken.unwrap();
+    assert!(was_of(&taken.lock, "one") && taken.holder_told);
     assert_eq!(
         within(LIMIT, "it is told", first.lost()).await,
         LossReason::ForceReleased
@@ -112,7 +113,7 @@ async fn what_a_process_says_of_another_grant_is_not_taken_for_this_one() {
     let one = labelled(Stale(MemoryStorage::new()), "one");
     let guard = hold(&one, "k").await;
     let key = LockKey::new("k").unwrap();
-    let info = one.inspector().lock(&key).await.unwrap().unwrap();
+    let info = one.inspector().get(&key).await.unwrap().unwrap();
     assert_eq!(label(&info.holder), "one");
     assert_eq!((info.held_for, info.fencing_token), (None, None));
     // It has the lock by another grant, which is nobody's business here.
@@ -131,7 +132,7 @@ async fn a_storage_that_cannot_be_inspected_says_so() {
     let inspector = one.inspector();
     let errors = [
         inspector.locks(1).await.unwrap_err(),
-        inspector.lock(&key).await.unwrap_err(),
+        inspector.get(&key).await.unwrap_err(),
         inspector.force_release(&key, "r").await.unwrap_err(),
     ];
     for error in errors {

@@ -37,8 +37,9 @@ async fn it_is_shown_and_taken_away([one, two, looking]: [&LockFactory; 3], key:
     assert_eq!(listed.waiters.len(), 1);
 
     let name = LockKey::new(key).unwrap();
-    let was = looking.inspector().force_release(&name, "r").await.unwrap();
-    assert!(was_of(&was.unwrap(), "one"));
+    let taken = looking.inspector().force_release(&name, "r").await.unwrap();
+    let taken = taken.unwrap();
+    assert!(was_of(&taken.lock, "one") && taken.holder_told);
     let reason = within(LIMIT, "it is told", first.lost()).await;
     assert_eq!(reason, LossReason::ForceReleased);
     let second = served(second).await;
@@ -145,7 +146,7 @@ async fn locks_that_a_majority_has_are_shown_and_taken_away() {
     let keys: Vec<_> = snapshot.locks.iter().map(|lock| &*lock.key).collect();
     assert_eq!(keys, ["most"]);
     let few = LockKey::new("few").unwrap();
-    assert_eq!(inspector.lock(&few).await.unwrap(), None);
+    assert_eq!(inspector.get(&few).await.unwrap(), None);
     assert_eq!(inspector.force_release(&few, "r").await.unwrap(), None);
     // Another client's, and only where it is that one's.
     let most = LockKey::new("most").unwrap();
@@ -154,7 +155,7 @@ async fn locks_that_a_majority_has_are_shown_and_taken_away() {
         servers[0].run::<String>("GET distributed-locks:most").await,
         "y"
     );
-    assert_eq!(inspector.lock(&most).await.unwrap(), None);
+    assert_eq!(inspector.get(&most).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -200,8 +201,8 @@ async fn over_a_pool_of_ones_own_it_shows_what_the_server_knows() {
     assert_eq!((b.waiters.len(), b.waiters[0].callers), (1, None));
     // It can tell others, though it hears nothing.
     let key = LockKey::new("a").unwrap();
-    let was = pooled.inspector().force_release(&key, "r").await.unwrap();
-    assert!(was.is_some());
+    let taken = pooled.inspector().force_release(&key, "r").await.unwrap();
+    assert!(taken.unwrap().holder_told);
     let reason = within(LIMIT, "it is told", first.lost()).await;
     assert_eq!(reason, LossReason::ForceReleased);
     // And its own waiters, which poll.

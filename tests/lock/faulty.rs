@@ -15,8 +15,8 @@ use tokio::{
 use tower_distributed_lock::{
     error::{StorageError, StorageErrorKind},
     storage::{
-        AcquireReply, AcquireRequest, LockStorage, MemoryStorage, ReleaseReply, ReleaseRequest,
-        RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, LockName, LockRecord, LockStorage, MemoryStorage,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Survey, SurveyRequest,
     },
 };
 
@@ -335,5 +335,23 @@ impl LockStorage for FaultyStorage {
         let lock = (request.name.key().to_owned(), request.token.to_text());
         self.call(Op::Release, vec![lock], self.memory.release(request))
             .await?
+    }
+
+    // Nothing of this fails. Nor does it listen: its waiters poll.
+
+    async fn survey(&self, request: &SurveyRequest) -> Result<Survey, StorageError> {
+        self.memory.survey(request).await
+    }
+
+    async fn look(&self, name: &LockName) -> Result<Option<LockRecord>, StorageError> {
+        self.memory.look(name).await
+    }
+
+    async fn force_release(&self, seen: &LockRecord) -> Result<ReleaseReply, StorageError> {
+        self.memory.force_release(seen).await
+    }
+
+    async fn tell(&self, prefix: &str, inbox: u128, text: &str) -> Result<bool, StorageError> {
+        self.memory.tell(prefix, inbox, text).await
     }
 }

@@ -48,7 +48,7 @@ async fn all_locks_are_taken_in_the_order_of_their_keys_and_each_once() {
 async fn what_is_no_set_is_refused() {
     let world = World::new();
     let none = world.factory.create_lock_set(Vec::<LockKey>::new());
-    assert_eq!(none.unwrap_err(), InvalidKey::None);
+    assert_eq!(none.unwrap_err(), InvalidKey::NoKeys);
     let many = (0..=LockSet::MAX_LEN).map(|key| key.to_string());
     let many = world.factory.create_lock_set(many);
     assert_eq!(many.unwrap_err(), InvalidKey::TooMany);

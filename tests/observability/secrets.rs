@@ -7,7 +7,7 @@ use super::{
     kit::{LIMIT, RedisServer, ServerOptions, eventually, no_key_is_left, within},
     *,
 };
-use tower_distributed_lock::storage::RedisStorage;
+use tower_distributed_lock::{LockKey, storage::RedisStorage};
 
 const PASSWORD: &str = "pass-that-nobody-sees";
 
@@ -48,6 +48,26 @@ async fn no_token_no_password_and_no_url_is_said_at_any_level() {
     for lock in waiting {
         within(LIMIT, "the lock", lock).await.unwrap();
     }
+    // Looked at, and taken away, by one whose inbox is nobody's business either.
+    let guard = key(&here).lock(options).await.unwrap();
+    let lock = there.create_lock("elsewhere").unwrap();
+    let elsewhere = lock.lock(options).await.unwrap();
+    let looker: String = within(LIMIT, "the looker's token", async {
+        server.run("GET distributed-locks:elsewhere").await
+    })
+    .await;
+    let looker = looker.split([':', ' ']).next().unwrap().to_owned();
+    assert!(looker.len() >= 32 && looker != token, "{looker}");
+    let inspector = there.inspector();
+    within(LIMIT, "the look", inspector.locks(10))
+        .await
+        .unwrap();
+    let wanted = LockKey::new("orders/42").unwrap();
+    let taking = inspector.force_release(&wanted, "it hangs");
+    let taken = within(LIMIT, "the lock", taking).await.unwrap();
+    assert!(taken.is_some());
+    within(LIMIT, "the word", guard.lost()).await;
+    drop((guard, elsewhere));
     // Lost to an outage, and refused by a server with another password.
     let guard = key(&here).lock(options).await.unwrap();
     server.kill();
@@ -66,11 +86,13 @@ async fn no_token_no_password_and_no_url_is_said_at_any_level() {
 
     let text = seen.text();
     assert!(text.contains("orders/42") && text.contains("lost:expired"));
+    assert!(text.contains("lock released by force"));
     let address = format!("127.0.0.1:{}", server.port());
     for secret in [
         PASSWORD,
         "another-that-nobody-sees",
         token.as_str(),
+        looker.as_str(),
         "redis://",
         address.as_str(),
     ] {

@@ -604,7 +604,7 @@ async fn a_process_that_stands_still_is_shown_not_to_answer_and_its_lock_can_be_
         .force_release(&key, "it stands still")
         .await
         .unwrap();
-    assert!(!was.unwrap().holder.answered);
+    assert!(!was.unwrap().lock.holder.answered);
     let guard = within(A_LITTLE, "the lock", waiting)
         .await
         .unwrap()

@@ -53,6 +53,7 @@ fn app(locks: &LockFactory, login: Login) -> Result<Router, BoxError> {
 
     // The login goes around all of the dashboard before it becomes a part of the service.
     let dashboard: Router = Dashboard::new(locks.inspector())
+        .allow_release()
         .router()
         .layer(axum::middleware::from_fn_with_state(login, login::demand));
 

@@ -364,7 +364,7 @@ async fn it_stands_still_while_it_is_paused_or_hidden() {
     let locks = LockFactory::new(MemoryStorage::new());
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
-    let dashboard: Router = Dashboard::new(locks.inspector()).router();
+    let dashboard: Router = Dashboard::new(locks.inspector()).allow_release().router();
     let counted = dashboard.layer(middleware::map_request(move |request: Request| {
         if request.uri().path().ends_with("/locks.json") {
             count.fetch_add(1, Ordering::Relaxed);
@@ -407,8 +407,8 @@ async fn it_stands_still_while_it_is_paused_or_hidden() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_works_wherever_it_is_mounted() {
     let locks = LockFactory::new(MemoryStorage::new());
-    let dashboard = || Dashboard::new(locks.inspector()).router();
-    let read_only: Router = Dashboard::new(locks.inspector()).read_only(true).router();
+    let dashboard = || Dashboard::new(locks.inspector()).allow_release().router();
+    let read_only: Router = Dashboard::new(locks.inspector()).router();
     let app = Router::new()
         .nest("/a", Router::new().nest("/b", dashboard()))
         .nest("/slash/", dashboard())

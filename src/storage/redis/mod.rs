@@ -470,9 +470,16 @@ impl LockStorage for RedisStorage {
 
     async fn force_release(&self, seen: &LockRecord) -> Result<ReleaseReply, StorageError> {
         let mut way = self.servers.way(&seen.name);
+        let mut was_done = None;
         loop {
             let line = way.line().await?;
-            let result = self.force_over(&line, seen).await;
+            let mut result = self.force_over(&line, seen).await;
+            // The server that took its place may have known of it, and then finds nothing to do.
+            match &mut result {
+                Ok(ReleaseReply::NotOurs) => result = Ok(was_done.unwrap_or(ReleaseReply::NotOurs)),
+                Ok(reply) => was_done = Some(*reply),
+                Err(_) => {}
+            }
             if result.is_ok() && line.is_replaced() {
                 continue;
             }
