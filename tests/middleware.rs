@@ -1004,6 +1004,46 @@ mod fencing {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_hook_of_ones_own_has_the_header_around_it() {
+        let seen = Arc::new(Mutex::new(None));
+        let sees = Arc::clone(&seen);
+        let layer = DistributedLockLayer::new(World::new().factory, path)
+            .on_reject(no_answer)
+            .on_acquired(move |_: &mut Req, lock: HeldLock| {
+                *sees.lock().unwrap() = lock.fencing_token();
+            })
+            .fencing_header(HEADER);
+        let answer = layer.layer(service_fn(tell)).oneshot(forged()).await;
+        let token = seen.lock().unwrap().unwrap();
+        assert_eq!(answer.unwrap().into_body(), (vec![token.to_string()], None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_an_inner_layer_lets_through_does_not_pass_an_outer_lock_off_as_its_own()
+    {
+        let away = LockFactory::builder(Away).clock(Clock::tokio());
+        let none = |_: &Req| None::<LockKey>;
+        let fails_open = DistributedLockLayer::new(away.build().unwrap(), path)
+            .on_storage_failure(OnStorageFailure::FailOpen)
+            .on_reject(no_answer);
+        let no_key =
+            DistributedLockLayer::new(World::new().factory, none as fn(&Req) -> Option<LockKey>)
+                .on_reject(no_answer);
+        let services = [
+            BoxCloneSyncService::new(fails_open.layer(service_fn(tell))),
+            BoxCloneSyncService::new(fails_open.fencing_header(HEADER).layer(service_fn(tell))),
+            BoxCloneSyncService::new(no_key.layer(service_fn(tell))),
+            BoxCloneSyncService::new(no_key.fencing_header(HEADER).layer(service_fn(tell))),
+        ];
+        for inner in services {
+            let outer = DistributedLockLayer::new(World::new().factory, |_: &Req| "tenant")
+                .on_reject(no_answer);
+            let answer = outer.layer(inner).oneshot(request("/a")).await.unwrap();
+            assert_eq!(answer.into_body(), (vec![], None));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_without_a_token_has_no_header_whoever_sent_it() {
         let storage = MemoryStorage::with_clock(Clock::tokio());
         let unfenced = LockFactory::builder(storage)

@@ -19,6 +19,7 @@ use crate::{
         held_lock::{HeldLock, OnAcquired},
         hold::{Hold, HoldToHead, RequestLock},
         on_reject::{OnReject, Rejection},
+        patience::shorter,
         request_key::RequestKey,
         settings::{OnLoss, OnStorageFailure, Settings},
     },
@@ -100,7 +101,10 @@ where
         key: Result<RequestKey, BoxError>,
         settings: Arc<Settings<K, R, A, H>>,
     ) -> Self {
-        let patience = || settings.on_reject.patience(&request);
+        let patience = || {
+            let (on_reject, on_acquired) = (&settings.on_reject, &settings.on_acquired);
+            shorter(on_reject.patience(&request), on_acquired.patience(&request))
+        };
         let lock = key.map_err(Rejection::InvalidKey);
         let state = match lock.and_then(|key| settings.policy.lock(&key, patience)) {
             Ok(None) => {

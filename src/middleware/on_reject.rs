@@ -194,7 +194,10 @@ pub trait OnReject<Req, Res, Err> {
     /// than that, nor longer than its [options](crate::LockOptions::max_wait) say. With 0 it is
     /// rejected at once, with [`Rejection::NotObtained`] and without asking the storage.
     ///
-    /// Default: not known. [`DefaultOnReject`] has [`client_patience`](super::client_patience).
+    /// Default: not known, which is so for closures. [`DefaultOnReject`] and
+    /// [`ProblemDetails`](super::ProblemDetails) have [`client_patience`](super::client_patience).
+    /// The other hook is [asked too](super::OnAcquired::patience); what is less counts. If neither
+    /// knows, the options alone count.
     fn patience(&self, request: &Req) -> Option<Duration> {
         let _ = request;
         None
