@@ -918,6 +918,22 @@ mod rejection {
         }
         assert_eq!(Protocol::of(&request("/")), Protocol::Http);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_is_not_answered_200_to_a_client_that_only_says_it_speaks_grpc() {
+        let world = World::new();
+        let _held = world.taken_elsewhere("/a").await;
+        let at_once = LockOptions::default().within(Duration::ZERO);
+        let lock = DistributedLockLayer::new(world.factory.clone(), path);
+        let service = lock.options(at_once).layer(ok());
+        for method in ["GET", "PUT", "DELETE", "HEAD"] {
+            let mut request = grpc("/a");
+            *request.method_mut() = method.parse().unwrap();
+            let response = service.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::LOCKED, "{method}");
+            assert!(!response.headers().contains_key("grpc-status"));
+        }
+    }
 }
 
 /// A service whose requests are no HTTP requests.

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
@@ -206,8 +206,12 @@ where
                 StateProj::Rejecting(rejecting) => {
                     let (context, rejection) = rejecting.take().unwrap_or_else(polled_again);
                     match &rejection {
-                        // A mistake in how the service is put together.
-                        Rejection::InvalidKey(_) if rejection.status().is_server_error() => {
+                        // A mistake in how the service is put together: once said is enough, or
+                        // whoever scans for paths fills the log.
+                        Rejection::InvalidKey(_)
+                            if rejection.status().is_server_error()
+                                && !settings.policy.complained.swap(true, Relaxed) =>
+                        {
                             tracing::error!(%rejection, "request rejected");
                         }
                         _ => tracing::debug!(%rejection, "request rejected"),

@@ -44,9 +44,10 @@ impl<K> DistributedLockLayer<K> {
                 on_loss: OnLoss::default(),
                 on_storage_failure: OnStorageFailure::default(),
                 await_release: false,
+                complained: Arc::default(),
             },
             key: Arc::new(key),
-            on_reject: Arc::new(DefaultOnReject),
+            on_reject: Arc::new(DefaultOnReject::new()),
             on_acquired: Arc::new(DefaultOnAcquired),
             hold: Arc::new(HoldToHead),
         };
