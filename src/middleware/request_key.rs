@@ -46,7 +46,9 @@ impl RequestKey {
         })
     }
 
-    /// The options of this request, in place of [those of the layer](super::DistributedLockLayer::options).
+    /// The options of this request, in place of [those of the layer](super::DistributedLockLayer::options),
+    /// all of them: what is not set here has its default, whatever the layer says. Build them
+    /// [from the layer's](LockOptions::to_builder) to change some alone.
     #[must_use]
     pub fn with_options(mut self, options: LockOptions) -> Self {
         self.options = Some(options);
@@ -63,7 +65,7 @@ impl RequestKey {
 
 /// What a key function may return: a [`LockKey`], owned text, several keys (an array or a `Vec` of
 /// [`LockKey`]s), a pair of one of these and [`LockOptions`], an `Option` or a `Result` of all that,
-/// or both.
+/// or both. The options replace those of the layer [wholly](RequestKey::with_options).
 ///
 /// `None` means that the request runs without a lock; an error rejects it, and so does an empty
 /// list.

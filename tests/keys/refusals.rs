@@ -12,7 +12,10 @@ use axum::{
 };
 use http::request::Parts;
 use tower::util::BoxCloneSyncService;
-use tower_distributed_lock::middleware::ProblemDetails;
+use tower_distributed_lock::{
+    error::{LockError, LossReason},
+    middleware::{DefaultOnReject, OnReject, ProblemDetails},
+};
 
 use super::*;
 
@@ -82,6 +85,40 @@ async fn problem_details_blame_the_client_for_its_own_mistakes_alone() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     let detail = invalid["detail"].as_str().unwrap();
     assert!(detail.contains("names no valid resource"), "{invalid}");
+}
+
+#[test]
+fn a_request_that_was_not_served_is_not_called_half_done() {
+    let hook = ProblemDetails::new();
+    let detail = |rejection| {
+        let context = OnReject::<_, Response<String>, Infallible>::context(&hook, &post("/a"));
+        let answer: Result<Response<String>, Infallible> =
+            OnReject::<Request, _, _>::reject(&hook, context, rejection);
+        let body: serde_json::Value = serde_json::from_str(answer.unwrap().body()).unwrap();
+        assert_eq!(body["reason"], "lock_lost");
+        body["detail"].as_str().unwrap().to_owned()
+    };
+    let waiting = Rejection::from(LockError::Lost(LossReason::Expired));
+    assert_eq!(waiting.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(detail(waiting).contains("not carried out"));
+    assert!(detail(Rejection::Lost(LossReason::Expired)).contains("may have been carried out"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_told_to_wait_no_longer_than_its_server_likes() {
+    let world = World::new();
+    let _held = world.taken_elsewhere("a").await;
+    let at_once = LockOptions::default().within(Duration::ZERO);
+    for (hook, after) in [
+        (DefaultOnReject::new(), "10"),
+        (DefaultOnReject::new().retry_after_at_most(ms(1_200)), "2"),
+    ] {
+        let lock = DistributedLockLayer::new(world.factory.clone(), |_: &Request| "a");
+        let service = lock.options(at_once).on_reject(hook).layer(Router::new());
+        let answer = service.oneshot(post("/a")).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::LOCKED);
+        assert_eq!(answer.headers()["retry-after"], after);
+    }
 }
 
 /// What was logged.
