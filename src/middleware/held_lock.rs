@@ -128,6 +128,32 @@ impl HeldLock {
     }
 }
 
+/// A handle on a lock that was taken without the layer, to give it to what takes a handle: a function
+/// that a handler shares with a background job, or a handler in a unit test.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_distributed_lock::{HeldLock, LockFactory, LockOptions, storage::MemoryStorage};
+///
+/// async fn key_of(lock: HeldLock) -> String {
+///     lock.key().to_owned()
+/// }
+///
+/// let locks = LockFactory::new(MemoryStorage::new());
+/// let guard = locks.create_lock("orders/42")?.lock(LockOptions::default()).await?;
+/// assert_eq!(key_of(HeldLock::from(&guard)).await, "orders/42");
+/// # Ok(())
+/// # }
+/// ```
+impl From<&LockGuard> for HeldLock {
+    fn from(guard: &LockGuard) -> Self {
+        Self {
+            turns: Turns::One(Arc::clone(guard.turn())),
+        }
+    }
+}
+
 impl fmt::Debug for HeldLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("HeldLock").field(&self.turns()).finish()
