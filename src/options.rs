@@ -46,6 +46,32 @@ impl LockOptions {
     pub fn builder() -> LockOptionsBuilder {
         LockOptionsBuilder {
             options: Self::default(),
+            limit: Duration::MAX,
+        }
+    }
+
+    /// Starts from these options, with all that is set in them; a limit set by [`within`](Self::within)
+    /// stays.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::LockOptions;
+    ///
+    /// let reports = LockOptions::builder().max_hold(Duration::from_secs(3600)).build()?;
+    /// let big_report = reports.to_builder().ttl(Duration::from_secs(60)).build()?;
+    /// assert_eq!(big_report.max_hold(), reports.max_hold());
+    /// # Ok::<(), tower_distributed_lock::error::InvalidOptions>(())
+    /// ```
+    pub fn to_builder(self) -> LockOptionsBuilder {
+        // What they were built with fits.
+        let wait = self.interval.saturating_mul(self.retries);
+        LockOptionsBuilder {
+            options: self,
+            limit: if self.max_wait < wait {
+                self.max_wait
+            } else {
+                Duration::MAX
+            },
         }
     }
 
@@ -104,11 +130,12 @@ impl Default for LockOptions {
     }
 }
 
-/// Builds [`LockOptions`]; made by [`LockOptions::builder`].
+/// Builds [`LockOptions`]; made by [`LockOptions::builder`] and [`LockOptions::to_builder`].
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct LockOptionsBuilder {
     options: LockOptions,
+    limit: Duration,
 }
 
 impl LockOptionsBuilder {
@@ -172,7 +199,7 @@ impl LockOptionsBuilder {
             return Err(InvalidOptions::MaxHold);
         }
         Ok(LockOptions {
-            max_wait,
+            max_wait: max_wait.min(self.limit),
             ..options
         })
     }
@@ -191,6 +218,27 @@ mod tests {
             (options.retries(), options.interval()),
             (3, Duration::from_secs(1))
         );
+    }
+
+    #[test]
+    fn options_made_of_others_keep_what_is_not_set_anew() {
+        let (s, ms) = (Duration::from_secs, Duration::from_millis);
+        let first = LockOptions::builder()
+            .ttl(s(20))
+            .interval(ms(500))
+            .retries(8)
+            .max_hold(s(3_600));
+        let first = first.build().unwrap();
+        assert_eq!(first.to_builder().build(), Ok(first));
+
+        let second = first.to_builder().ttl(s(60)).retries(2).build().unwrap();
+        assert_eq!((second.ttl(), second.max_hold()), (s(60), s(3_600)));
+        assert_eq!((second.interval(), second.max_wait()), (ms(500), s(1)));
+
+        let hurried = first.within(ms(100));
+        assert_eq!(hurried.to_builder().build(), Ok(hurried));
+        let hurried = hurried.to_builder().retries(100).build().unwrap();
+        assert_eq!(hurried.max_wait(), ms(100));
     }
 
     #[test]

@@ -918,6 +918,22 @@ mod rejection {
         }
         assert_eq!(Protocol::of(&request("/")), Protocol::Http);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_is_not_answered_200_to_a_client_that_only_says_it_speaks_grpc() {
+        let world = World::new();
+        let _held = world.taken_elsewhere("/a").await;
+        let at_once = LockOptions::default().within(Duration::ZERO);
+        let lock = DistributedLockLayer::new(world.factory.clone(), path);
+        let service = lock.options(at_once).layer(ok());
+        for method in ["GET", "PUT", "DELETE", "HEAD"] {
+            let mut request = grpc("/a");
+            *request.method_mut() = method.parse().unwrap();
+            let response = service.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::LOCKED, "{method}");
+            assert!(!response.headers().contains_key("grpc-status"));
+        }
+    }
 }
 
 /// A service whose requests are no HTTP requests.
@@ -1001,6 +1017,46 @@ mod fencing {
             last = token;
         }
         world.assert_nothing_left();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hook_of_ones_own_has_the_header_around_it() {
+        let seen = Arc::new(Mutex::new(None));
+        let sees = Arc::clone(&seen);
+        let layer = DistributedLockLayer::new(World::new().factory, path)
+            .on_reject(no_answer)
+            .on_acquired(move |_: &mut Req, lock: HeldLock| {
+                *sees.lock().unwrap() = lock.fencing_token();
+            })
+            .fencing_header(HEADER);
+        let answer = layer.layer(service_fn(tell)).oneshot(forged()).await;
+        let token = seen.lock().unwrap().unwrap();
+        assert_eq!(answer.unwrap().into_body(), (vec![token.to_string()], None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_an_inner_layer_lets_through_does_not_pass_an_outer_lock_off_as_its_own()
+    {
+        let away = LockFactory::builder(Away).clock(Clock::tokio());
+        let none = |_: &Req| None::<LockKey>;
+        let fails_open = DistributedLockLayer::new(away.build().unwrap(), path)
+            .on_storage_failure(OnStorageFailure::FailOpen)
+            .on_reject(no_answer);
+        let no_key =
+            DistributedLockLayer::new(World::new().factory, none as fn(&Req) -> Option<LockKey>)
+                .on_reject(no_answer);
+        let services = [
+            BoxCloneSyncService::new(fails_open.layer(service_fn(tell))),
+            BoxCloneSyncService::new(fails_open.fencing_header(HEADER).layer(service_fn(tell))),
+            BoxCloneSyncService::new(no_key.layer(service_fn(tell))),
+            BoxCloneSyncService::new(no_key.fencing_header(HEADER).layer(service_fn(tell))),
+        ];
+        for inner in services {
+            let outer = DistributedLockLayer::new(World::new().factory, |_: &Req| "tenant")
+                .on_reject(no_answer);
+            let answer = outer.layer(inner).oneshot(request("/a")).await.unwrap();
+            assert_eq!(answer.into_body(), (vec![], None));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
@@ -19,6 +19,7 @@ use crate::{
         held_lock::{HeldLock, OnAcquired},
         hold::{Hold, HoldToHead, RequestLock},
         on_reject::{OnReject, Rejection},
+        patience::shorter,
         request_key::RequestKey,
         settings::{OnLoss, OnStorageFailure, Settings},
     },
@@ -100,7 +101,10 @@ where
         key: Result<RequestKey, BoxError>,
         settings: Arc<Settings<K, R, A, H>>,
     ) -> Self {
-        let patience = || settings.on_reject.patience(&request);
+        let patience = || {
+            let (on_reject, on_acquired) = (&settings.on_reject, &settings.on_acquired);
+            shorter(on_reject.patience(&request), on_acquired.patience(&request))
+        };
         let lock = key.map_err(Rejection::InvalidKey);
         let state = match lock.and_then(|key| settings.policy.lock(&key, patience)) {
             Ok(None) => {
@@ -205,8 +209,12 @@ where
                 StateProj::Rejecting(rejecting) => {
                     let (context, rejection) = rejecting.take().unwrap_or_else(polled_again);
                     match &rejection {
-                        // A mistake in how the service is put together.
-                        Rejection::InvalidKey(_) if rejection.status().is_server_error() => {
+                        // A mistake in how the service is put together: once said is enough, or
+                        // whoever scans for paths fills the log.
+                        Rejection::InvalidKey(_)
+                            if rejection.status().is_server_error()
+                                && !settings.policy.complained.swap(true, Relaxed) =>
+                        {
                             tracing::error!(%rejection, "request rejected");
                         }
                         _ => tracing::debug!(%rejection, "request rejected"),

@@ -9,7 +9,10 @@ use crate::{
     coordinator::{signal::Holding, turn::Turn},
     error::LossReason,
     lock::LockGuard,
-    middleware::guards::Guards,
+    middleware::{
+        guards::Guards,
+        patience::{client_patience, shorter},
+    },
 };
 
 /// The lock under which a request runs.
@@ -125,6 +128,32 @@ impl HeldLock {
     }
 }
 
+/// A handle on a lock that was taken without the layer, to give it to what takes a handle: a function
+/// that a handler shares with a background job, or a handler in a unit test.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_distributed_lock::{HeldLock, LockFactory, LockOptions, storage::MemoryStorage};
+///
+/// async fn key_of(lock: HeldLock) -> String {
+///     lock.key().to_owned()
+/// }
+///
+/// let locks = LockFactory::new(MemoryStorage::new());
+/// let guard = locks.create_lock("orders/42")?.lock(LockOptions::default()).await?;
+/// assert_eq!(key_of(HeldLock::from(&guard)).await, "orders/42");
+/// # Ok(())
+/// # }
+/// ```
+impl From<&LockGuard> for HeldLock {
+    fn from(guard: &LockGuard) -> Self {
+        Self {
+            turns: Turns::One(Arc::clone(guard.turn())),
+        }
+    }
+}
+
 impl fmt::Debug for HeldLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("HeldLock").field(&self.turns()).finish()
@@ -145,8 +174,22 @@ pub trait OnAcquired<Req> {
 
     /// The request goes on without a lock: it has no key, or the storage could not be asked and the
     /// layer [fails open](super::OnStorageFailure::FailOpen). Does nothing unless overridden.
+    ///
+    /// A layer outside may have left the handle on its own lock in the request: whoever takes that
+    /// for this layer's lock is mistaken.
     fn on_skipped(&self, request: &mut Req) {
         let _ = request;
+    }
+
+    /// How long the client waits for its answer, if known: see
+    /// [`OnReject::patience`](super::OnReject::patience). Both hooks are asked, so that a closure in
+    /// the place of one does not make the layer forget it; what is less counts.
+    ///
+    /// Default: not known, which is so for closures and [`NoHeldLock`]. [`DefaultOnAcquired`] and
+    /// [`FencingHeader`] have [`client_patience`].
+    fn patience(&self, request: &Req) -> Option<Duration> {
+        let _ = request;
+        None
     }
 }
 
@@ -160,12 +203,23 @@ where
 }
 
 /// Puts the [`HeldLock`] into the extensions of an HTTP request.
+///
+/// There it replaces that of a layer outside: the inner service sees the lock of the innermost
+/// layer. If a request has no lock in that layer, it has no [`HeldLock`] at all.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultOnAcquired;
 
 impl<B> OnAcquired<http::Request<B>> for DefaultOnAcquired {
     fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
         request.extensions_mut().insert(lock);
+    }
+
+    fn on_skipped(&self, request: &mut http::Request<B>) {
+        request.extensions_mut().remove::<HeldLock>();
+    }
+
+    fn patience(&self, request: &http::Request<B>) -> Option<Duration> {
+        client_patience(request)
     }
 }
 
@@ -178,8 +232,8 @@ impl<Req> OnAcquired<Req> for NoHeldLock {
     fn on_acquired(&self, _: &mut Req, _: HeldLock) {}
 }
 
-/// Does what [`DefaultOnAcquired`] does, and puts the fencing token into a header of the request,
-/// for inner services that pass their headers on. Made by
+/// Does what the hook `A` does, and puts the fencing token into a header of the request, for inner
+/// services that pass their headers on. Made by
 /// [`DistributedLockLayer::fencing_header`](super::DistributedLockLayer::fencing_header).
 ///
 /// A request with [several](super::RequestKey::all) locks has the header once for each, in the order
@@ -187,29 +241,55 @@ impl<Req> OnAcquired<Req> for NoHeldLock {
 ///
 /// Whatever a client sends under that name is removed, also from requests without a lock: the inner
 /// service sees a token of the lock or none.
-#[derive(Clone, Debug)]
-pub struct FencingHeader {
+pub struct FencingHeader<A = DefaultOnAcquired> {
     name: HeaderName,
+    inner: Arc<A>,
 }
 
-impl FencingHeader {
-    pub(super) fn new(name: HeaderName) -> Self {
-        Self { name }
+impl<A> FencingHeader<A> {
+    pub(super) fn around(inner: Arc<A>, name: HeaderName) -> Self {
+        Self { name, inner }
     }
 }
 
-impl<B> OnAcquired<http::Request<B>> for FencingHeader {
+impl<A, B> OnAcquired<http::Request<B>> for FencingHeader<A>
+where
+    A: OnAcquired<http::Request<B>>,
+{
     fn on_acquired(&self, request: &mut http::Request<B>, lock: HeldLock) {
         let headers = request.headers_mut();
         headers.remove(&self.name);
         for token in lock.each().filter_map(|lock| lock.fencing_token()) {
             headers.append(self.name.clone(), token.into());
         }
-        DefaultOnAcquired.on_acquired(request, lock);
+        self.inner.on_acquired(request, lock);
     }
 
     fn on_skipped(&self, request: &mut http::Request<B>) {
         request.headers_mut().remove(&self.name);
+        self.inner.on_skipped(request);
+    }
+
+    fn patience(&self, request: &http::Request<B>) -> Option<Duration> {
+        shorter(self.inner.patience(request), client_patience(request))
+    }
+}
+
+// Written by hand: the hook is shared, so it need not be `Clone`.
+impl<A> Clone for FencingHeader<A> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<A> fmt::Debug for FencingHeader<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FencingHeader")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -22,6 +22,13 @@ use crate::{
 ///
 /// `K` is the [key function](super::key::KeyFunction), `R` the [`OnReject`](super::OnReject) and `A`
 /// the [`OnAcquired`](super::OnAcquired) hook. `H` says how long the lock is [held](super::Hold).
+///
+/// The order of the settings does not matter, but for those that go around others:
+/// [`fencing_header`](Self::fencing_header) comes after [`on_acquired`](Self::on_acquired), and
+/// [`server_timing`](Self::server_timing) after [`on_reject`](Self::on_reject) and
+/// [`hold`](Self::hold). Each of these replaces what was set before, also by the settings that are
+/// short for them ([`reject_with_error`](Self::reject_with_error),
+/// [`hold_to_body_end`](Self::hold_to_body_end)).
 pub struct DistributedLockLayer<K, R = DefaultOnReject, A = DefaultOnAcquired, H = HoldToHead> {
     settings: Settings<K, R, A, H>,
 }
@@ -37,9 +44,10 @@ impl<K> DistributedLockLayer<K> {
                 on_loss: OnLoss::default(),
                 on_storage_failure: OnStorageFailure::default(),
                 await_release: false,
+                complained: Arc::default(),
             },
             key: Arc::new(key),
-            on_reject: Arc::new(DefaultOnReject),
+            on_reject: Arc::new(DefaultOnReject::new()),
             on_acquired: Arc::new(DefaultOnAcquired),
             hold: Arc::new(HoldToHead),
         };
@@ -114,19 +122,6 @@ impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
         self.on_reject(RejectWithError::new(error))
     }
 
-    /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
-    #[must_use]
-    pub fn on_acquired<A2>(self, on_acquired: A2) -> DistributedLockLayer<K, R, A2, H> {
-        let settings = Settings {
-            policy: self.settings.policy,
-            key: self.settings.key,
-            on_reject: self.settings.on_reject,
-            on_acquired: Arc::new(on_acquired),
-            hold: self.settings.hold,
-        };
-        DistributedLockLayer { settings }
-    }
-
     /// Holds the lock to the end of the response body, for bodies that are streamed: downloads,
     /// server-sent events, gRPC streams. Default: to the response head.
     ///
@@ -175,7 +170,7 @@ impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
     /// business.
     ///
     /// It goes around [`hold`](Self::hold) and [`on_reject`](Self::on_reject) as they are set, so it
-    /// comes after them.
+    /// comes after them: an `on_reject` after it replaces both, and rejections tell nothing.
     ///
     /// ```
     /// use axum::{Router, extract::Request, routing::post};
@@ -210,17 +205,6 @@ impl<K, R, A, H> DistributedLockLayer<K, R, A, H> {
         DistributedLockLayer { settings }
     }
 
-    /// Puts nothing into requests, which may be of any type. Default: [`DefaultOnAcquired`] puts the
-    /// [`HeldLock`](super::HeldLock) into HTTP requests.
-    ///
-    /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
-    #[must_use]
-    pub fn without_held_lock(self) -> DistributedLockLayer<K, R, NoHeldLock, H> {
-        self.on_acquired(NoHeldLock)
-    }
-}
-
-impl<K, R, H> DistributedLockLayer<K, R, DefaultOnAcquired, H> {
     /// Passes the [fencing token](super::HeldLock::fencing_token) on to the inner service, as a
     /// decimal number in this header of the request. Default: it is in the request's
     /// [`HeldLock`](super::HeldLock) alone.
@@ -228,10 +212,48 @@ impl<K, R, H> DistributedLockLayer<K, R, DefaultOnAcquired, H> {
     /// What a client sends in this header is removed, under exactly this name: a backend that takes
     /// `-` and `_` for the same needs more.
     ///
-    /// This is a hook as [`on_acquired`](Self::on_acquired) sets it, and so is replaced by it.
+    /// It goes around the hook that is set, which does what it did. A hook that would drop the
+    /// header again, and so let a client's through, cannot be set after it.
     #[must_use]
-    pub fn fencing_header(self, name: HeaderName) -> DistributedLockLayer<K, R, FencingHeader, H> {
-        self.on_acquired(FencingHeader::new(name))
+    pub fn fencing_header(
+        self,
+        name: HeaderName,
+    ) -> DistributedLockLayer<K, R, FencingHeader<A>, H> {
+        let settings = Settings {
+            policy: self.settings.policy,
+            key: self.settings.key,
+            on_reject: self.settings.on_reject,
+            on_acquired: Arc::new(FencingHeader::around(self.settings.on_acquired, name)),
+            hold: self.settings.hold,
+        };
+        DistributedLockLayer { settings }
+    }
+}
+
+// Only in place of the default: another hook would be dropped without a word.
+impl<K, R, H> DistributedLockLayer<K, R, DefaultOnAcquired, H> {
+    /// What is done with a request that has its lock. Default [`DefaultOnAcquired`].
+    ///
+    /// Can be set once, and before [`fencing_header`](Self::fencing_header), which goes around it.
+    #[must_use]
+    pub fn on_acquired<A>(self, on_acquired: A) -> DistributedLockLayer<K, R, A, H> {
+        let settings = Settings {
+            policy: self.settings.policy,
+            key: self.settings.key,
+            on_reject: self.settings.on_reject,
+            on_acquired: Arc::new(on_acquired),
+            hold: self.settings.hold,
+        };
+        DistributedLockLayer { settings }
+    }
+
+    /// Puts nothing into requests, which may be of any type. Default: [`DefaultOnAcquired`] puts the
+    /// [`HeldLock`](super::HeldLock) into HTTP requests.
+    ///
+    /// This is a hook in the place of [`on_acquired`](Self::on_acquired).
+    #[must_use]
+    pub fn without_held_lock(self) -> DistributedLockLayer<K, R, NoHeldLock, H> {
+        self.on_acquired(NoHeldLock)
     }
 }
 

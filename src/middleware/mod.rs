@@ -97,8 +97,8 @@
 //! | `TooManyWaiters` | 429 Too Many Requests, `Retry-After` where known | `RESOURCE_EXHAUSTED` |
 //! | `Storage`: the storage could not be asked | 503 Service Unavailable | `UNAVAILABLE` |
 //! | `Draining`: this process shuts down | 503 Service Unavailable | `UNAVAILABLE` |
-//! | `Lost`: the lock was lost while the handler ran (see above for [streams](#streams)) | 503 Service Unavailable | `ABORTED` |
-//! | `InvalidKey`: the key function failed | 400 Bad Request, or the status of a [`KeyRejected`](key::KeyRejected) | `INVALID_ARGUMENT`, or what fits that status |
+//! | `Lost`, `LostWhileWaiting`: the lock was lost while the handler ran (see above for [streams](#streams)), or one of several before | 503 Service Unavailable | `ABORTED` |
+//! | `InvalidKey`: the key function failed | 400 Bad Request, or the status and headers of a [`KeyRejected`](key::KeyRejected) | `INVALID_ARGUMENT`, or what fits that status |
 //!
 //! [`ProblemDetails`] adds a body that says so to programs (RFC 9457). A hook of your own is a
 //! function from the rejection to the response:
@@ -110,7 +110,8 @@
 //! # let key = |_: &Request| "reports".to_owned();
 //! # let layer =
 //! DistributedLockLayer::new(factory, key).on_reject(|rejection: Rejection| {
-//!     (rejection.status(), Json([rejection.reason()])).into_response()
+//!     // The headers: `Retry-After` where known, and those of an extractor that refused.
+//!     (rejection.status(), rejection.headers(), Json([rejection.reason()])).into_response()
 //! })
 //! # ;
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(|| async {}).route_layer(layer));

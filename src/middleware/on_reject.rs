@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use crate::{
     error::{
@@ -24,9 +24,11 @@ pub enum Rejection {
     /// This process shuts down. The request was not served.
     Draining,
     /// The lock was lost while the request was being served. Its work was cut off, or ended too
-    /// late: what it has done so far is done. (Or one of several locks was lost while the request
-    /// still waited for the others; then it was not served.)
+    /// late: what it has done so far is done.
     Lost(LossReason),
+    /// One of several locks was lost while the request still waited for the others. It was not
+    /// served.
+    LostWhileWaiting(LossReason),
     /// The key function failed. The request was not served. If the error is a [`KeyRejected`], it
     /// says with which status.
     InvalidKey(BoxError),
@@ -38,11 +40,13 @@ impl Rejection {
         match self {
             Self::NotObtained(_) => StatusCode::LOCKED,
             Self::TooManyWaiters(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Storage(_) | Self::Draining | Self::Lost(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::InvalidKey(error) => match error.downcast_ref::<KeyRejected>() {
-                Some(rejected) => rejected.status(),
-                None => StatusCode::BAD_REQUEST,
-            },
+            Self::Storage(_) | Self::Draining | Self::Lost(_) | Self::LostWhileWaiting(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::InvalidKey(_) => {
+                let rejected = self.key_rejected();
+                rejected.map_or(StatusCode::BAD_REQUEST, KeyRejected::status)
+            }
         }
     }
 
@@ -52,18 +56,21 @@ impl Rejection {
         const NOT_FOUND: u8 = 5;
         const PERMISSION_DENIED: u8 = 7;
         const RESOURCE_EXHAUSTED: u8 = 8;
+        const FAILED_PRECONDITION: u8 = 9;
         const ABORTED: u8 = 10;
         const INTERNAL: u8 = 13;
         const UNAVAILABLE: u8 = 14;
         const UNAUTHENTICATED: u8 = 16;
         match self {
-            Self::NotObtained(_) | Self::Lost(_) => ABORTED,
+            Self::NotObtained(_) | Self::Lost(_) | Self::LostWhileWaiting(_) => ABORTED,
             Self::TooManyWaiters(_) => RESOURCE_EXHAUSTED,
             Self::Storage(_) | Self::Draining => UNAVAILABLE,
             Self::InvalidKey(_) => match self.status() {
                 StatusCode::UNAUTHORIZED => UNAUTHENTICATED,
                 StatusCode::FORBIDDEN => PERMISSION_DENIED,
                 StatusCode::NOT_FOUND => NOT_FOUND,
+                StatusCode::CONFLICT => ABORTED,
+                StatusCode::PRECONDITION_FAILED => FAILED_PRECONDITION,
                 StatusCode::TOO_MANY_REQUESTS => RESOURCE_EXHAUSTED,
                 StatusCode::SERVICE_UNAVAILABLE => UNAVAILABLE,
                 status if status.is_server_error() => INTERNAL,
@@ -81,7 +88,7 @@ impl Rejection {
             Self::TooManyWaiters(_) => "too_many_waiters",
             Self::Storage(_) => "storage",
             Self::Draining => "draining",
-            Self::Lost(_) => "lock_lost",
+            Self::Lost(_) | Self::LostWhileWaiting(_) => "lock_lost",
             Self::InvalidKey(_) => "invalid_key",
         }
     }
@@ -107,8 +114,52 @@ impl Rejection {
             Self::TooManyWaiters(_) => "too many requests wait for the resource",
             Self::Storage(_) => "the lock service is unavailable",
             Self::Draining => "the service is shutting down",
-            Self::Lost(_) => "the lock on the resource was lost",
-            Self::InvalidKey(_) => "the request names no valid resource",
+            Self::Lost(_) | Self::LostWhileWaiting(_) => "the lock on the resource was lost",
+            Self::InvalidKey(_) => match self.blame() {
+                Blame::Service => "the service could not tell what to lock",
+                Blame::Sender => "the request was refused",
+                Blame::Resource => "the request names no valid resource",
+            },
+        }
+    }
+
+    /// What is wrong where there is no key, by the status.
+    pub(super) fn blame(&self) -> Blame {
+        match self.status() {
+            status if status.is_server_error() => Blame::Service,
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => {
+                Blame::Resource
+            }
+            _ => Blame::Sender,
+        }
+    }
+
+    /// The headers of an HTTP answer: `Retry-After` where [known](Self::retry_after), and those of a
+    /// [`KeyRejected`].
+    ///
+    /// With the [status](Self::status) this is what [`DefaultOnReject`] answers, for a hook that has
+    /// a body of its own: `(rejection.status(), rejection.headers(), body)` is a response of axum.
+    pub fn headers(&self) -> HeaderMap {
+        self.headers_with(self.retry_after())
+    }
+
+    pub(super) fn headers_with(&self, retry_after: Option<Duration>) -> HeaderMap {
+        let mut headers = match self.key_rejected() {
+            Some(rejected) => rejected.headers().clone(),
+            None => HeaderMap::new(),
+        };
+        if let Some(after) = retry_after {
+            // Whole seconds; 0 would mean "at once".
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, seconds.max(1).into());
+        }
+        headers
+    }
+
+    fn key_rejected(&self) -> Option<&KeyRejected> {
+        match self {
+            Self::InvalidKey(error) => error.downcast_ref(),
+            _ => None,
         }
     }
 
@@ -120,6 +171,16 @@ impl Rejection {
     }
 }
 
+/// Whose mistake it is that a request has no key.
+pub(super) enum Blame {
+    /// The layer is in the wrong place, or something that the key is made with is out of order.
+    Service,
+    /// Whoever sent it may not, or not now or not like this.
+    Sender,
+    /// What it names.
+    Resource,
+}
+
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -127,7 +188,7 @@ impl fmt::Display for Rejection {
             Self::TooManyWaiters(error) => error.fmt(f),
             Self::Storage(error) => error.fmt(f),
             Self::Draining => LockError::Draining.fmt(f),
-            Self::Lost(reason) => reason.fmt(f),
+            Self::Lost(reason) | Self::LostWhileWaiting(reason) => reason.fmt(f),
             Self::InvalidKey(error) => write!(f, "no lock key in the request: {error}"),
         }
     }
@@ -152,7 +213,7 @@ impl From<LockError> for Rejection {
             LockError::TooManyWaiters(error) => Self::TooManyWaiters(error),
             LockError::Storage(error) => Self::Storage(error),
             LockError::Draining => Self::Draining,
-            LockError::Lost(reason) => Self::Lost(reason),
+            LockError::Lost(reason) => Self::LostWhileWaiting(reason),
         }
     }
 }
@@ -194,7 +255,10 @@ pub trait OnReject<Req, Res, Err> {
     /// than that, nor longer than its [options](crate::LockOptions::max_wait) say. With 0 it is
     /// rejected at once, with [`Rejection::NotObtained`] and without asking the storage.
     ///
-    /// Default: not known. [`DefaultOnReject`] has [`client_patience`](super::client_patience).
+    /// Default: not known, which is so for closures. [`DefaultOnReject`] and
+    /// [`ProblemDetails`](super::ProblemDetails) have [`client_patience`](super::client_patience).
+    /// The other hook is [asked too](super::OnAcquired::patience); what is less counts. If neither
+    /// knows, the options alone count.
     fn patience(&self, request: &Req) -> Option<Duration> {
         let _ = request;
         None
@@ -259,7 +323,27 @@ where
 /// The `grpc-timeout` of a gRPC request limits its wait: see
 /// [`client_patience`](super::client_patience).
 #[derive(Clone, Copy, Debug, Default)]
-pub struct DefaultOnReject;
+pub struct DefaultOnReject {
+    retry_after_at_most: Option<Duration>,
+}
+
+impl DefaultOnReject {
+    /// Says all that is known.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The most that clients are told to wait where the lock is known to last longer. Default: no
+    /// limit.
+    ///
+    /// What is [known](Rejection::retry_after) is when the lock runs out if its holder crashed. If
+    /// your handlers mostly take 200 ms, say a second: the lock will mostly be free by then.
+    #[must_use]
+    pub fn retry_after_at_most(mut self, limit: Duration) -> Self {
+        self.retry_after_at_most = Some(limit);
+        self
+    }
+}
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,14 +351,21 @@ pub struct DefaultOnReject;
 pub enum Protocol {
     /// Plain HTTP.
     Http,
-    /// gRPC: the `content-type` is `application/grpc`, with or without a `+format`.
+    /// gRPC: a `POST` whose `content-type` is `application/grpc`, with or without a `+format`.
+    ///
+    /// gRPC-Web has another (`application/grpc-web`), and answers of another form. Put the layer that
+    /// translates it, such as that of `tonic-web`, outside of the lock: then this is gRPC.
     Grpc,
 }
 
 impl Protocol {
     /// What the client that sent `request` speaks.
     pub fn of<B>(request: &Request<B>) -> Self {
-        Self::of_headers(request.headers())
+        // The answer is a 200 to whoever does not look for a gRPC status.
+        match *request.method() {
+            Method::POST => Self::of_headers(request.headers()),
+            _ => Self::Http,
+        }
     }
 
     pub(super) fn of_headers(headers: &HeaderMap) -> Self {
@@ -304,13 +395,17 @@ where
 
     fn reject(&self, protocol: Protocol, rejection: Rejection) -> Result<Response<RB>, E> {
         Ok(match protocol {
-            Protocol::Http => http_answer(&rejection, rejection.retry_after(), RB::default()),
+            Protocol::Http => {
+                let limit = self.retry_after_at_most.unwrap_or(Duration::MAX);
+                let after = rejection.retry_after().map(|after| after.min(limit));
+                http_answer(&rejection, after, RB::default())
+            }
             Protocol::Grpc => grpc_answer(&rejection, RB::default()),
         })
     }
 }
 
-/// The status of a rejection, with `Retry-After` if there is something to say.
+/// The status and the headers of a rejection.
 pub(super) fn http_answer<B>(
     rejection: &Rejection,
     retry_after: Option<Duration>,
@@ -318,13 +413,7 @@ pub(super) fn http_answer<B>(
 ) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = rejection.status();
-    if let Some(after) = retry_after {
-        // Whole seconds; 0 would mean "at once".
-        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, seconds.max(1).into());
-    }
+    *response.headers_mut() = rejection.headers_with(retry_after);
     response
 }
 

@@ -16,12 +16,21 @@ use crate::middleware::on_reject::Protocol;
 /// means that there is no time to wait at all: such a request is rejected without asking the
 /// storage.
 ///
-/// For an [`OnReject`](super::OnReject) of your own: return it from
-/// [`patience`](super::OnReject::patience).
+/// The hooks of a layer say it for HTTP requests unless both are replaced by some that do not:
+/// [`OnReject::patience`](super::OnReject::patience) and
+/// [`OnAcquired::patience`](super::OnAcquired::patience). A hook of your own returns it from there.
 pub fn client_patience<B>(request: &Request<B>) -> Option<Duration> {
     // Few requests carry the header, so it is looked at first.
     let timeout = grpc_timeout(request.headers())?;
     (Protocol::of(request) == Protocol::Grpc).then(|| timeout.saturating_sub(margin(timeout)))
+}
+
+/// What is less, of what is known.
+pub(super) fn shorter(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (known, None) | (None, known) => known,
+    }
 }
 
 fn margin(timeout: Duration) -> Duration {

@@ -5,7 +5,7 @@ use std::{fmt::Write, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 
 use crate::middleware::{
-    on_reject::{OnReject, Protocol, Rejection, grpc_answer, http_answer},
+    on_reject::{Blame, OnReject, Protocol, Rejection, grpc_answer, http_answer},
     patience::client_patience,
 };
 
@@ -195,8 +195,8 @@ fn title(rejection: &Rejection) -> &'static str {
         Rejection::TooManyWaiters(_) => "Too many requests wait",
         Rejection::Storage(_) => "The lock service is unavailable",
         Rejection::Draining => "The service is shutting down",
-        Rejection::Lost(_) => "The lock was lost",
-        Rejection::InvalidKey(_) => "No valid resource",
+        Rejection::Lost(_) | Rejection::LostWhileWaiting(_) => "The lock was lost",
+        Rejection::InvalidKey(_) => "No lock for the request",
     }
 }
 
@@ -219,7 +219,17 @@ fn detail(rejection: &Rejection) -> &'static str {
             "The lock was lost while the request was being served. It may have been carried out in \
              part or in full: look before you repeat it."
         }
-        Rejection::InvalidKey(_) => "The request names no valid resource. It was not carried out.",
+        Rejection::LostWhileWaiting(_) => {
+            "A lock was lost while the request waited for others. It was not carried out and can be \
+             repeated."
+        }
+        Rejection::InvalidKey(_) => match rejection.blame() {
+            Blame::Service => {
+                "The service could not tell what to lock for the request. It was not carried out."
+            }
+            Blame::Sender => "The request was refused. It was not carried out.",
+            Blame::Resource => "The request names no valid resource. It was not carried out.",
+        },
     }
 }
 

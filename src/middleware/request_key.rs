@@ -46,7 +46,9 @@ impl RequestKey {
         })
     }
 
-    /// The options of this request, in place of [those of the layer](super::DistributedLockLayer::options).
+    /// The options of this request, in place of [those of the layer](super::DistributedLockLayer::options),
+    /// all of them: what is not set here has its default, whatever the layer says. Build them
+    /// [from the layer's](LockOptions::to_builder) to change some alone.
     #[must_use]
     pub fn with_options(mut self, options: LockOptions) -> Self {
         self.options = Some(options);
@@ -61,9 +63,9 @@ impl RequestKey {
     }
 }
 
-/// What a key function may return: a [`LockKey`], owned text, several keys (an array or a `Vec` of
-/// [`LockKey`]s), a pair of one of these and [`LockOptions`], an `Option` or a `Result` of all that,
-/// or both.
+/// What a key function may return: a [`LockKey`], text, several keys (an array or a `Vec` of
+/// [`LockKey`]s or of text), a pair of one of these and [`LockOptions`], an `Option` or a `Result` of all that,
+/// or both. The options replace those of the layer [wholly](RequestKey::with_options).
 ///
 /// `None` means that the request runs without a lock; an error rejects it, and so does an empty
 /// list.
@@ -98,7 +100,7 @@ impl RequestKey {
 #[diagnostic::on_unimplemented(
     message = "a key function cannot return `{Self}`",
     label = "not a lock key",
-    note = "it returns a `LockKey`, a `String`, a `RequestKey`, an array or `Vec` of `LockKey`s, a pair of one of these \
+    note = "it returns a `LockKey`, a `String`, a `RequestKey`, an array or `Vec` of `LockKey`s or of text, a pair of one of these \
             and `LockOptions`, or an `Option` or `Result` of all that"
 )]
 pub trait IntoRequestKey {
@@ -135,16 +137,31 @@ impl IntoRequestKey for &str {
     }
 }
 
-impl IntoRequestKey for Vec<LockKey> {
+impl<T> IntoRequestKey for Vec<T>
+where
+    T: TryInto<LockKey, Error: Into<BoxError>>,
+{
     fn into_request_key(self) -> Result<RequestKey, BoxError> {
-        Ok(RequestKey::all(self)?)
+        all(self)
     }
 }
 
-impl<const N: usize> IntoRequestKey for [LockKey; N] {
+impl<const N: usize, T> IntoRequestKey for [T; N]
+where
+    T: TryInto<LockKey, Error: Into<BoxError>>,
+{
     fn into_request_key(self) -> Result<RequestKey, BoxError> {
-        Ok(RequestKey::all(self)?)
+        all(self)
     }
+}
+
+fn all<T>(keys: impl IntoIterator<Item = T>) -> Result<RequestKey, BoxError>
+where
+    T: TryInto<LockKey, Error: Into<BoxError>>,
+{
+    let keys = keys.into_iter().map(TryInto::try_into);
+    let keys: Result<Vec<_>, _> = keys.collect();
+    Ok(RequestKey::all(keys.map_err(Into::into)?)?)
 }
 
 impl<T: IntoRequestKey> IntoRequestKey for (T, LockOptions) {

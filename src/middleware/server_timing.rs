@@ -46,6 +46,10 @@ where
         self.inner.context(request)
     }
 
+    fn patience(&self, request: &Req) -> Option<Duration> {
+        self.inner.patience(request)
+    }
+
     fn reject(&self, context: R::Context, rejection: Rejection) -> Result<Response<B>, E> {
         let waited = match &rejection {
             Rejection::NotObtained(error) => Some(error.waited),

@@ -1,6 +1,10 @@
 //! What a layer is set to.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use crate::{
     error::NotObtained,
@@ -63,6 +67,8 @@ pub(super) struct Policy {
     pub(super) on_loss: OnLoss,
     pub(super) on_storage_failure: OnStorageFailure,
     pub(super) await_release: bool,
+    /// Whether the log has been told that the key function cannot work here.
+    pub(super) complained: Arc<AtomicBool>,
 }
 
 impl Policy {

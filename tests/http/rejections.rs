@@ -202,7 +202,8 @@ async fn a_hook_of_ones_own_makes_the_answer() {
         let lock = DistributedLockLayer::new(locks.clone(), path::<Body>)
             .options(at_once())
             .on_reject(|rejection: Rejection| {
-                (rejection.status(), Json([rejection.reason()])).into_response()
+                let body = Json([rejection.reason()]);
+                (rejection.status(), rejection.headers(), body).into_response()
             });
         let app = Router::new().route("/a", post(async || ()).route_layer(lock));
         let client = Client::new(version, serve(app).await);
@@ -210,5 +211,6 @@ async fn a_hook_of_ones_own_makes_the_answer() {
         let answer = client.send("POST", "/a").await;
         assert_eq!(answer.status, StatusCode::LOCKED);
         assert_eq!(answer.text, r#"["not_obtained"]"#);
+        assert_eq!(answer.header("retry-after"), Some("10"));
     }
 }

@@ -13,6 +13,7 @@ mod extractors;
 mod headers;
 mod paths;
 mod patience;
+mod refusals;
 mod several;
 
 use std::{convert::Infallible, time::Duration};

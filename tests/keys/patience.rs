@@ -1,7 +1,7 @@
 //! Clients that say how long they wait.
 
 use tokio::time::Instant;
-use tower::service_fn;
+use tower::{service_fn, util::BoxCloneSyncService};
 use tower_distributed_lock::{
     middleware::{OnReject, client_patience},
     storage::{
@@ -163,10 +163,57 @@ async fn a_hook_of_ones_own_says_how_long_its_clients_wait() {
     let world = World::new();
     let _elsewhere = world.taken_elsewhere("/a").await;
     let layer = || DistributedLockLayer::new(world.factory.clone(), key as Key).on_reject(Patient);
-    let mut request = grpc(Some("1S"));
     assert_eq!(wait_of(layer(), grpc(Some("1S"))).await, ms(900));
+    let mut request = grpc(None);
     request.headers_mut().insert("prefer-wait", 2.into());
     assert_eq!(wait_of(layer(), request).await, ms(2_000));
+    // The other hook says less.
+    let mut request = grpc(Some("1S"));
+    request.headers_mut().insert("prefer-wait", 2.into());
+    assert_eq!(wait_of(layer(), request).await, ms(900));
+}
+
+/// As a function of one's own answers.
+fn locked_out(rejection: Rejection) -> Res {
+    let mut response = Res::new(());
+    *response.status_mut() = rejection.status();
+    response
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_s_time_out_counts_whatever_the_layer_is_set_to() {
+    const HEADER: HeaderName = HeaderName::from_static("fencing-token");
+    let world = World::new();
+    let _elsewhere = world.taken_elsewhere("/a").await;
+    let lock = || DistributedLockLayer::new(world.factory.clone(), key as Key);
+    let inner = || service_fn(async |_: Req| Ok::<_, BoxError>(Res::new(())));
+    let services = [
+        BoxCloneSyncService::new(lock().layer(inner())),
+        BoxCloneSyncService::new(lock().server_timing().layer(inner())),
+        BoxCloneSyncService::new(lock().on_reject(locked_out).layer(inner())),
+        BoxCloneSyncService::new(
+            lock()
+                .on_reject(locked_out)
+                .server_timing()
+                .fencing_header(HEADER)
+                .layer(inner()),
+        ),
+        BoxCloneSyncService::new(lock().reject_with_error(|r| r).layer(inner())),
+        BoxCloneSyncService::new(lock().without_held_lock().layer(inner())),
+        BoxCloneSyncService::new(
+            lock()
+                .on_acquired(|_: &mut Req, _: HeldLock| ())
+                .layer(inner()),
+        ),
+    ];
+    for (which, service) in services.into_iter().enumerate() {
+        for (timeout, wait) in [("1S", 900), ("1m", 0)] {
+            let start = Instant::now();
+            // Some answer with an error, some with a response.
+            let _ = service.clone().oneshot(grpc(Some(timeout))).await;
+            assert_eq!(start.elapsed(), ms(wait), "{which}");
+        }
+    }
 }
 
 /// A tonic client with a time-out, and a tonic server, over a socket.

@@ -11,7 +11,7 @@ use tower::service_fn;
 use tower_distributed_lock::{
     LockSet,
     error::StorageError,
-    middleware::{OnLoss, key::ExtractorFn},
+    middleware::{IntoRequestKey, OnLoss, key::ExtractorFn},
     storage::{
         AcquireReply, AcquireRequest, LockStorage, ReleaseReply, ReleaseRequest, RenewReply,
         RenewRequest,
@@ -328,6 +328,17 @@ async fn a_request_can_have_a_ttl_and_a_wait_of_its_own() {
     assert_eq!(send(lock, post("/1/0")).await.0, StatusCode::BAD_REQUEST);
     settle().await;
     world.assert_nothing_left();
+}
+
+#[test]
+fn several_keys_may_be_text() {
+    let keys = ["a", "b"].map(|key| LockKey::new(key).unwrap());
+    let both = RequestKey::all(keys).unwrap();
+    assert_eq!(["b", "a"].into_request_key().unwrap(), both);
+    let owned = vec!["b".to_owned(), "a".to_owned()];
+    assert_eq!(owned.into_request_key().unwrap(), both);
+    let error = ["a", ""].into_request_key().unwrap_err();
+    assert!(error.is::<InvalidKey>());
 }
 
 /// A function of extractors is one wherever it is written.

@@ -1,5 +1,11 @@
 //! What can be moved and shared.
 
+use tower_distributed_lock::{
+    HeldLock, LockSet, LockSetFuture, LockSetGuard,
+    inspect::LockInspector,
+    middleware::{HeldBody, Rejection, RequestLock},
+};
+
 use super::*;
 
 #[test]
@@ -24,6 +30,15 @@ fn the_types_can_be_moved_and_shared_as_servers_need() {
     error::<InvalidSettings>();
     error::<InvalidOptions>();
     error::<LossReason>();
+
+    clone_send_sync::<LockSet>();
+    send::<LockSetFuture>();
+    send_sync::<LockSetGuard>();
+    clone_send_sync::<LockInspector>();
+    clone_send_sync::<HeldLock>();
+    send_sync::<RequestLock>();
+    send_sync::<Rejection>();
+    send::<HeldBody<axum::body::Body>>();
 
     // The futures of the guard as well.
     fn futures(guard: LockGuard, factory: LockFactory) -> [Box<dyn Send>; 2] {

@@ -34,8 +34,9 @@ use crate::{
 /// The function may return anything that is [`IntoRequestKey`]. Extractors that need the state of
 /// the router are given it by [`Extracted::with_state`].
 ///
-/// If an extractor rejects the request, so does the layer, with the extractor's status: the error is
-/// a [`KeyRejected`] with the text of its answer.
+/// If an extractor rejects the request, so does the layer, with the extractor's status and headers:
+/// the error is a [`KeyRejected`] with the text of its answer. The body is the hook's; the default has
+/// none, so the client does not see the text.
 ///
 /// # Around several routes
 ///
@@ -132,7 +133,7 @@ const WAITS: &str = "an extractor of the lock's key function has to wait for som
                      waiting can be used there (let a middleware outside of the lock's layer do the waiting, and take \
                      what it leaves in the extensions)";
 
-/// The status and the text of an extractor's answer. The text is there at once if it is there at
+/// An extractor's answer, with its body as text. The text is there at once if it is there at
 /// all.
 fn rejected(response: Response<Body>) -> KeyRejected {
     const MAX_TEXT: usize = 1024;
@@ -143,7 +144,7 @@ fn rejected(response: Response<Body>) -> KeyRejected {
         }
         _ => format!("an extractor answered {}", parts.status),
     };
-    KeyRejected::new(parts.status, text)
+    KeyRejected::new(parts.status, text).with_headers(parts.headers)
 }
 
 impl<F: Clone, T, S: Clone> Clone for Extracted<F, T, S> {

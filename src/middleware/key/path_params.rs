@@ -21,9 +21,10 @@ use crate::{error::BoxError, key::LockKey, middleware::request_key::RequestKey};
 /// axum has the parameters where the route is known: in a layer of the handler or the method
 /// (`post(pay).route_layer(lock)`), of the router (`Router::route_layer`), but not around the whole
 /// router. A parameter that is not there is a mistake in how the service is put together, so it is
-/// answered 500, and logged; the error is a [`PathParamsError`] in a [`KeyRejected`]. In
-/// `Router::layer` that is the answer to all requests to other routes, and to those that would have
-/// been 404: take [`extracted`](super::extracted()) with an `Option<Path<..>>` there.
+/// answered 500, and logged once for the layer as an error; the error is a [`PathParamsError`] in a
+/// [`KeyRejected`]. In `Router::layer` that is the answer to all requests to other routes, and to
+/// those that would have been 404: take [`extracted`](super::extracted()) with an `Option<Path<..>>`
+/// there.
 ///
 /// ```
 /// use axum::{Router, routing::post};

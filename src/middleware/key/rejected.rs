@@ -2,12 +2,12 @@
 
 use std::{error::Error as StdError, fmt};
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 
 use crate::error::BoxError;
 
-/// Why a request has no key, with the status that its client gets. Any other error of a key function
-/// is answered 400.
+/// Why a request has no key, with the status and the headers that its client gets. Any other error of
+/// a key function is answered 400.
 ///
 /// ```
 /// use http::{Request, StatusCode};
@@ -23,6 +23,7 @@ use crate::error::BoxError;
 #[derive(Debug)]
 pub struct KeyRejected {
     status: StatusCode,
+    headers: HeaderMap,
     error: BoxError,
 }
 
@@ -39,13 +40,41 @@ impl KeyRejected {
             } else {
                 StatusCode::BAD_REQUEST
             },
+            headers: HeaderMap::new(),
             error: error.into(),
         }
+    }
+
+    /// Headers for the client, such as the `WWW-Authenticate` of a 401. An error of an extractor has
+    /// those of its answer. Default: none.
+    ///
+    /// What describes a body (`Content-Type` and the like) is left out: the hook makes the body.
+    #[must_use]
+    pub fn with_headers(mut self, mut headers: HeaderMap) -> Self {
+        for of_body in [
+            header::CONTENT_TYPE,
+            header::CONTENT_LENGTH,
+            header::CONTENT_ENCODING,
+            header::CONTENT_LANGUAGE,
+            header::CONTENT_LOCATION,
+            header::CONTENT_RANGE,
+            header::TRANSFER_ENCODING,
+            header::TRAILER,
+        ] {
+            headers.remove(of_body);
+        }
+        self.headers = headers;
+        self
     }
 
     /// The HTTP status: 400 to 599.
     pub fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// The headers for the client.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     /// The error as it was given.
