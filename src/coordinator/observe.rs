@@ -95,7 +95,8 @@ const fn lost(reason: LossReason) -> &'static str {
     }
 }
 
-/// Runs code of others, which the drop of a span is as well. `None` if it panicked; the panic hook has said so.
+/// Runs code of others, which the drop of a span is as well. `None` if it panicked; the panic hook
+/// has said so.
 pub(super) fn tell<R>(told: impl FnOnce() -> R) -> Option<R> {
     catch_unwind(AssertUnwindSafe(told)).ok()
 }

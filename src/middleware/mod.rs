@@ -28,15 +28,15 @@
 //!
 //! # The path of a request
 //!
-//! 1. The [key function](key) sees the request. [No key](RequestKey): the request runs without a lock. An
-//!    error: it is rejected.
+//! 1. The [key function](key) sees the request. [No key](RequestKey): the request runs without a
+//!    lock. An error: it is rejected.
 //! 2. The request waits for the lock, for as long as the [options](crate::LockOptions) allow and the
-//!    client waits (a gRPC client [says so](client_patience)). The
-//!    inner service is not called meanwhile, though it is already reserved: do not put a
-//!    `ConcurrencyLimit` inside this layer, or requests that wait for a lock use up its permits.
+//!    client waits (a gRPC client [says so](client_patience)). The inner service is not called
+//!    meanwhile, though it is already reserved: do not put a `ConcurrencyLimit` inside this layer,
+//!    or requests that wait for a lock use up its permits.
 //! 3. The inner service is called, in the `tracing` span of its lock, which has the key: so what it
-//!    logs has it too. The request carries a [`HeldLock`] in its extensions, and by
-//!    choice the fencing token in a [header](DistributedLockLayer::fencing_header).
+//!    logs has it too. The request carries a [`HeldLock`] in its extensions, and by choice the
+//!    fencing token in a [header](DistributedLockLayer::fencing_header).
 //! 4. Before each poll of the response future the lock's deadline is looked at. If the lock is
 //!    lost, the future is dropped and the request rejected (or the handler is only told, see
 //!    [`OnLoss`]).
