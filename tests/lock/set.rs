@@ -443,7 +443,8 @@ async fn who_waits_for_one_of_them_does_not_wait_for_the_answer_about_another() 
     valve.open();
     drop(other.await.unwrap().unwrap());
     let here = here.await.unwrap().unwrap();
-    assert!(since.elapsed() < ms(100), "{:?}", since.elapsed());
+    // An interval, should the word come before the place is known; not the time-out of the other.
+    assert!(since.elapsed() <= ms(100), "{:?}", since.elapsed());
     assert!(here.is_held());
     drop(unlocking);
 }
