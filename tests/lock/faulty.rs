@@ -15,7 +15,7 @@ use tokio::{
 use tower_distributed_lock::{
     error::{StorageError, StorageErrorKind},
     storage::{
-        AcquireReply, AcquireRequest, LockName, LockRecord, LockStorage, MemoryStorage,
+        AcquireReply, AcquireRequest, Inbox, LockName, LockRecord, LockStorage, MemoryStorage,
         ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Survey, SurveyRequest,
     },
 };
@@ -198,6 +198,7 @@ pub struct FaultyStorage {
     memory: MemoryStorage,
     script: Arc<Mutex<Script>>,
     called: Arc<Notify>,
+    listens: bool,
 }
 
 impl FaultyStorage {
@@ -206,6 +207,16 @@ impl FaultyStorage {
             memory,
             script: Arc::default(),
             called: Arc::default(),
+            listens: false,
+        }
+    }
+
+    /// The same with messages, which nothing holds up.
+    pub fn listening(memory: MemoryStorage) -> Self {
+        let listens = true;
+        Self {
+            listens,
+            ..Self::new(memory)
         }
     }
 
@@ -337,7 +348,13 @@ impl LockStorage for FaultyStorage {
             .await?
     }
 
-    // Nothing of this fails. Nor does it listen: its waiters poll.
+    // Nothing of this fails.
+
+    async fn listen(&self, inbox: Inbox) {
+        if self.listens {
+            self.memory.listen(inbox).await;
+        }
+    }
 
     async fn survey(&self, request: &SurveyRequest) -> Result<Survey, StorageError> {
         self.memory.survey(request).await

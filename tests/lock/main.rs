@@ -96,7 +96,14 @@ impl World {
         setup: impl FnOnce(LockFactoryBuilder<FaultyStorage>) -> LockFactoryBuilder<FaultyStorage>,
     ) -> Self {
         let memory = MemoryStorage::with_clock(Clock::tokio());
-        let storage = FaultyStorage::new(memory.clone());
+        Self::over(FaultyStorage::new(memory.clone()), memory, setup)
+    }
+
+    fn over(
+        storage: FaultyStorage,
+        memory: MemoryStorage,
+        setup: impl FnOnce(LockFactoryBuilder<FaultyStorage>) -> LockFactoryBuilder<FaultyStorage>,
+    ) -> Self {
         let builder = LockFactory::builder(storage.clone()).clock(Clock::tokio());
         let factory = setup(builder).build().unwrap();
         Self {
@@ -104,6 +111,16 @@ impl World {
             storage,
             factory,
         }
+    }
+
+    /// Where waiters are told that the lock is theirs.
+    fn listening() -> Self {
+        let memory = MemoryStorage::with_clock(Clock::tokio());
+        Self::over(
+            FaultyStorage::listening(memory.clone()),
+            memory,
+            |builder| builder,
+        )
     }
 
     fn lock(&self) -> Lock {
