@@ -438,12 +438,14 @@ async fn who_waits_for_one_of_them_does_not_wait_for_the_answer_about_another() 
     let valve = Valve::shut();
     world.storage.next(Op::Release, Fault::sent_by(&valve));
     let since = Instant::now();
-    let unlocking = tokio::spawn(guards.unlock());
+    // Polled once, and never again.
+    let mut unlocking = tokio_test::task::spawn(guards.unlock());
+    assert!(unlocking.poll().is_pending());
     settle().await;
     valve.open();
     drop(other.await.unwrap().unwrap());
     let here = here.await.unwrap().unwrap();
     assert_eq!(since.elapsed(), Duration::ZERO);
     assert!(here.is_held());
-    assert!(!unlocking.is_finished());
+    drop(unlocking);
 }
