@@ -1,0 +1,92 @@
+//! A storage whose type is forgotten, as the coordinator and the quorum keep it.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use crossbeam_utils::CachePadded;
+
+use super::{
+    AcquireReply, AcquireRequest, Inbox, LockRecord, LockStorage, RaiseReply, RaiseRequest,
+    ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Survey, SurveyRequest,
+};
+use crate::{error::StorageError, key::LockName};
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Reply<T> = Result<T, StorageError>;
+
+/// For all who use it. Padded, because each call changes the count of references next to it, which
+/// those on other cores would otherwise have to get anew together with the storage.
+pub(crate) fn shared(storage: impl LockStorage) -> Arc<dyn DynStorage> {
+    Arc::new(CachePadded::new(storage))
+}
+
+/// A [`LockStorage`] without its type. Its futures own what they need, so that a call whose caller
+/// has gone can be followed to its end by another task.
+pub(crate) trait DynStorage: Send + Sync + 'static {
+    fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>>;
+    fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>>;
+    fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>>;
+    fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()>;
+    fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>>;
+    fn survey(self: Arc<Self>, request: SurveyRequest) -> BoxFuture<Reply<Survey>>;
+    fn look(self: Arc<Self>, name: LockName) -> BoxFuture<Reply<Option<LockRecord>>>;
+    fn force_release(self: Arc<Self>, seen: LockRecord) -> BoxFuture<Reply<ReleaseReply>>;
+    fn tell(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        inbox: u128,
+        text: Arc<str>,
+    ) -> BoxFuture<Reply<bool>>;
+    fn is_divided(&self) -> bool;
+    fn settled(self: Arc<Self>) -> BoxFuture<()>;
+}
+
+impl<S: LockStorage> DynStorage for CachePadded<S> {
+    fn acquire(self: Arc<Self>, request: AcquireRequest) -> BoxFuture<Reply<AcquireReply>> {
+        Box::pin(async move { LockStorage::acquire(&**self, &request).await })
+    }
+
+    fn renew(self: Arc<Self>, requests: Vec<RenewRequest>) -> BoxFuture<Vec<Reply<RenewReply>>> {
+        Box::pin(async move { LockStorage::renew(&**self, &requests).await })
+    }
+
+    fn release(self: Arc<Self>, request: ReleaseRequest) -> BoxFuture<Reply<ReleaseReply>> {
+        Box::pin(async move { LockStorage::release(&**self, &request).await })
+    }
+
+    fn listen(self: Arc<Self>, inbox: Inbox) -> BoxFuture<()> {
+        Box::pin(async move { LockStorage::listen(&**self, inbox).await })
+    }
+
+    fn raise(self: Arc<Self>, request: RaiseRequest) -> BoxFuture<Reply<RaiseReply>> {
+        Box::pin(async move { LockStorage::raise(&**self, &request).await })
+    }
+
+    fn survey(self: Arc<Self>, request: SurveyRequest) -> BoxFuture<Reply<Survey>> {
+        Box::pin(async move { LockStorage::survey(&**self, &request).await })
+    }
+
+    fn look(self: Arc<Self>, name: LockName) -> BoxFuture<Reply<Option<LockRecord>>> {
+        Box::pin(async move { LockStorage::look(&**self, &name).await })
+    }
+
+    fn force_release(self: Arc<Self>, seen: LockRecord) -> BoxFuture<Reply<ReleaseReply>> {
+        Box::pin(async move { LockStorage::force_release(&**self, &seen).await })
+    }
+
+    fn tell(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        inbox: u128,
+        text: Arc<str>,
+    ) -> BoxFuture<Reply<bool>> {
+        Box::pin(async move { LockStorage::tell(&**self, &prefix, inbox, &text).await })
+    }
+
+    fn is_divided(&self) -> bool {
+        LockStorage::is_divided(&**self)
+    }
+
+    fn settled(self: Arc<Self>) -> BoxFuture<()> {
+        Box::pin(async move { LockStorage::settled(&**self).await })
+    }
+}
