@@ -157,9 +157,9 @@ impl Net {
     }
 
     /// The host's process is gone, or those of its sockets are, and with it what it has not read.
-    /// Whatever it sends from now on, as it is taken down, is sent by nobody. `quietly`: its peers
-    /// are not told, but when they send something.
-    pub fn kill(&self, host: HostId, quietly: bool) {
+    /// Whatever it sends from now on, as it is taken down, is sent by nobody. Peers that are not
+    /// told learn of it when they send something.
+    pub fn kill(&self, host: HostId, is_told: impl Fn(HostId) -> bool) {
         let mut state = self.state();
         state.hosts[host].life += 1;
         state.hosts[host].is_up = false;
@@ -173,7 +173,7 @@ impl Net {
                 }
                 this.phase = Phase::Reset;
                 wakers.extend(this.waker.take());
-                if !quietly {
+                if is_told(state.connections[index].ends[1 - end].host) {
                     state.send(index, 1 - end, Arrival::Reset);
                 }
             }

@@ -20,7 +20,7 @@ use std::{
 use futures_util::FutureExt;
 use tokio::{
     sync::{Notify, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tower_distributed_lock::{
     Clock,
@@ -165,8 +165,9 @@ impl Remote {
     async fn listen_on(&self, stream: &Stream, mut deliver: impl FnMut(Frame)) {
         let writer = stream.writer();
         let mut silent = Duration::ZERO;
+        let mut ping = Instant::now() + PING;
         loop {
-            match timeout(PING, self.frames.receive(stream)).await {
+            match timeout_at(ping, self.frames.receive(stream)).await {
                 Ok(Ok(frame)) => {
                     silent = Duration::ZERO;
                     deliver(frame);
@@ -174,6 +175,7 @@ impl Remote {
                 Ok(Err(_)) => return,
                 Err(_) => {
                     silent += PING;
+                    ping = Instant::now() + PING;
                     if silent >= SILENCE || self.frames.send(&writer, Frame::Ping).is_err() {
                         return;
                     }
@@ -183,13 +185,12 @@ impl Remote {
     }
 
     async fn call(&self, call: Call) -> Result<Reply, StorageError> {
-        let mut call = Some(call);
         let reply = loop {
             let connected = self.connected.notified();
             tokio::pin!(connected);
             connected.as_mut().enable();
             let writer = self.wire().writer.clone();
-            if let (Some(writer), Some(call)) = (writer, call.take()) {
+            if let Some(writer) = writer {
                 let (sender, reply) = oneshot::channel();
                 let number = {
                     let mut wire = self.wire();
@@ -440,7 +441,7 @@ impl Server {
                 Message::Listening => return,
                 Message::Granted(mut grant) => {
                     this.store()
-                        .granted(&grant.name, grant.token, &this.history);
+                        .granted(&grant.name, grant.token, grant.stamp.at, &this.history);
                     grant.stamp = run.stamp(grant.stamp);
                     grant.fencing = run.tokens(grant.fencing);
                     Message::Granted(grant)
@@ -496,7 +497,7 @@ impl Server {
                 store.seen.push(request.clone());
                 Reply::Acquire(match reply {
                     AcquireReply::Granted { fencing, .. } => {
-                        store.granted(&request.name, request.token, &self.history);
+                        store.granted(&request.name, request.token, Duration::MAX, &self.history);
                         reply.with_fencing(run.tokens(fencing))
                     }
                     AcquireReply::Held {
@@ -504,7 +505,7 @@ impl Server {
                         queued: Some(stamp),
                         ..
                     } => {
-                        store.order(&request.name).stands(request.token);
+                        store.order(&request.name).stands(request.token, stamp);
                         AcquireReply::queued(ttl, run.stamp(stamp))
                     }
                     other => other,
@@ -522,7 +523,7 @@ impl Server {
                 Reply::Release(match reply {
                     ReleaseReply::Requeued { ttl, stamp } => {
                         if let Some(requeue) = &request.requeue {
-                            store.order(&request.name).stands(requeue.token);
+                            store.order(&request.name).stands(requeue.token, stamp);
                         }
                         ReleaseReply::Requeued {
                             ttl,
@@ -612,14 +613,17 @@ struct Order {
 
 struct Waiting {
     token: OwnerToken,
+    /// By the server's clock.
+    since: Duration,
     passed: Vec<u128>,
 }
 
 impl Order {
-    fn stands(&mut self, token: OwnerToken) {
+    fn stands(&mut self, token: OwnerToken, stamp: Stamp) {
         if self.waiting.iter().all(|place| place.token != token) {
             self.waiting.push(Waiting {
                 token,
+                since: stamp.at,
                 passed: Vec::new(),
             });
         }
@@ -641,14 +645,14 @@ impl Store {
     }
 
     /// No process is given a lock twice while another waits for it.
-    fn granted(&mut self, name: &LockName, token: OwnerToken, history: &History) {
+    fn granted(&mut self, name: &LockName, token: OwnerToken, at: Duration, history: &History) {
         let order = self.order(name);
         order.leaves(token);
         if order.owner.replace(token) == Some(token) {
             return;
         }
         for place in &mut order.waiting {
-            if place.token.inbox() == token.inbox() {
+            if place.token.inbox() == token.inbox() || place.since >= at {
                 continue;
             }
             if place.passed.contains(&token.inbox()) {

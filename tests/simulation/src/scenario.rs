@@ -307,13 +307,14 @@ impl Run {
                 if self.world.is_up(host) {
                     let quietly = self.world.net.random(2) == 0;
                     self.factories[host] = None;
-                    self.world.crash(host, quietly);
+                    // A client would wait for ever; the lock server looks after itself.
+                    self.world.crash(host, |peer| peer != SERVER || !quietly);
                     self.restarts.push((now + time, host));
                 }
             }
             Fault::ServerCrash(time) => {
                 let quietly = self.world.net.random(2) == 0;
-                self.world.net.kill(SERVER, quietly);
+                self.world.net.kill(SERVER, |_| !quietly);
                 self.restarts.push((now + time, SERVER));
             }
             Fault::Hold(from, to, time) => {
@@ -332,13 +333,18 @@ impl Run {
             .history
             .log(format_args!("         host {host} is there again"));
         if host == SERVER {
-            if let Some(server) = &self.server {
-                server.restarted(self.plan.forgets, 1_000 * self.world.now);
-            }
+            let now = 1_000 * self.world.now;
+            self.left(|server| server.restarted(self.plan.forgets, now));
             self.world.net.revive(SERVER);
         } else {
             self.start_replica(host);
         }
+    }
+
+    /// Asks the server, by its own clock.
+    fn left<T: Default>(&self, ask: impl FnOnce(&Server) -> T) -> T {
+        let ask = || self.server.as_ref().map(ask).unwrap_or_default();
+        self.world.on(SERVER, ask)
     }
 
     fn is_over(&self) -> bool {
@@ -381,11 +387,8 @@ impl Run {
                 history.violated(&format!("host {host} has something left: {factory:?}"));
             }
         }
-        if let Some(server) = &self.server {
-            server
-                .left()
-                .iter()
-                .for_each(|left| history.violated(&format!("left: {left}")));
+        for left in self.left(Server::left) {
+            history.violated(&format!("left: {left}"));
         }
         history.finish();
         if let Some(panicked) = panicked() {

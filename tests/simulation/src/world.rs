@@ -67,10 +67,17 @@ impl World {
     }
 
     /// The process is gone. What its destructors do, nobody sees.
-    pub fn crash(&mut self, host: HostId, quietly: bool) {
-        self.net.kill(host, quietly);
+    pub fn crash(&mut self, host: HostId, is_told: impl Fn(HostId) -> bool) {
+        self.net.kill(host, is_told);
         self.hosts[host].runtime = None;
         self.hosts[host].paused_until = 0;
+    }
+
+    /// Does something with a host's clock in reach.
+    pub fn on<T>(&self, host: HostId, work: impl FnOnce() -> T) -> T {
+        let runtime = self.hosts[host].runtime.as_ref();
+        let _inside = runtime.map(|runtime| runtime.enter());
+        work()
     }
 
     pub fn is_up(&self, host: HostId) -> bool {
