@@ -310,6 +310,8 @@ struct Store {
     /// The last request for each lock: for a look at what is left.
     seen: Vec<AcquireRequest>,
     queues: Vec<(LockName, Order)>,
+    /// All processes that have asked for anything, in that order.
+    processes: Vec<u128>,
 }
 
 /// From one loss of memory to the next.
@@ -372,6 +374,7 @@ impl Server {
                 sessions: HashMap::new(),
                 seen: Vec::new(),
                 queues: Vec::new(),
+                processes: Vec::new(),
             })),
             history,
         };
@@ -493,6 +496,12 @@ impl Server {
             Call::Acquire(request) => {
                 let reply = at_once(memory.acquire(&request));
                 let mut store = self.store();
+                let label = store.label(request.token);
+                self.history.log(format_args!(
+                    "server   {} is asked for by {label}: {}",
+                    request.name,
+                    short(&reply)
+                ));
                 store.seen.retain(|seen| seen.name != request.name);
                 store.seen.push(request.clone());
                 Reply::Acquire(match reply {
@@ -505,7 +514,7 @@ impl Server {
                         queued: Some(stamp),
                         ..
                     } => {
-                        store.order(&request.name).stands(request.token, stamp);
+                        store.stands(&request.name, request.token, stamp);
                         AcquireReply::queued(ttl, run.stamp(stamp))
                     }
                     other => other,
@@ -519,11 +528,16 @@ impl Server {
             Call::Release(request) => {
                 let reply = at_once(memory.release(&request));
                 let mut store = self.store();
+                let label = store.label(request.token);
+                self.history.log(format_args!(
+                    "server   {} is released by {label}: {reply:?}",
+                    request.name
+                ));
                 store.order(&request.name).leaves(request.token);
                 Reply::Release(match reply {
                     ReleaseReply::Requeued { ttl, stamp } => {
                         if let Some(requeue) = &request.requeue {
-                            store.order(&request.name).stands(requeue.token, stamp);
+                            store.stands(&request.name, requeue.token, stamp);
                         }
                         ReleaseReply::Requeued {
                             ttl,
@@ -570,6 +584,15 @@ impl Server {
             }
         }
         left
+    }
+}
+
+fn short(reply: &AcquireReply) -> &'static str {
+    match reply {
+        AcquireReply::Granted { .. } => "granted",
+        AcquireReply::Held { queued: None, .. } => "held",
+        AcquireReply::Held { .. } => "queued",
+        _ => "unknown",
     }
 }
 
@@ -635,6 +658,21 @@ impl Order {
 }
 
 impl Store {
+    /// What a token is called in the log.
+    fn label(&mut self, token: OwnerToken) -> String {
+        let known = self
+            .processes
+            .iter()
+            .position(|known| *known == token.inbox());
+        let process = known.unwrap_or_else(|| {
+            self.processes.push(token.inbox());
+            self.processes.len() - 1
+        });
+        let text = token.to_text();
+        let number = text.split_once(':').map_or("", |(_, number)| number);
+        format!("{number} of process {process}")
+    }
+
     fn order(&mut self, name: &LockName) -> &mut Order {
         let known = self.queues.iter().position(|(known, _)| known == name);
         let index = known.unwrap_or_else(|| {
@@ -644,11 +682,29 @@ impl Store {
         &mut self.queues[index].1
     }
 
+    /// Somebody who cannot be told is passed over.
+    fn stands(&mut self, name: &LockName, token: OwnerToken, stamp: Stamp) {
+        if self.sessions.contains_key(&token.inbox()) {
+            self.order(name).stands(token, stamp);
+        }
+    }
+
     /// No process is given a lock twice while another waits for it.
     fn granted(&mut self, name: &LockName, token: OwnerToken, at: Duration, history: &History) {
+        let label = self.label(token);
+        history.log(format_args!("server   {name} is held by {label}"));
         let order = self.order(name);
         order.leaves(token);
+        let is_twofold = order
+            .waiting
+            .iter()
+            .any(|place| place.token.inbox() == token.inbox());
         if order.owner.replace(token) == Some(token) {
+            return;
+        }
+        if is_twofold {
+            // A token that was given up as unknown, and has a place all the same: it is given back
+            // unused, and the other is the one that counts.
             return;
         }
         for place in &mut order.waiting {
