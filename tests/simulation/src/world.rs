@@ -69,7 +69,12 @@ impl World {
     /// The process is gone. What its destructors do, nobody sees.
     pub fn crash(&mut self, host: HostId, is_told: impl Fn(HostId) -> bool) {
         self.net.kill(host, is_told);
-        self.hosts[host].runtime = None;
+        if let Some(runtime) = self.hosts[host].runtime.take() {
+            // Destructors look at the clock, too.
+            let handle = runtime.handle().clone();
+            let _inside = handle.enter();
+            drop(runtime);
+        }
         self.hosts[host].paused_until = 0;
     }
 
