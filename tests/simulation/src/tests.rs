@@ -60,8 +60,11 @@ fn the_storage_of_the_simulation_keeps_the_contract() {
         let frames = Frames::default();
         let server = async { Server::start(net.clone(), frames.clone(), 0, history) };
         world.start(0, server);
-        let check = async move { conformance::check(Remote::start(net, frames, 1, 0)).await };
-        let mut checked = world.start(1, async { tokio::spawn(check) });
+        let mut checked = world.start(1, async {
+            tokio::spawn(async move {
+                conformance::check(Remote::start(net, frames, 1, 0)).await;
+            })
+        });
         while !checked.is_finished() {
             assert!(world.now < 60_000, "the contract is not kept");
             world.step();
