@@ -188,8 +188,11 @@ async fn run(alive: Alive) {
         drop(coordinator);
 
         tokio::select! {
-            () = keeper.wake.notified() => {}
+            // Every round looks at everything, so no order is unfair; and a simulation is the same
+            // each time.
+            biased;
             Some(()) = jobs.next(), if !jobs.is_empty() => {}
+            () = keeper.wake.notified() => {}
             () = timer.as_mut(), if due.is_some() => timer_due = None,
         }
     }

@@ -11,17 +11,12 @@
 //! #     .block_on(conformance::check(MemoryStorage::new()));
 //! ```
 
-use std::{
-    future::Future,
-    pin::pin,
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::{future::Future, pin::pin, sync::OnceLock, time::Duration};
 
 use futures_util::future::{join_all, select};
 use tokio::{
     sync::mpsc::{self, UnboundedReceiver},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{

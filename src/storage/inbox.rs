@@ -97,11 +97,9 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    pub(crate) fn new(
-        id: u128,
-        prefix: Arc<str>,
-        sink: impl Fn(Message) + Send + Sync + 'static,
-    ) -> Self {
+    /// An inbox whose messages go to `sink`: for a storage that stands between a factory and another
+    /// storage, such as a server that keeps locks for others, and for tests.
+    pub fn new(id: u128, prefix: Arc<str>, sink: impl Fn(Message) + Send + Sync + 'static) -> Self {
         Self {
             id,
             prefix,

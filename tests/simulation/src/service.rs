@@ -1,0 +1,100 @@
+//! A replica: an axum service behind the layer, as anybody would write it.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    http::HeaderMap,
+    routing::post,
+};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::time::sleep;
+use tower_distributed_lock::{Clock, DistributedLockLayer, HeldLock, LockFactory, LockOptions};
+
+use crate::{
+    history::History,
+    net::{HostId, Net},
+    rpc::{Frames, Remote},
+};
+
+/// What all replicas are set to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub options: LockOptions,
+    pub storage_timeout: Duration,
+    pub handoff: (u32, Duration),
+    pub linger: Duration,
+    pub lock_delay: Duration,
+    pub await_release: bool,
+}
+
+#[derive(Clone)]
+struct App {
+    history: History,
+    host: HostId,
+}
+
+/// Starts the service on the runtime of its host.
+pub async fn start(
+    (net, frames, history): (Net, Frames, History),
+    host: HostId,
+    server: HostId,
+    settings: &Settings,
+) -> LockFactory {
+    let storage = Remote::start(net.clone(), frames, host, server);
+    let builder = LockFactory::builder(storage)
+        .clock(Clock::tokio())
+        .storage_timeout(settings.storage_timeout)
+        .handoff_limit(settings.handoff.0, settings.handoff.1)
+        .linger(settings.linger)
+        .lock_delay(settings.lock_delay);
+    let factory = builder.build().unwrap();
+    let arrivals = history.clone();
+    let key = move |request: &Request| {
+        arrivals.arrived(number(request.headers(), "x-request"));
+        request.uri().path().to_owned()
+    };
+    let lock = DistributedLockLayer::new(factory.clone(), key)
+        .options(settings.options)
+        .await_release(settings.await_release);
+    let app = Router::new()
+        .route("/{key}", post(change))
+        .layer(lock)
+        .with_state(App { history, host });
+    tokio::spawn(async move {
+        loop {
+            let stream = TokioIo::new(net.accept(host).await);
+            let service = TowerToHyperService::new(app.clone());
+            tokio::spawn(async move {
+                let connection = hyper::server::conn::http1::Builder::new();
+                let _ = connection.serve_connection(stream, service).await;
+            });
+        }
+    });
+    factory
+}
+
+async fn change(
+    State(app): State<App>,
+    Path(key): Path<usize>,
+    headers: HeaderMap,
+    lock: HeldLock,
+) {
+    let request = number(&headers, "x-request");
+    let inside = app.history.enter(app.host, key, request, &lock);
+    for _ in 0..number(&headers, "x-work") {
+        sleep(Duration::from_millis(1)).await;
+        inside.goes_on(app.host, &lock);
+    }
+    if headers.contains_key("x-panic") {
+        // Without the hook, which counts those that nobody meant.
+        std::panic::resume_unwind(Box::new("as the client wants"));
+    }
+    inside.writes();
+}
+
+fn number(headers: &HeaderMap, name: &str) -> u64 {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,80 @@
+use std::{env, sync::Mutex};
+
+use futures_util::FutureExt;
+use tower_distributed_lock::storage::conformance;
+
+use crate::{
+    history::History,
+    net::{Net, Weather},
+    rpc::{Frames, Remote, Server},
+    scenario::{alone, panicked, run, run_all},
+    world::World,
+};
+
+/// `SEED=123` runs that one alone, with all that happens in it; `SEEDS=20000` so many.
+#[test]
+fn a_thousand_seeds_keep_every_promise() {
+    let number = |name| {
+        env::var(name)
+            .ok()
+            .map(|it| it.parse::<u64>().expect("a number"))
+    };
+    if let Some(seed) = number("SEED") {
+        let violations = run(seed, true).violations;
+        assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
+        return;
+    }
+    let bad = Mutex::new(Vec::new());
+    run_all(0..number("SEEDS").unwrap_or(1_000), |outcome| {
+        if !outcome.violations.is_empty() {
+            bad.lock().unwrap().push((outcome.seed, outcome.violations));
+        }
+    });
+    let bad = bad.into_inner().unwrap();
+    assert!(bad.is_empty(), "run one with SEED=<number>: {bad:#?}");
+}
+
+#[test]
+fn a_seed_is_the_same_history_each_time() {
+    for seed in 0..40 {
+        let (first, second) = (run(seed, false), run(seed, false));
+        assert!(first.events > 20, "seed {seed}");
+        assert_eq!(
+            (first.hash, first.events),
+            (second.hash, second.events),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn the_storage_of_the_simulation_keeps_the_contract() {
+    alone(1, || {
+        let weather = Weather {
+            latency: 2,
+            lost: 0,
+        };
+        let net = Net::new(2, weather, 1);
+        let history = History::new(2, 1, false);
+        let mut world = World::new(2, net.clone(), history.clone());
+        let frames = Frames::default();
+        let server = async { Server::start(net.clone(), frames.clone(), 0, history) };
+        world.start(0, server);
+        let mut checked = world.start(1, async {
+            tokio::spawn(async move {
+                conformance::check(Remote::start(net, frames, 1, 0)).await;
+            })
+        });
+        while !checked.is_finished() {
+            assert!(world.now < 60_000, "the contract is not kept");
+            world.step();
+        }
+        let panicked = panicked();
+        assert!(panicked.is_none(), "{panicked:?}");
+        assert!(
+            (&mut checked)
+                .now_or_never()
+                .is_some_and(|checked| checked.is_ok())
+        );
+    });
+}
