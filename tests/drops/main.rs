@@ -14,7 +14,10 @@
 )]
 
 mod in_memory;
+#[path = "../kit/mod.rs"]
+mod kit;
 mod network;
+mod on_servers;
 mod points;
 mod scenes;
 mod stage;

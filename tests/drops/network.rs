@@ -59,11 +59,11 @@ impl Fates {
     }
 
     /// What becomes of a call now.
-    fn of(&self, node: usize, was_on_its_way: bool) -> Fate {
+    fn of(&self, node: usize, is_hit: bool) -> Fate {
         let (Some(plan), Some(at)) = (&self.plan, *self.dropped_at.borrow()) else {
             return Fate::Through;
         };
-        match was_on_its_way || plan.outage && at.elapsed() < OUTAGE {
+        match is_hit || plan.outage && at.elapsed() < OUTAGE {
             true => plan.fates[node],
             false => Fate::Through,
         }
@@ -112,19 +112,21 @@ impl Network {
             names.insert(name.key().to_owned(), name.clone());
         }
         let number = self.fates.calls.fetch_add(1, SeqCst);
-        let before_the_drop = self.fates.dropped_at.borrow().is_none();
-        self.goes(|| format!("call {number}, {what} at {}, arrives", self.node))
+        let mut is_hit = self.fates.dropped_at.borrow().is_none();
+        is_hit |= self
+            .goes(|| format!("call {number}, {what} at {}, arrives", self.node))
             .await;
-        let sent = self.fates.of(self.node, before_the_drop);
+        let sent = self.fates.of(self.node, is_hit);
         match sent {
             Fate::NotSent => pending().await,
             Fate::NotSentFails => return Err(StorageError::new(StorageErrorKind::Unavailable)),
             _ => {}
         }
         let reply = execute.await;
-        self.goes(|| format!("call {number}, {what} at {}, is answered", self.node))
+        is_hit |= self
+            .goes(|| format!("call {number}, {what} at {}, is answered", self.node))
             .await;
-        let answered = self.fates.of(self.node, before_the_drop);
+        let answered = self.fates.of(self.node, is_hit);
         if [sent, answered].contains(&Fate::ReplyLost) {
             pending().await
         }
@@ -134,13 +136,16 @@ impl Network {
         Ok(reply)
     }
 
-    async fn goes(&self, point: impl FnOnce() -> String) {
+    /// Whether this is the point at which the caller was dropped.
+    async fn goes(&self, point: impl FnOnce() -> String) -> bool {
         sleep(WAY).await;
-        if self.fates.points.pass(point) {
+        let stopped = self.fates.points.pass(point);
+        if stopped {
             // It stands still until the caller is gone.
             let mut dropped = self.fates.dropped();
             let _ = dropped.wait_for(Option::is_some).await;
         }
+        stopped
     }
 }
 

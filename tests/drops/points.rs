@@ -119,7 +119,7 @@ impl Points {
 pub fn visit_all(
     scene: &str,
     threads: usize,
-    plans: impl Fn(usize) -> Vec<Plan>,
+    plans: impl Fn(usize, &str) -> Vec<Plan>,
     run: impl Fn(Option<&Plan>) -> Vec<String> + Sync,
 ) {
     let only = env::var("DROPS").ok();
@@ -129,7 +129,10 @@ pub fn visit_all(
         None => None,
     };
     let names = run(None);
-    let plans: Vec<_> = (0..names.len()).flat_map(plans).collect();
+    let points = names.iter().enumerate();
+    let plans: Vec<_> = points
+        .flat_map(|(number, name)| plans(number, name))
+        .collect();
     let (next, runs) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {

@@ -41,6 +41,8 @@ pub struct Stage {
     pub there: LockFactory,
     pub elsewhere: LockFactory,
     pub options: LockOptions,
+    /// How long a scene waits for what should come next.
+    pub limit: Duration,
     /// How long the caller's work takes.
     pub work: Duration,
     /// How many processes stand in the queue of a lock that is held.
@@ -74,7 +76,7 @@ impl Stage {
     /// So many processes wait for the lock, or the caller was dropped, or it does not get that far.
     pub async fn waits(&self, key: &'static str, count: usize) {
         let begin = Instant::now();
-        while self.dropped.borrow().is_none() && begin.elapsed() < ms(40) {
+        while self.dropped.borrow().is_none() && begin.elapsed() < self.limit {
             if self.has_queue && (self.queued)(key).await >= count {
                 return;
             }
@@ -85,7 +87,7 @@ impl Stage {
     /// So many callers wait here, or the caller was dropped, or it does not get that far.
     pub async fn waits_here(&self, count: usize) {
         let begin = Instant::now();
-        while self.dropped.borrow().is_none() && begin.elapsed() < ms(40) {
+        while self.dropped.borrow().is_none() && begin.elapsed() < self.limit {
             if self.here.waiters() >= count {
                 return;
             }
