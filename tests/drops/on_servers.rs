@@ -119,7 +119,8 @@ fn factory(urls: &[String], prefix: &str, setup: Setup) -> LockFactory {
         setup.apply(builder.storage_timeout(CALL)).build().unwrap()
     }
     let storage = |url: &String| {
-        let builder = RedisStorage::builder(url.clone());
+        // Its look at how the server is set up is a task that waits for 5 s on a line that is lost.
+        let builder = RedisStorage::builder(url.clone()).probe(false);
         builder.connect_lazily().unwrap()
     };
     match urls {
