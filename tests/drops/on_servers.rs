@@ -2,6 +2,7 @@
 //! stands still while the caller is dropped.
 
 use std::{
+    env,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -33,8 +34,8 @@ use super::{
 /// How many runs go on at the same time: mostly they wait for a call that is given up.
 const THREADS: usize = 10;
 
-/// A call that finds no answer is given up after this.
-const CALL: Duration = ms(300);
+/// A call that finds no answer is given up after this. A busy machine is not a line that is lost.
+const CALL: Duration = ms(1_000);
 
 /// Far above what a busy machine needs, and far below the ttl.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -293,10 +294,10 @@ fn plans(point: usize, name: &str) -> Vec<Plan> {
 
 /// The next server goes on, or loses what is on its way too.
 fn plans_of_three(point: usize, name: &str) -> Vec<Plan> {
+    // "... at 2"
     let node = name
-        .rsplit(' ')
-        .next()
-        .and_then(|node| node.parse::<usize>().ok());
+        .rsplit_once(" at ")
+        .and_then(|(_, node)| node.parse::<usize>().ok());
     let mut plans = Vec::new();
     for fate in fates(name) {
         for next in [Fate::Through, Fate::NotSent] {
@@ -313,10 +314,25 @@ fn plans_of_three(point: usize, name: &str) -> Vec<Plan> {
     plans
 }
 
-fn visit<'a>(nodes: usize, scenes: impl IntoIterator<Item = &'a Scene>) {
+/// In the suite; all scenes with `DROPS_ALL` set, or one point with `DROPS`.
+const SOME: [&str; 6] = [
+    "free",
+    "held-there",
+    "before-a-local",
+    "set-held-there",
+    "layer-body",
+    "drain",
+];
+
+fn visit(nodes: usize, scenes: &[Scene]) {
+    let all = ["DROPS", "DROPS_ALL"].map(env::var_os);
+    let all = all.iter().any(Option::is_some);
     let runtime = runtime::Runtime::new().unwrap();
     let servers = runtime.block_on(join_all((0..nodes).map(|_| RedisServer::start())));
     for scene in scenes {
+        if !all && !SOME.contains(&scene.name) {
+            continue;
+        }
         let run = |plan: Option<&Plan>| run(&servers, scene, plan);
         match nodes {
             1 => visit_all(&format!("{}-server", scene.name), THREADS, plans, run),
@@ -347,6 +363,5 @@ fn a_drain_dropped_anywhere_leaves_nothing_in_a_server() {
 
 #[test]
 fn a_redlock_dropped_anywhere_leaves_nothing_in_its_servers() {
-    let scenes = ["free", "held-there", "before-a-local"];
-    visit(3, LOCKS.iter().filter(|scene| scenes.contains(&scene.name)));
+    visit(3, &LOCKS[..1]);
 }
