@@ -145,7 +145,7 @@ async fn forward(
             if !name.ends_with("SUBSCRIBE") {
                 open.lock().expect("no panic").push_back(name.clone());
             }
-            is_about_locks(&name).then(|| Passing::Command(name))
+            is_about_locks(&name).then_some(Passing::Command(name))
         },
         line,
     );
