@@ -10,6 +10,7 @@
 
 mod certificates;
 mod cluster;
+mod command_proxy;
 mod fake_server;
 mod history;
 mod load;
@@ -27,6 +28,7 @@ use std::{
 pub use self::{
     certificates::{Authority, Certificate},
     cluster::Cluster,
+    command_proxy::{CommandProxy, Onward, Passing, Watch},
     fake_server::FakeServer,
     history::{History, Stay},
     load::Load,
