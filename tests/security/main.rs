@@ -14,6 +14,7 @@ mod capture;
 mod errors;
 #[path = "../kit/mod.rs"]
 mod kit;
+mod licences;
 
 use tower_distributed_lock::{
     LockFactory,
