@@ -12,6 +12,7 @@
 #[path = "../observability/capture.rs"]
 mod capture;
 mod errors;
+mod forging;
 #[path = "../kit/mod.rs"]
 mod kit;
 mod licences;
