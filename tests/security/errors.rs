@@ -5,7 +5,6 @@ use std::fmt::Write;
 
 use tower_distributed_lock::{
     LockFactory, LockOptions,
-    error::StorageErrorKind,
     storage::{RedisStorage, Redlock, redis::RedisStorageBuilder},
 };
 use tracing_subscriber::filter::LevelFilter;

@@ -11,6 +11,8 @@
 
 #[path = "../observability/capture.rs"]
 mod capture;
+mod debug;
+mod docs;
 mod errors;
 mod forging;
 #[path = "../kit/mod.rs"]
