@@ -384,6 +384,7 @@ mod tests {
         #[test]
         fn every_key_can_be_read_back_from_its_name(key in prop::collection::vec(any::<u8>(), 1..80)) {
             let encoded = LockKey::new(&key).unwrap();
+            prop_assert_eq!(super::decode(encoded.as_str()), Some(key.clone()));
             prop_assert_eq!(decode(encoded.as_str()), key);
             let plain = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
             prop_assert!(encoded.as_str().bytes().all(plain));
@@ -421,6 +422,37 @@ mod tests {
             };
             prop_assert_eq!(name(&a) == name(&b), a == b);
         }
+    }
+
+    #[test]
+    fn a_name_is_made_of_its_parts_and_read_back() {
+        let key = LockKey::new("a:b%").unwrap();
+        let name = KeyPrefix::new("shop").unwrap().name(&key);
+        assert_eq!((name.prefix(), name.key()), ("shop", "a:b%25"));
+        assert_eq!(name.companion("queue"), "{shop:a:b%25}:queue");
+        assert_eq!(format!("{name} {name:?} {key:?}"), {
+            "shop:a:b%25 LockName(shop:a:b%25) LockKey(a:b%25)"
+        });
+        for read in [
+            LockName::parse("shop", name.as_str()),
+            LockName::parse_encoded("shop", name.as_str()),
+            LockName::of_encoded("shop", key.as_str()),
+        ] {
+            let read = read.unwrap();
+            assert_eq!((read.prefix(), read.key()), ("shop", "a:b%25"));
+            assert_eq!(read, name);
+        }
+        for other in ["shop:", "shop", "shops:a", "sho:a", "a"] {
+            assert_eq!(LockName::parse("shop", other), None, "{other}");
+        }
+        assert_eq!(LockName::parse_encoded("shop", "shop:a b"), None);
+    }
+
+    #[test]
+    fn one_key_is_known_to_be_alone() {
+        let keys = |keys: &[&str]| LockKeys::new(keys.iter().copied()).unwrap();
+        assert_eq!(keys(&["a", "a"]).single(), LockKey::new("a").ok().as_ref());
+        assert_eq!(keys(&["a", "b"]).single(), None);
     }
 
     #[test]

@@ -235,6 +235,10 @@ mod tests {
         assert_eq!((second.ttl(), second.max_hold()), (s(60), s(3_600)));
         assert_eq!((second.interval(), second.max_wait()), (ms(500), s(1)));
 
+        // What was not cut short is not short afterwards.
+        let patient = first.to_builder().retries(20).build().unwrap();
+        assert_eq!(patient.max_wait(), s(10));
+
         let hurried = first.within(ms(100));
         assert_eq!(hurried.to_builder().build(), Ok(hurried));
         let hurried = hurried.to_builder().retries(100).build().unwrap();
@@ -270,6 +274,11 @@ mod tests {
             build(|o| o.max_hold(Duration::ZERO)),
             InvalidOptions::MaxHold
         );
+        let day = Duration::from_secs(24 * 60 * 60);
+        let longest = LockOptions::builder().ttl(day).max_hold(day);
+        assert!(longest.retries(24).interval(day / 24).build().is_ok());
+        let longer = LockOptions::builder().ttl(day + ms(1)).build();
+        assert_eq!(longer, Err(InvalidOptions::Ttl));
         assert!(
             LockOptions::builder()
                 .ttl(ms(10))

@@ -2,7 +2,7 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
-use crate::error::{StorageError, StorageErrorKind};
+use crate::error::{BoxError, StorageError, StorageErrorKind};
 
 /// Why a command brought no value.
 pub(super) enum Failure {
@@ -43,10 +43,9 @@ pub(super) fn value(value: Value) -> Result<Value, Failure> {
     }
 }
 
-/// A storage error of the same meaning. Redis never repeats a password or a key's value in its
-/// errors.
+/// A storage error of the same meaning.
 pub(super) fn storage_error(error: RedisError) -> StorageError {
-    StorageError::with_source(kind(&error), error)
+    StorageError::with_source(kind(&error), cause(error))
 }
 
 /// The same for an error in making a connection, where a time-out leaves nothing open.
@@ -57,10 +56,37 @@ pub(super) fn connect_error(error: RedisError) -> StorageError {
     }
     match kind(&error) {
         StorageErrorKind::Timeout => {
-            StorageError::with_source(StorageErrorKind::Unavailable, error)
+            StorageError::with_source(StorageErrorKind::Unavailable, cause(error))
         }
-        kind => StorageError::with_source(kind, error),
+        kind => StorageError::with_source(kind, cause(error)),
     }
+}
+
+/// What may be told of an error: not what a server repeats of the command that it was sent, which
+/// may be a password or a token, nor whom it takes us for.
+fn cause(error: RedisError) -> BoxError {
+    let Some(told) = error.detail().and_then(without_what_is_ours) else {
+        return error.into();
+    };
+    match error.code() {
+        Some(code) => format!("{code}: {told}").into(),
+        None => told.into(),
+    }
+}
+
+/// `None`: all of it may be told.
+fn without_what_is_ours(detail: &str) -> Option<String> {
+    // User locks has no permissions to run the 'get' command
+    if let Some(rest) = detail.strip_prefix("User ")
+        && let Some(at) = rest.find(" has no permissions")
+    {
+        return Some(["this user", &rest[at..]].concat());
+    }
+    // unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'user' 'password'
+    let mut quotes = detail.match_indices(['\'', '`', '"']);
+    let (_, (end, quote)) = (quotes.next()?, quotes.next()?);
+    quotes.next()?;
+    Some(detail[..end + quote.len()].to_owned())
 }
 
 fn kind(error: &RedisError) -> StorageErrorKind {

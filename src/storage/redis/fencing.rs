@@ -8,7 +8,10 @@
 //! eviction may all set it back. As long as tokens are used up more slowly than one a microsecond,
 //! over all processes and on average, the clock is ahead of them.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::names::Pieces;
 use crate::{key::LockName, storage::FencingBlock};
@@ -23,6 +26,16 @@ pub(super) fn block(first: i64, count: u32) -> Option<FencingBlock> {
     let first = u64::try_from(first).ok().filter(|first| *first > 0)?;
     let end = first.checked_add(u64::from(count))?;
     (count > 0 && end <= FencingBlock::LIMIT).then_some(FencingBlock { first, count })
+}
+
+/// Whether a message that tells of these tokens may be believed. Anybody may have sent it, and a
+/// counter that was raised to the end of the numbers would have no tokens left: so none of a year
+/// from now. A server whose clock is that far ahead is asked instead.
+pub(super) fn is_likely(block: FencingBlock) -> bool {
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let latest = now.unwrap_or_default() + YEAR;
+    u128::from(block.last()) <= latest.as_micros()
 }
 
 /// Below any clock in microseconds: a counter that is lower was lost. The scripts know it too.

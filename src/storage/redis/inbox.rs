@@ -162,7 +162,7 @@ fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
             let wanted = number()? > 0;
             let first = i64::try_from(number()?).ok()?;
             let count = u32::try_from(number()?).ok()?;
-            let fencing = fencing::block(first, count);
+            let fencing = fencing::block(first, count).filter(|&block| fencing::is_likely(block));
             // Without the tokens that were asked for, it is not complete. Asking again tells why.
             let run = run.filter(|_| count == 0 || fencing.is_some());
             let mut grant = PushedGrant::new(name, token, ttl, Stamp { run, at });
