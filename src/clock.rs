@@ -9,7 +9,7 @@ use std::{fmt, ops::Add, time::Duration};
 pub(crate) struct Timestamp(u64);
 
 impl Timestamp {
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) const ORIGIN: Self = Self(0);
 
     pub(crate) const fn from_nanos(nanos: u64) -> Self {

@@ -7,12 +7,16 @@ mod coordinator;
 #[cfg_attr(docsrs, doc(cfg(feature = "dashboard")))]
 pub mod dashboard;
 pub mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod inspect;
 mod key;
 mod lock;
 pub mod middleware;
 mod options;
 pub mod storage;
+mod sync;
 
 pub use crate::{
     clock::Clock,

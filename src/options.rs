@@ -207,7 +207,71 @@ impl LockOptionsBuilder {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Around all bounds, and anything.
+    fn durations() -> impl Strategy<Value = Duration> {
+        let bounds = [
+            Duration::ZERO,
+            Duration::from_millis(1),
+            LockOptions::MIN_TTL,
+            LockOptions::MAX_DURATION,
+        ];
+        let near = (prop::sample::select(bounds.to_vec()), 0..3_u8).prop_map(|(bound, side)| {
+            let step = Duration::from_nanos(1);
+            match side {
+                0 => bound.saturating_sub(step),
+                1 => bound,
+                _ => bound + step,
+            }
+        });
+        prop_oneof![
+            2 => near,
+            4 => (1..90_000_000_000_u64).prop_map(Duration::from_micros),
+            1 => any::<Duration>(),
+            1 => Just(Duration::MAX),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn options_are_within_their_bounds_or_the_first_that_is_not_is_named(
+            (ttl, interval, max_hold) in (durations(), durations(), durations()),
+            retries in prop_oneof![0..4_u32, any::<u32>()],
+            limit in prop::option::of(durations()),
+        ) {
+            let start = match limit {
+                Some(limit) => LockOptions::default().within(limit).to_builder(),
+                None => LockOptions::builder(),
+            };
+            let built = start.ttl(ttl).interval(interval).retries(retries).max_hold(max_hold).build();
+            let day = 86_400_000_000_000_u128;
+            let is = |it: Duration, least: u128| (least..=day).contains(&it.as_nanos());
+            let wait = interval.as_nanos() * u128::from(retries);
+            let wrong = [
+                (is(ttl, 10_000_000), InvalidOptions::Ttl),
+                (is(interval, 1_000_000), InvalidOptions::Interval),
+                (wait <= day, InvalidOptions::Wait),
+                (is(max_hold, 10_000_000), InvalidOptions::MaxHold),
+            ];
+            match wrong.into_iter().find(|(is_right, _)| !is_right) {
+                Some((_, error)) => prop_assert_eq!(built, Err(error)),
+                None => {
+                    let built = built.unwrap();
+                    prop_assert_eq!((built.ttl(), built.interval()), (ttl, interval));
+                    prop_assert_eq!((built.retries(), built.max_hold()), (retries, max_hold));
+                    // The limit counts if it was less than the default's wait.
+                    let limit = limit.filter(|limit| *limit < Duration::from_secs(3));
+                    let expected = limit.map_or(wait, |limit| limit.as_nanos().min(wait));
+                    prop_assert_eq!(built.max_wait().as_nanos(), expected);
+                    prop_assert_eq!(built.to_builder().build(), Ok(built));
+                    prop_assert_eq!(built.without_wait().max_wait(), Duration::ZERO);
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_defaults_are_those_of_the_original_and_valid() {

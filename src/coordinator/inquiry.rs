@@ -7,10 +7,6 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
     time::Duration,
 };
 
@@ -30,6 +26,10 @@ use crate::{
     error::{StorageError, StorageErrorKind},
     key::LockName,
     storage::{LockRecord, OwnerToken, ReleaseReply, Survey, SurveyRequest},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 /// How long other processes have to answer.

@@ -5,14 +5,7 @@
 //! caller, or the next poll of a request that holds a lock, if that runtime is shut down. It ends
 //! with the factory's last handle and last guard.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-};
+use std::{fmt, pin::Pin};
 
 use crossbeam_utils::atomic::AtomicCell;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -21,7 +14,14 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::{clock::Timestamp, coordinator::Coordinator};
+use crate::{
+    clock::Timestamp,
+    coordinator::Coordinator,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+};
 
 /// Work for the keeper: it polls it to its end. Dropped before its end, work puts its key's state
 /// in order by itself.

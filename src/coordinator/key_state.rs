@@ -1205,6 +1205,12 @@ impl<W> KeyState<W> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(
+    fuzzing,
+    allow(dead_code, unused_imports, reason = "only its world is fuzzed")
+)]
 #[path = "key_state_tests.rs"]
 mod tests;
+#[cfg(fuzzing)]
+pub(crate) use tests::live;

@@ -2446,6 +2446,8 @@ fn a_storage_that_cannot_fence_costs_no_lease_and_gives_no_token() {
 /// and replies get lost.
 #[path = "key_state_world.rs"]
 mod world;
+#[cfg(fuzzing)]
+pub(crate) use world::live;
 
 // --- an idle lease -------------------------------------------------------------------------------
 

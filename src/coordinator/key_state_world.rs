@@ -1,5 +1,6 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
+#[cfg(test)]
 use proptest::prelude::*;
 
 use super::*;
@@ -98,10 +99,12 @@ enum How {
 }
 
 /// An index: 0, or now and then 1.
+#[cfg(test)]
 fn mostly() -> impl Strategy<Value = usize> {
     prop_oneof![4 => Just(0), 1 => Just(1)]
 }
 
+#[cfg(test)]
 fn event() -> impl Strategy<Value = Event> {
     let process = 0..PROCESSES;
     let pick = any::<u8>();
@@ -180,8 +183,49 @@ impl Kind {
         may_restart: false,
         may_set_forward: false,
     };
+
+    /// What does not go together is given up.
+    fn made_sound(self) -> Self {
+        let calm = self.calm;
+        Self {
+            queues: self.queues || calm,
+            listens: self.queues && self.listens || calm,
+            first_may_pass: self.first_may_pass && !calm,
+            may_restart: self.may_restart && !calm,
+            may_set_forward: self.may_set_forward && !calm,
+            ..self
+        }
+    }
+
+    /// Where an event cannot happen in such a world, something more likely does.
+    fn instead_of(self, event: Event) -> Event {
+        match event {
+            Event::Restart(_) if !self.may_restart => Event::Tick(0),
+            Event::SetForward(_) if !self.may_set_forward => Event::Tick(0),
+            event if !self.calm => event,
+            Event::Join {
+                process, max_hold, ..
+            } => Event::Join {
+                process,
+                max_hold,
+                ttl: 0,
+            },
+            Event::Reply { pick, pause, .. } => Event::Reply {
+                pick,
+                pause,
+                how: How::Answered,
+            },
+            Event::Deliver { pick, .. } | Event::Lose(pick) => {
+                Event::Deliver { pick, again: false }
+            }
+            Event::Reach(process, _) | Event::Lie(process) => Event::Tick(process),
+            Event::Force => Event::Tick(0),
+            event => event,
+        }
+    }
 }
 
+#[cfg(test)]
 fn kind() -> impl Strategy<Value = Kind> {
     let often = || prop::bool::weighted(0.8);
     let seldom = || prop::bool::weighted(0.2);
@@ -192,45 +236,30 @@ fn kind() -> impl Strategy<Value = Kind> {
             (queues, listens, first_may_pass, grants_half, knows_run),
             fences,
             calm,
-            restart,
-            forward,
-        )| Kind {
-            drift,
-            queues: queues || calm,
-            listens: queues && listens || calm,
-            first_may_pass: first_may_pass && !calm,
-            grants_half,
-            knows_run,
-            fences,
-            calm,
-            may_restart: restart && !calm,
-            may_set_forward: forward && !calm,
+            may_restart,
+            may_set_forward,
+        )| {
+            let kind = Kind {
+                drift,
+                queues,
+                listens,
+                first_may_pass,
+                grants_half,
+                knows_run,
+                fences,
+                calm,
+                may_restart,
+                may_set_forward,
+            };
+            kind.made_sound()
         },
     )
 }
 
-/// What may happen in a world of this kind: where it cannot, something more likely does.
+/// What may happen in a world of this kind.
+#[cfg(test)]
 fn events(kind: Kind) -> impl Strategy<Value = Vec<Event>> {
-    let event = event().prop_map(move |event| match event {
-        Event::Join {
-            process, max_hold, ..
-        } if kind.calm => Event::Join {
-            process,
-            max_hold,
-            ttl: 0,
-        },
-        Event::Reply { pick, pause, .. } if kind.calm => Event::Reply {
-            pick,
-            pause,
-            how: How::Answered,
-        },
-        Event::Deliver { pick, .. } | Event::Lose(pick) if kind.calm => {
-            Event::Deliver { pick, again: false }
-        }
-        Event::Reach(process, _) | Event::Lie(process) if kind.calm => Event::Tick(process),
-        Event::Force if kind.calm => Event::Tick(0),
-        event => event,
-    });
+    let event = event().prop_map(move |event| kind.instead_of(event));
     let breaks = prop_oneof![
         2 => Just(None),
         1 => (0..1_000_u16).prop_map(move |by| kind.may_restart.then_some(Event::Restart(by))),
@@ -1386,6 +1415,110 @@ impl Process {
     }
 }
 
+/// The same world, and what happens in it by bytes: one for its kind, one for its drift, and then each
+/// event by some.
+#[cfg(fuzzing)]
+pub(crate) fn live(data: &[u8]) {
+    let mut bytes = data.iter().copied();
+    let (Some(flags), Some(drift)) = (bytes.next(), bytes.next()) else {
+        return;
+    };
+    let is = |bit: u8| flags >> bit & 1 == 1;
+    let kind = Kind {
+        drift: i64::from(drift % 11) - 5,
+        queues: !is(0),
+        listens: !is(1),
+        first_may_pass: is(2),
+        grants_half: is(3),
+        knows_run: !is(4),
+        fences: drift < 200,
+        calm: is(5),
+        may_restart: is(6),
+        may_set_forward: is(7),
+    };
+    let kind = kind.made_sound();
+    let mut world = World::new(kind);
+    for _ in 0..400 {
+        let Some(event) = Event::from_bytes(&mut bytes) else {
+            break;
+        };
+        world.happen(kind.instead_of(event));
+        world.check();
+    }
+    world.settle();
+}
+
+#[cfg(fuzzing)]
+impl Event {
+    fn from_bytes(bytes: &mut impl Iterator<Item = u8>) -> Option<Self> {
+        let what = bytes.next()?;
+        let mut next = || bytes.next().unwrap_or_default();
+        // A byte has room for a process beside a choice.
+        let process = usize::from(what >> 5) % PROCESSES;
+        Some(match what & 31 {
+            0 | 1 => {
+                let which = next();
+                Self::Join {
+                    process,
+                    ttl: usize::from(which & 7 == 7),
+                    max_hold: usize::from(which >> 3 & 7 == 7),
+                }
+            }
+            2 => Self::Poll {
+                process,
+                pick: next(),
+            },
+            3..=6 => Self::Run(process),
+            7 => Self::Leave {
+                process,
+                pick: next(),
+            },
+            8..=10 => Self::TurnDone {
+                process,
+                pick: next(),
+            },
+            11 | 12 => Self::Tick(process),
+            13 => Self::Revoke(process),
+            14 => Self::Force,
+            15 => Self::Lie(process),
+            16 => Self::WakeAll(process),
+            17 => Self::Arrive(next()),
+            18..=22 => Self::Reply {
+                pick: next(),
+                how: match what >> 5 {
+                    0..=4 => How::Answered,
+                    5 => How::TimedOut,
+                    6 => How::Vanished,
+                    _ => How::Refused,
+                },
+                pause: next() % 200,
+            },
+            23 => Self::Pass(u16::from(next()) * u16::from(what >> 5)),
+            24 | 25 => Self::Deliver {
+                pick: next(),
+                again: what >> 5 == 7,
+            },
+            26 => Self::Lose(next()),
+            27 => Self::Reach(process, what >> 7 == 0),
+            28 => Self::Notice(process),
+            29 => match what >> 5 {
+                0..=2 => Self::Restart(u16::from(next()) * 4),
+                3..=5 => Self::SetForward(u16::from(next()) * 4),
+                _ => Self::SetBack(next() % 100),
+            },
+            _ => Self::PassTowardsTheEnd {
+                process,
+                pick: next(),
+                how_far: match next() % 3 {
+                    0 => HowFar::Half,
+                    1 => HowFar::AllBut,
+                    _ => HowFar::All,
+                },
+            },
+        })
+    }
+}
+
 /// A trace that is too long for chance to find often: a repetition must not share its token
 /// with another ttl.
 #[test]
@@ -1417,6 +1550,7 @@ fn an_attempt_that_arrives_late_shortens_nobodys_lease() {
     world.settle();
 }
 
+#[cfg(test)]
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,

@@ -39,20 +39,13 @@ pub(crate) mod signal;
 mod table;
 pub(crate) mod turn;
 
-use std::{
-    borrow::Cow,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
-    },
-    task::Waker,
-    time::Duration,
-};
+use std::{borrow::Cow, fmt, task::Waker, time::Duration};
 
 use crossbeam_utils::CachePadded;
 use tokio::{sync::Notify, time::timeout};
 
+#[cfg(fuzzing)]
+pub(crate) use self::key_state::live;
 pub(crate) use self::{acquire::Acquire, inquiry::Account};
 use self::{
     flight::Flight,
@@ -73,6 +66,10 @@ use crate::{
     key::LockName,
     options::LockOptions,
     storage::{AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
 };
 
 /// What a factory's builder can set.

@@ -3,12 +3,7 @@
 //! Shared by the holder, which looks, and the coordinator, which tells of renewals and of the loss.
 //! Looking takes no lock.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst},
-    task::Waker,
-    time::Duration,
-};
+use std::{fmt, task::Waker, time::Duration};
 
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
@@ -16,6 +11,7 @@ use tokio::sync::Notify;
 use crate::{
     clock::{Clock, Timestamp},
     error::LossReason,
+    sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst},
 };
 
 /// What a holder has of its lock.

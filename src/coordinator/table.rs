@@ -6,7 +6,6 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
 };
 
@@ -15,6 +14,7 @@ use hashbrown::HashTable;
 use crate::{
     coordinator::{alarm::Alarm, key_state::KeyState, turn::Turn},
     key::LockName,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 const SHARDS: usize = 64;

@@ -1,15 +1,6 @@
 //! One holder's turn: the way to look at its lock and to give it back.
 
-use std::{
-    fmt,
-    ops::Deref,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    task::Waker,
-    time::Duration,
-};
+use std::{fmt, ops::Deref, sync::OnceLock, task::Waker, time::Duration};
 
 use tracing::Span;
 
@@ -25,6 +16,10 @@ use crate::{
         table::Cell,
     },
     error::LossReason,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 /// Shared by the guard of a lock and its handles. It can be looked at as the [`Signal`] it holds.

@@ -211,7 +211,7 @@ mod layer;
 mod on_reject;
 mod patience;
 mod problem;
-mod request_key;
+pub(crate) mod request_key;
 mod server_timing;
 mod service;
 mod settings;

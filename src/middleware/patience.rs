@@ -60,6 +60,8 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn patience(content_type: &str, timeout: &str) -> Option<Duration> {
@@ -111,6 +113,29 @@ mod tests {
             http::HeaderValue::from_bytes(b"\xb2S").unwrap(),
         );
         assert_eq!(grpc_timeout(&headers), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_timeout_is_digits_and_a_unit_and_all_else_is_nothing(
+            value in prop_oneof![
+                "[0-9]{0,10}[HMSmunhs]?",
+                "[+-]?[0-9]{1,8} ?[HMSmun]{1,2}",
+                "[ -~]{0,12}",
+            ],
+        ) {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", value.parse().unwrap());
+            let nanos = value.chars().last().and_then(|unit| {
+                let units = [('H', 3_600_000_000_000_u128), ('M', 60_000_000_000), ('S', 1_000_000_000),
+                    ('m', 1_000_000), ('u', 1_000), ('n', 1)];
+                let (_, nanos) = units.into_iter().find(|(known, _)| *known == unit)?;
+                let digits = value.strip_suffix(unit)?;
+                let is_right = (1..=8).contains(&digits.len()) && digits.chars().all(|it| it.is_ascii_digit());
+                is_right.then(|| digits.parse::<u128>().unwrap() * nanos)
+            });
+            prop_assert_eq!(grpc_timeout(&headers).map(|timeout| timeout.as_nanos()), nanos);
+        }
     }
 
     #[test]

@@ -9,12 +9,12 @@ use crate::{
 /// What a request has to lock, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestKey {
-    pub(super) keys: Keys,
+    pub(crate) keys: Keys,
     pub(super) options: Option<LockOptions>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Keys {
+pub(crate) enum Keys {
     None,
     One(LockKey),
     Several(LockKeys),

@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,6 +17,7 @@ use crate::{
         OwnerToken, PushedGrant, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest,
         RenewReply, RenewRequest, Stamp, Survey, SurveyRequest,
     },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Locks kept in this process's memory.

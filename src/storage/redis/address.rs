@@ -32,6 +32,18 @@ const NO_TLS: &str = "the Redis URL begins with rediss:// or valkeys://: \
 const NO_PASSWORD: &str = "there is a Redis user but no password; \
      for a user without one (`nopass`) any password will do";
 
+/// All that is said of a URL that is refused.
+#[cfg(any(test, fuzzing))]
+pub(super) const REFUSALS: &[&str] = &[
+    UNREADABLE,
+    UNENCODED,
+    UNKNOWN_PARAMETER,
+    NO_TLS,
+    NO_PASSWORD,
+    #[cfg(feature = "tls")]
+    super::tls::NO_HOST_NAME,
+];
+
 impl Address {
     /// What redis-rs makes of it.
     ///

@@ -1,5 +1,5 @@
-//! The calls of a storage, each over one line to one server: what is sent, and how the reply is
-//! read. Which server that is, and whether to ask the next one, is not known here.
+//! The calls of a storage, each over one line to one server: what is sent, and what follows from the
+//! reply (`replies.rs` reads it). Which server that is, and whether to ask the next one, is not known here.
 //!
 //! A lock that is free is taken by plain commands; everything else is a script's work.
 
@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, Value};
+use redis::Cmd;
 
 use super::{
     RedisStorage,
-    error::{unexpected, value},
+    error::unexpected,
     fencing, names,
+    replies::{self, Taken},
     script::{ACQUIRE, FREE, RAISE, RELEASE, RENEW, Script},
     topology::Line,
     wire::{Fact, Wire},
@@ -22,7 +23,7 @@ use crate::{
     error::{StorageError, StorageErrorKind},
     storage::{
         AcquireReply, AcquireRequest, FencingBlock, RaiseReply, RaiseRequest, ReleaseReply,
-        ReleaseRequest, RenewReply, RenewRequest, Stamp,
+        ReleaseRequest, RenewReply, RenewRequest,
     },
 };
 
@@ -45,35 +46,6 @@ fn set_if_free(request: &AcquireRequest, token: &[u8]) -> Cmd {
         .arg("PX")
         .arg(millis(request.ttl));
     command
-}
-
-/// The numbers of a reply, such as the time left and the server's time.
-fn numbers(values: &[Value]) -> Option<Vec<i64>> {
-    let number = |value: &Value| match value {
-        Value::Int(number) => Some(*number),
-        Value::BulkString(text) => str::from_utf8(text).ok()?.parse().ok(),
-        _ => None,
-    };
-    values.iter().map(number).collect()
-}
-
-/// How long a holder has left. Negative: its key never expires.
-fn left(millis: i64) -> Option<Duration> {
-    u64::try_from(millis).ok().map(Duration::from_millis)
-}
-
-fn granted(wanted: bool) -> AcquireReply {
-    match wanted {
-        true => AcquireReply::granted_and_wanted(),
-        false => AcquireReply::granted(),
-    }
-}
-
-/// The server's time, as `TIME` gives it.
-fn stamp(run: Option<u128>, seconds: i64, micros: i64) -> Stamp {
-    let at =
-        Duration::from_secs(seconds.unsigned_abs()) + Duration::from_micros(micros.unsigned_abs());
-    Stamp { run, at }
 }
 
 impl RedisStorage {
@@ -109,46 +81,25 @@ impl RedisStorage {
         let Some((replies, origin)) = line.call(take).await? else {
             return Ok(None);
         };
-        let Value::Array(replies) = replies? else {
-            return Err(unexpected());
-        };
-        let Ok([set, last, found]) = <[_; 3]>::try_from(replies) else {
-            return Err(unexpected());
-        };
-        match value(set)? {
-            Value::Okay => {}
-            Value::Nil => return Ok(None),
-            _ => return Err(unexpected()),
-        }
-        let (last, found) = match (value(last), value(found)) {
-            (Ok(Value::Int(last)), Ok(Value::Array(found))) => (last, found),
-            (Ok(_), Ok(_)) => return Err(unexpected()),
-            (Err(error), _) | (_, Err(error)) => {
-                // A lock without its tokens is not what was asked for.
-                Box::pin(self.give_back(line, request, token)).await?;
-                return Err(error.into());
-            }
-        };
-        let (owner, is_wanted) = match &found[..] {
-            [Value::BulkString(owner), queue] => (owner, *queue != Value::Nil),
-            // It is gone already.
-            [Value::Nil, _] => return Ok(None),
-            _ => return Err(unexpected()),
-        };
-        // Others may have come to wait for it meanwhile, and have marked it.
-        let is_ours = owner.strip_suffix(b"!").unwrap_or(owner) == token;
-        let first = last.saturating_sub(i64::from(request.fencing) - 1);
-        match fencing::block(first, request.fencing) {
-            Some(block) if block.first > seen && is_ours => {
+        match replies::taken(replies?, token, request.fencing, seen)? {
+            Taken::Granted { wanted, block } => {
                 self.fencing.update(block);
                 line.learn(origin, Fact::CounterIsRight);
-                let granted = granted(is_wanted);
+                let granted = match wanted {
+                    true => AcquireReply::granted_and_wanted(),
+                    false => AcquireReply::granted(),
+                };
                 Ok(Some(granted.with_fencing(Some(block))))
             }
-            _ => {
-                // The counter went back, or somebody else has the lock already.
+            Taken::NotFree => Ok(None),
+            Taken::NotRight => {
                 line.unlearn(Fact::CounterIsRight);
                 Ok(None)
+            }
+            Taken::NoTokens(error) => {
+                // A lock without its tokens is not what was asked for.
+                Box::pin(self.give_back(line, request, token)).await?;
+                Err(error.into())
             }
         }
     }
@@ -186,10 +137,8 @@ impl RedisStorage {
         if !request.again && !fenced {
             let set = set_if_free(request, token);
             let called = line.call(|wire| Some(wire.send([set]))).await?;
-            match called.ok_or_else(unexpected)?.0? {
-                Value::Okay => return Ok(AcquireReply::granted()),
-                Value::Nil => {}
-                _ => return Err(unexpected()),
+            if replies::set(called.ok_or_else(unexpected)?.0?)? {
+                return Ok(AcquireReply::granted());
             }
         } else if !request.again
             && let Some(reply) = self.take_fenced(line, request, token).await?
@@ -219,9 +168,8 @@ impl RedisStorage {
             }
         };
         let acquired = ACQUIRE.run(line, &request.name, arguments);
-        let (values, origin) = match Box::pin(acquired).await {
-            Ok((Value::Array(values), origin)) => (values, origin),
-            Ok(_) => return Err(unexpected()),
+        let (reply, origin) = match Box::pin(acquired).await {
+            Ok(reply) => reply,
             Err(error) => {
                 // By the commands before, the lock may be ours.
                 if fenced && !request.again && !error.kind().is_transient() {
@@ -230,29 +178,18 @@ impl RedisStorage {
                 return Err(error);
             }
         };
+        let reply = replies::acquired(reply, token, request.fencing, origin.clock)?;
         if has_raised.load(Relaxed) {
             line.learn(origin, Fact::CounterIsRight);
         }
-        if let [
-            Value::BulkString(owner),
-            Value::Int(wanted),
-            Value::Int(first),
-        ] = &values[..]
-            && owner[..] == *token
+        if let AcquireReply::Granted {
+            fencing: Some(block),
+            ..
+        } = &reply
         {
-            let block = fencing::block(*first, request.fencing);
-            block.iter().for_each(|block| self.fencing.update(*block));
-            return Ok(granted(*wanted > 0).with_fencing(block));
+            self.fencing.update(*block);
         }
-        match numbers(&values).as_deref() {
-            Some([]) => Ok(AcquireReply::Unknown),
-            Some([time]) => Ok(AcquireReply::held(left(*time))),
-            Some([time, seconds, micros]) => {
-                let stamp = stamp(origin.clock, *seconds, *micros);
-                Ok(AcquireReply::queued(left(*time), stamp))
-            }
-            _ => Err(unexpected()),
-        }
+        Ok(reply)
     }
 
     pub(super) async fn acquire_over(
@@ -285,11 +222,8 @@ impl RedisStorage {
             command.arg(token).arg(millis(request.ttl));
         };
         let renewed = RENEW.run(line, &request.name, arguments);
-        match renewed.await.map(|(value, _)| value) {
-            Ok(Value::Int(0)) => Ok(RenewReply::NotOurs),
-            Ok(Value::Int(1)) => Ok(RenewReply::Renewed),
-            Ok(Value::Int(2)) => Ok(RenewReply::RenewedAndWanted),
-            Ok(_) => Err(unexpected()),
+        match renewed.await {
+            Ok((reply, _)) => replies::renewed(&reply),
             Err(error) if error.kind() == StorageErrorKind::WrongType => Ok(RenewReply::NotOurs),
             Err(error) => Err(error),
         }
@@ -346,18 +280,9 @@ impl RedisStorage {
             }
             reply => reply?,
         };
-        match reply {
-            Value::Int(0) => Ok(Some(ReleaseReply::NotOurs)),
-            Value::Int(1) => Ok(Some(ReleaseReply::Released)),
-            Value::Int(2) if frees => Ok(None),
-            Value::Array(values) => match numbers(&values).as_deref() {
-                Some([ttl, seconds, micros]) => Ok(Some(ReleaseReply::Requeued {
-                    ttl: left(*ttl).unwrap_or_default(),
-                    stamp: stamp(origin.clock, *seconds, *micros),
-                })),
-                _ => Err(unexpected()),
-            },
-            _ => Err(unexpected()),
+        match frees {
+            true => replies::freed(&reply),
+            false => replies::released(&reply, origin.clock).map(Some),
         }
     }
 
@@ -371,17 +296,14 @@ impl RedisStorage {
             command.arg(token).arg(request.above);
         };
         let raised = RAISE.run(line, &request.name, arguments).await?;
-        match raised.0 {
-            Value::Int(0) => Ok(RaiseReply::NotOurs),
-            Value::Int(1) => {
-                // A counter that falls back below this was lost.
-                self.fencing.update(FencingBlock {
-                    first: request.above,
-                    count: 1,
-                });
-                Ok(RaiseReply::Raised)
-            }
-            _ => Err(unexpected()),
+        let reply = replies::raised(&raised.0)?;
+        if reply == RaiseReply::Raised {
+            // A counter that falls back below this was lost.
+            self.fencing.update(FencingBlock {
+                first: request.above,
+                count: 1,
+            });
         }
+        Ok(reply)
     }
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
+    options::LockOptions,
     storage::{Inbox, Message, OwnerToken, PushedGrant, Stamp},
 };
 
@@ -134,18 +135,17 @@ fn receive(push: &PushInfo, inbox: &Inbox, seen: &Seen, run: Option<u128>) {
         return;
     };
     if let Message::Granted(PushedGrant {
-        token,
         fencing: Some(block),
         ..
     }) = &message
-        && token.inbox() == inbox.id()
     {
         seen.update(*block);
     }
     inbox.deliver(message);
 }
 
-fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
+/// Reads what was published to our channel. `run`: of the server's clock, where that can be known.
+pub(super) fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
     if let Some(told) = text.strip_prefix("t ") {
         return (told.len() <= Message::MAX_TEXT).then(|| Message::Told(told.to_owned()));
     }
@@ -155,10 +155,15 @@ fn parse(text: &str, inbox: &Inbox, run: Option<u128>) -> Option<Message> {
         "f" => Some(Message::Free(inbox.name(words.next()?)?)),
         "g" => {
             let name = inbox.name(words.next()?)?;
-            let token = OwnerToken::from_text(words.next()?)?;
+            // Another's is neither ours to use nor ours to release.
+            let token =
+                OwnerToken::from_text(words.next()?).filter(|token| token.inbox() == inbox.id())?;
             let mut number = || words.next()?.parse::<u64>().ok();
+            // No lock is asked for for longer, and what is to be released is followed for so long.
             let ttl = Duration::from_millis(number()?);
-            let at = Duration::from_secs(number()?) + Duration::from_micros(number()?);
+            let ttl = (ttl <= LockOptions::MAX_DURATION).then_some(ttl)?;
+            let (seconds, micros) = (number()?, number()?);
+            let at = Duration::from_secs(seconds).checked_add(Duration::from_micros(micros))?;
             let wanted = number()? > 0;
             let first = i64::try_from(number()?).ok()?;
             let count = u32::try_from(number()?).ok()?;

@@ -230,6 +230,9 @@ mod names;
 mod own_pool;
 mod pool;
 mod probe;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod promises;
+mod replies;
 mod script;
 mod sentinel;
 mod slot;

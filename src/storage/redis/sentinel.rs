@@ -47,8 +47,8 @@ pub(super) struct Sentinels {
 /// Where the master is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Master {
-    host: String,
-    port: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
     /// Grows with each failover.
     epoch: u64,
 }
@@ -61,8 +61,8 @@ impl Master {
 }
 
 /// What a Sentinel says of the master.
-struct Answer {
-    master: Master,
+pub(super) struct Answer {
+    pub(super) master: Master,
     /// That the Sentinels have agreed that it is down.
     is_down: bool,
 }
@@ -168,19 +168,27 @@ impl Sentinels {
         let mut connection = sentinel.connect(&config, &config).await?;
         let mut command = redis::cmd("SENTINEL");
         command.arg("MASTER").arg(&self.service);
-        let answer = connection.send_packed_command(&command).await?;
-        let answer = answer.extract_error()?;
-        let mut fields: HashMap<String, String> = redis::from_redis_value(answer)?;
-        let mut field = |name| fields.remove(name).unwrap_or_default();
-        Ok(Answer {
-            master: Master {
-                host: field("ip"),
-                port: field("port").parse().unwrap_or_default(),
-                epoch: field("config-epoch").parse().unwrap_or_default(),
-            },
-            is_down: field("flags").split(',').any(|flag| flag == "o_down"),
-        })
+        answer(connection.send_packed_command(&command).await?)
     }
+}
+
+/// Reads the reply to `SENTINEL MASTER`. One that names no server is none: with a high epoch it would
+/// count for more than the answers of all others.
+pub(super) fn answer(reply: Value) -> Result<Answer, RedisError> {
+    let mut fields: HashMap<String, String> = redis::from_redis_value(reply.extract_error()?)?;
+    let mut field = |name| fields.remove(name).unwrap_or_default();
+    let (host, port) = (field("ip"), field("port").parse().unwrap_or_default());
+    if host.is_empty() || port == 0 {
+        return Err(unavailable("a Sentinel does not say where the master is"));
+    }
+    Ok(Answer {
+        master: Master {
+            host,
+            port,
+            epoch: field("config-epoch").parse().unwrap_or_default(),
+        },
+        is_down: field("flags").split(',').any(|flag| flag == "o_down"),
+    })
 }
 
 /// Listens until the connection is lost.

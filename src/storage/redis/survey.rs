@@ -36,7 +36,7 @@ fn pattern(prefix: &str) -> String {
 }
 
 /// Whose lock this is. Those who wait for one of ours leave a mark behind its token.
-fn owner(value: &[u8]) -> LockOwner {
+pub(super) fn owner(value: &[u8]) -> LockOwner {
     let marked = value.strip_suffix(b"!").map(LockOwner::from_value);
     marked
         .filter(|owner| owner.token().is_some())
@@ -44,7 +44,7 @@ fn owner(value: &[u8]) -> LockOwner {
 }
 
 /// The processes that stand in a queue. Lines that make no sense are passed over, as by the scripts.
-fn inboxes(queue: &[u8]) -> Vec<u128> {
+pub(super) fn inboxes(queue: &[u8]) -> Vec<u128> {
     let lines = str::from_utf8(queue).unwrap_or_default().lines();
     let inbox = |line: &str| {
         let who = line.split(' ').next()?;
@@ -59,7 +59,7 @@ fn inboxes(queue: &[u8]) -> Vec<u128> {
 }
 
 /// A step of `SCAN`: where to go on, and the names that were found.
-fn step(reply: Value) -> Option<(String, Vec<Value>)> {
+pub(super) fn step(reply: Value) -> Option<(String, Vec<Value>)> {
     let Value::Array(parts) = reply else {
         return None;
     };

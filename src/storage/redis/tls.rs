@@ -24,6 +24,9 @@ pub(super) struct Certificates {
     pub(super) client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
+pub(super) const NO_HOST_NAME: &str =
+    "the host of the Redis URL is not a name that a certificate can have";
+
 impl Certificates {
     /// Puts them into a server's address. What cannot be used is refused here, not when the first
     /// connection is made.
@@ -44,9 +47,7 @@ impl Certificates {
         if let ConnectionAddr::TcpTls { host, .. } = info.addr()
             && ServerName::try_from(host.as_str()).is_err()
         {
-            return Err(refused(
-                "the host of the Redis URL is not a name that a certificate can have",
-            ));
+            return Err(refused(NO_HOST_NAME));
         }
         if CryptoProvider::get_default().is_none() {
             // Another thread may have been faster.
