@@ -191,6 +191,9 @@ impl Plan {
                 "{number:>4} {deployment}/{nemesis}: {} grants, {found} violations",
                 outcome.grants
             );
+            if outcome.replaced_masters {
+                println!("     a master was replaced that nothing was done to");
+            }
             for violation in outcome.findings.violations.iter().take(5) {
                 println!("     VIOLATION {violation}");
             }
@@ -281,25 +284,24 @@ fn short_run() {
     println!("{report}");
 }
 
-/// A storage that breaks the lock shows in the right column, without any fault of a server.
+/// Storages that break the lock, without any fault of a server: each shows as what it is.
 fn sabotaged_runs() {
-    let found = |sabotage, nemesis| {
+    let shows = [
+        (Sabotage::DeafRenewals, "two holders"),
+        (Sabotage::BlindReleases, "two holders"),
+        (Sabotage::SameTokens, "was given twice"),
+        (Sabotage::NoReleases, "left after"),
+    ];
+    run(join_all(shows.map(async |(sabotage, what)| {
         let episode = Episode {
             deployment: Deployment::Single,
-            nemesis,
-            faults: 3,
+            nemesis: Nemesis::ScriptFlush,
+            faults: 1,
             seed: 7,
             sabotage: Some(sabotage),
         };
-        let outcome = run(episode.run());
-        outcome.findings.violations.join("\n")
-    };
-    let deaf = found(Sabotage::DeafRenewals, Nemesis::ScriptFlush);
-    assert!(deaf.contains("two holders"), "{deaf}");
-    let blind = found(Sabotage::BlindReleases, Nemesis::ScriptFlush);
-    assert!(blind.contains("two holders"), "{blind}");
-    let same = found(Sabotage::SameTokens, Nemesis::ScriptFlush);
-    assert!(same.contains("was given twice"), "{same}");
-    let kept = found(Sabotage::NoReleases, Nemesis::ScriptFlush);
-    assert!(kept.contains("left after"), "{kept}");
+        let outcome = episode.run().await;
+        let found = outcome.findings.violations.join("\n");
+        assert!(found.contains(what), "{sabotage:?}: {found}");
+    })));
 }

@@ -110,6 +110,11 @@ impl Nemesis {
         )
     }
 
+    /// Whether another server takes a master's place.
+    pub fn replaces_masters(self) -> bool {
+        matches!(self, Failover | FailoverConfirmed)
+    }
+
     /// Whether it goes on from the first to the last moment.
     pub fn is_lasting(self) -> bool {
         matches!(self, ClockWithin | ClockSlow | ClockFast)

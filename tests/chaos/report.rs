@@ -99,7 +99,7 @@ impl fmt::Display for Report {
         for row in &rows {
             all.extend(&row.recoveries);
             let (p50, max) = spread(&row.recoveries);
-            let overlaps = match row.nemesis.breaks() {
+            let overlaps = match row.nemesis.breaks() || row.excused > 0 {
                 true => format!("{:>8} {:>7}", row.excused, row.excused_for / 1_000_000),
                 // There are none: each would be a violation.
                 false => format!("{:>8} {:>7}", "-", "-"),
