@@ -50,7 +50,6 @@ impl Deployment {
 
 /// All of it ends with this value.
 pub struct World {
-    pub deployment: Deployment,
     /// Of a single server or a Redlock.
     pub servers: Vec<RedisServer>,
     /// For each client, the way to each of those.
@@ -65,7 +64,6 @@ pub struct World {
 impl World {
     pub async fn start(deployment: Deployment, nemesis: Nemesis, clients: usize) -> Self {
         let mut this = Self {
-            deployment,
             servers: Vec::new(),
             proxies: Vec::new(),
             sentinel: None,
