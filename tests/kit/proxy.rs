@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
@@ -10,13 +11,18 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
+    time::Duration,
 };
 
 use tokio::{
-    io::{copy, copy_bidirectional, sink},
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt, copy, sink},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     runtime::{self, Runtime},
     sync::watch,
+    time::sleep,
 };
 
 use super::RedisServer;
@@ -42,6 +48,17 @@ struct Line {
     swallow: AtomicUsize,
     /// Changes when the connections of that moment are cut off.
     cut: watch::Sender<Cut>,
+    /// What all connections go through.
+    weather: watch::Sender<Weather>,
+}
+
+/// How bytes get on, in both directions.
+#[derive(Clone, Copy, Default)]
+struct Weather {
+    /// They are kept until this is over.
+    held: bool,
+    /// The longest time that each piece takes; a random part of it.
+    delay: Duration,
 }
 
 /// What a connection that was cut off still carries.
@@ -70,6 +87,7 @@ impl Proxy {
             open: AtomicUsize::new(0),
             swallow: AtomicUsize::new(0),
             cut: watch::Sender::new(Cut::Nothing),
+            weather: watch::Sender::default(),
         });
         let accepting = Arc::clone(&line);
         runtime.spawn(async move {
@@ -84,7 +102,8 @@ impl Proxy {
                 let line = Arc::clone(&accepting);
                 tokio::spawn(async move {
                     line.open.fetch_add(1, SeqCst);
-                    forward(client, server, swallowed, cut).await;
+                    let weather = line.weather.subscribe();
+                    forward(client, server, swallowed, (cut, weather)).await;
                     line.open.fetch_sub(1, SeqCst);
                 });
             }
@@ -131,6 +150,23 @@ impl Proxy {
         self.line.cut.send_replace(Cut::Commands);
     }
 
+    /// Nothing gets through in either direction until [`Proxy::release`], on old connections and on
+    /// new ones. Then all of it arrives, late.
+    pub fn hold(&self) {
+        self.line.weather.send_modify(|weather| weather.held = true);
+    }
+
+    pub fn release(&self) {
+        self.line
+            .weather
+            .send_modify(|weather| weather.held = false);
+    }
+
+    /// Whatever is sent takes up to so long, in each direction. Zero: no longer than it takes.
+    pub fn delay(&self, delay: Duration) {
+        self.line.weather.send_modify(|it| it.delay = delay);
+    }
+
     /// New connections lead to this server.
     pub fn switch_to(&self, server: &RedisServer) {
         self.line.server.store(server.port(), SeqCst);
@@ -141,7 +177,7 @@ async fn forward(
     mut client: TcpStream,
     server: SocketAddr,
     swallowed: bool,
-    mut cut: watch::Receiver<Cut>,
+    (mut cut, weather): (watch::Receiver<Cut>, watch::Receiver<Weather>),
 ) {
     if swallowed {
         // Here too: `client` stays open.
@@ -154,7 +190,7 @@ async fn forward(
         biased;
         _ = cut.changed() => {}
         // However it ends, both ends are closed.
-        _ = copy_bidirectional(&mut client, &mut server) => return,
+        () = carry_both(&mut client, &mut server, weather) => return,
     }
     let how = *cut.borrow();
     match how {
@@ -173,6 +209,41 @@ async fn forward(
                 () = swallow => {}
             }
         }
+    }
+}
+
+/// Until both ends have closed, or one has failed.
+async fn carry_both(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    weather: watch::Receiver<Weather>,
+) {
+    let (mut commands, mut replies) = client.split();
+    let (mut answers, mut asks) = server.split();
+    let there = carry(&mut commands, &mut asks, weather.clone());
+    let back = carry(&mut answers, &mut replies, weather);
+    // An error is the end of the connection, like any other.
+    let _ = tokio::try_join!(there, back);
+}
+
+async fn carry(
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    mut weather: watch::Receiver<Weather>,
+) -> io::Result<()> {
+    let mut piece = vec![0; 16 * 1024];
+    loop {
+        let bytes = from.read(&mut piece).await?;
+        // The other end of this is the proxy, which outlives its connections.
+        let now = weather.wait_for(|weather| !weather.held).await;
+        let delay = now.map(|weather| weather.delay).unwrap_or_default();
+        if !delay.is_zero() {
+            sleep(delay.mul_f64(fastrand::f64())).await;
+        }
+        if bytes == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&piece[..bytes]).await?;
     }
 }
 

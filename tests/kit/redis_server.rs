@@ -29,6 +29,8 @@ pub struct ServerOptions {
     pub sentinel: Option<String>,
     /// It speaks TLS too, on a second port.
     pub tls: Option<Tls>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 /// The certificates of a server.
@@ -289,6 +291,7 @@ impl RedisServer {
         command
             .args(["--bind", "127.0.0.1"])
             .args(["--port", &self.port.to_string()])
+            .envs(self.options.environment.iter().cloned())
             .current_dir(&self.folder)
             .stdin(Stdio::null())
             .stdout(File::create(&log).expect("the server's log can be made"))

@@ -1,0 +1,283 @@
+//! One nemesis, at work for a while on servers and clients of its own.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+
+use super::{
+    check::{Fault, Findings, History, Stay, check},
+    client::{Client, FENCED, Orders, PLAIN, Record, keys},
+    kit::{LIMIT, ms},
+    nemesis::{Fleet, Nemesis, strike},
+    record::{Line, now},
+    sabotage::Sabotage,
+    store,
+    world::{Deployment, World},
+};
+
+/// How many processes want the same locks.
+const CLIENTS: usize = 3;
+
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Episode {
+    pub deployment: Deployment,
+    pub nemesis: Nemesis,
+    pub faults: usize,
+    pub seed: u64,
+    pub sabotage: Option<Sabotage>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub findings: Findings,
+    pub faults: usize,
+    pub grants: usize,
+    /// From the end of a fault to the next grant, for each key.
+    pub recoveries: Vec<Duration>,
+    /// The longest that anybody waited for a lock.
+    pub longest_wait: Duration,
+    /// The smallest share of a process in the grants while nothing was wrong, of 1 for all alike.
+    pub share: f64,
+    /// Updates of the plain counter that the store does not have.
+    pub lost: u64,
+    pub refused: usize,
+    /// Sentinel or the cluster has replaced a master that nothing was done to.
+    pub replaced_masters: bool,
+}
+
+impl Episode {
+    pub async fn run(&self) -> Outcome {
+        let mut rng = fastrand::Rng::with_seed(self.seed);
+        let ttls = self.deployment.ttls();
+        let ttl = ms(ttls[rng.usize(..ttls.len())]);
+        let world = World::start(self.deployment, self.nemesis, CLIENTS).await;
+        let record = Record::default();
+        let orders: Vec<_> = (0..CLIENTS)
+            .map(|client| Orders {
+                name: format!("p{client}"),
+                deployment: self.deployment,
+                ttl,
+                store: world.store.url(),
+                urls: world.urls(client),
+                seed: rng.u64(..),
+                sabotage: self.sabotage,
+                replicas: self.nemesis.replicas(),
+            })
+            .collect();
+        let clients = { orders.iter().enumerate() }
+            .map(|(number, orders)| Client::start(number, orders, &record))
+            .collect();
+        let fleet = Fleet {
+            clients,
+            orders,
+            record,
+            replaced: 0,
+        };
+        let running = Running {
+            episode: *self,
+            world,
+            fleet,
+            rng,
+            ttl,
+            outcome: Outcome::default(),
+        };
+        running.run().await
+    }
+}
+
+struct Running {
+    episode: Episode,
+    world: World,
+    fleet: Fleet,
+    rng: fastrand::Rng,
+    ttl: Duration,
+    outcome: Outcome,
+}
+
+impl Running {
+    async fn run(mut self) -> Outcome {
+        let nemesis = self.episode.nemesis;
+        let began = now();
+        let epoch = self.world.epoch().await;
+        self.all_are_served(began, "at the start").await;
+        let mut faults = Vec::new();
+        for _ in 0..self.episode.faults {
+            sleep(ms(100 + self.rng.u64(..300))).await;
+            let (world, fleet, rng) = (&mut self.world, &mut self.fleet, &mut self.rng);
+            let from = strike(nemesis, world, fleet, rng, self.ttl).await;
+            let until = now();
+            let breaks = nemesis.breaks();
+            faults.push(Fault {
+                from,
+                until,
+                breaks,
+            });
+            self.all_are_served(until, "after a fault").await;
+        }
+        let calm = now();
+        sleep(ms(600)).await;
+        let calm = calm..now();
+        if nemesis.is_lasting() {
+            let breaks = nemesis.breaks();
+            faults.push(Fault {
+                from: began,
+                until: now() + LIMIT.as_nanos() as u64,
+                breaks,
+            });
+        }
+        self.stop().await;
+        // On a busy machine a master may not answer in time, though nothing was done to it. Nobody
+        // knows when it was replaced.
+        if !nemesis.replaces_masters() && self.world.epoch().await != epoch {
+            self.outcome.replaced_masters = true;
+            faults.push(Fault {
+                from: began,
+                until: now(),
+                breaks: true,
+            });
+        }
+
+        let lines = self.lines();
+        let history = History::of(&lines);
+        let ttl = self.ttl.as_nanos() as u64;
+        let mut violations = std::mem::take(&mut self.outcome.findings.violations);
+        let mut outcome = self.outcome;
+        outcome.findings = check(&history, &faults, ttl);
+        outcome.faults = self.episode.faults;
+        outcome.grants = history.stays.len();
+        outcome.refused = history.refused.values().sum();
+        let waits = history.stays.iter().map(|stay| stay.granted - stay.asked);
+        outcome.longest_wait = Duration::from_nanos(waits.max().unwrap_or(0));
+        outcome.share = share(
+            history
+                .stays
+                .iter()
+                .filter(|stay| calm.contains(&stay.granted)),
+        );
+        // What lasts has no end.
+        let ended = match nemesis.is_lasting() {
+            true => &[],
+            false => &faults[..self.episode.faults],
+        };
+        for end in ended.iter().map(|fault| fault.until) {
+            for key in keys() {
+                let after = |stay: &&Stay| stay.granted > end && stay.key == key && stay.held;
+                if let Some(stay) = history.stays.iter().find(after) {
+                    let recovery = Duration::from_nanos(stay.granted - end);
+                    outcome.recoveries.push(recovery);
+                }
+            }
+        }
+        // What the writers know is one account, the store's is the other.
+        outcome.lost = store::lost(&self.world.store, PLAIN).await;
+        let fenced = store::lost(&self.world.store, FENCED).await;
+        if fenced > 0 {
+            violations.push(format!("{fenced} updates are gone in spite of fencing"));
+        }
+        if history.drained.len() != CLIENTS || history.drained.iter().any(|keys| *keys > 0) {
+            violations.push(format!("drained clients left keys: {:?}", history.drained));
+        }
+        outcome.findings.violations.extend(violations);
+        outcome
+    }
+
+    fn lines(&self) -> Vec<(usize, Line)> {
+        let record = &self.fleet.record;
+        record
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn violation(&mut self, text: String) {
+        self.outcome.findings.violations.push(text);
+    }
+
+    /// Each process gets a lock, and each key a holder, after this moment. Nobody starves.
+    async fn all_are_served(&mut self, after: u64, when: &str) {
+        let started = Instant::now();
+        let mut waiting: Vec<String>;
+        // What has been looked at.
+        let mut seen = 0;
+        let mut served = [false; CLIENTS];
+        let mut had: Vec<&str> = Vec::new();
+        loop {
+            {
+                let record = Arc::clone(&self.fleet.record);
+                let record = record.lock().unwrap_or_else(PoisonError::into_inner);
+                for (by, line) in &record[seen..] {
+                    if let Line::In { granted, key, .. } = line
+                        && *granted > after
+                    {
+                        served[*by] = true;
+                        had.extend(keys().find(|it| it == key));
+                    }
+                }
+                seen = record.len();
+            }
+            waiting = (0..CLIENTS)
+                .filter(|client| !served[*client])
+                .map(|client| format!("process {client}"))
+                .chain(keys().filter(|key| !had.contains(key)).map(str::to_owned))
+                .collect();
+            if waiting.is_empty() {
+                return;
+            }
+            if started.elapsed() > LIMIT {
+                return self.violation(format!("{when}, not served in {LIMIT:?}: {waiting:?}"));
+            }
+            sleep(ms(5)).await;
+        }
+    }
+
+    /// The clients end, and nothing of them is left.
+    async fn stop(&mut self) {
+        self.fleet.clients.iter_mut().for_each(Client::stop);
+        let started = Instant::now();
+        for number in 0..CLIENTS {
+            let ended = loop {
+                match self.fleet.clients[number].ended() {
+                    None if started.elapsed() < LIMIT => sleep(ms(5)).await,
+                    ended => break ended,
+                }
+            };
+            if ended != Some(true) {
+                self.violation(format!("client {number} has not ended well: {ended:?}"));
+            }
+            // All that it said is read.
+            self.fleet.clients[number].kill();
+        }
+        // They keep connections open that the clients have closed.
+        self.world.proxies.clear();
+        // A client that was killed leaves its locks to their ttl, and its place in a queue.
+        let limit = match self.fleet.replaced {
+            0 => ms(2_000),
+            _ => 2 * self.ttl + LIMIT / 2,
+        };
+        let started = Instant::now();
+        loop {
+            let left = self.world.leftovers().await;
+            if left.is_empty() {
+                return;
+            }
+            if started.elapsed() > limit {
+                return self.violation(format!("left after {limit:?}: {left:?}"));
+            }
+            sleep(ms(20)).await;
+        }
+    }
+}
+
+/// The smallest part of a process in these, times the number of processes.
+fn share<'a>(stays: impl Iterator<Item = &'a Stay>) -> f64 {
+    let mut counts = [0_usize; CLIENTS];
+    stays.for_each(|stay| counts[stay.by] += 1);
+    let all: usize = counts.iter().sum();
+    let least = counts.into_iter().min().unwrap_or(0);
+    (least * CLIENTS) as f64 / all.max(1) as f64
+}
