@@ -65,7 +65,7 @@ impl<'a> Canon<'a> {
         at.map_or(NONE, |at| self.ahead(at))
     }
 
-    fn from_now(&self, at: Timestamp) -> u64 {
+    fn offset(&self, at: Timestamp) -> u64 {
         apart(at, self.world.now)
     }
 
@@ -82,7 +82,7 @@ impl<'a> Canon<'a> {
     fn baseline(&self, baseline: Option<Baseline>) -> [u64; 3] {
         baseline.map_or([NONE; 3], |Baseline { sent, stamp }| {
             let [run, at] = self.stamp(stamp);
-            [self.from_now(sent), run, at]
+            [self.offset(sent), run, at]
         })
     }
 
@@ -221,7 +221,7 @@ impl<'a> Canon<'a> {
                     *told_of_force,
                 ];
                 let flags = flags.iter().fold(0, |sum, flag| 2 * sum + u64::from(*flag));
-                self.put([2, self.from_now(*sent), flags]);
+                self.put([2, self.offset(*sent), flags]);
                 self.put(self.claim(*claim));
                 self.put(self.baseline(*baseline));
                 if let Some(grant) = pushed {
@@ -323,7 +323,7 @@ impl<'a> Canon<'a> {
         let flags = flags.iter().fold(0, |sum, flag| 2 * sum + u64::from(*flag));
         // Of no use to anybody but who waits for the reply of a renewal.
         let sent = match (message.call, message.is_settled) {
-            (Call::Renew, false) => self.from_now(message.sent),
+            (Call::Renew, false) => self.offset(message.sent),
             _ => 0,
         };
         let place = message.place.map_or(NONE, nanos);

@@ -142,7 +142,7 @@ impl Scenario {
         faults: 0,
         of: &[],
         rest: ms(5_000),
-        states: 8_000,
+        states: 5_000,
         settled: 64,
     };
 
