@@ -63,6 +63,7 @@ use crate::{
 
 /// What a waiter wants, and how it is woken. `W` is the driver's way to wake it.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Waiter<W> {
     ttl: Duration,
     max_hold: Duration,
@@ -73,6 +74,7 @@ struct Waiter<W> {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 enum Phase {
     /// This process neither owns the key nor asks for it.
     Idle,
@@ -119,6 +121,7 @@ struct Open {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Held {
     lease: Lease,
     turn: Option<Turn>,
@@ -167,6 +170,7 @@ struct Turn {
 
 /// See the [module documentation](self).
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct KeyState<W> {
     queue: Queue<Waiter<W>>,
     phase: Phase,

@@ -9,11 +9,14 @@ const PROCESSES: usize = 3;
 const WAITERS: usize = 4;
 const TTLS: [Duration; 2] = [ms(300), ms(100)];
 const MAX_HOLDS: [Duration; 2] = [ms(10_000), ms(150)];
-const LINGER: [Duration; PROCESSES] = [ms(0), ms(50), ms(400)];
 const LIMIT: HandoffLimit = HandoffLimit {
     turns: 3,
     time: ms(200),
 };
+
+/// All that can happen, instead of what chance brings.
+#[path = "model/mod.rs"]
+mod model;
 
 type WaiterId = u32;
 
@@ -68,6 +71,12 @@ enum Event {
     Notice(usize),
     /// The storage forgets everything. Its clock may go on from somewhere else.
     Restart(u16),
+    /// The process ends without a word. Another starts in its place, with an inbox of its own.
+    Crash(usize),
+    /// The storage's replica learns what the storage knows.
+    Replicate,
+    /// The replica takes over, with what it knows. Its clock may be ahead of the old one.
+    FailOver(u16),
     /// Its clock is set forward, and all that was to expire with it.
     SetForward(u16),
     SetBack(u8),
@@ -168,6 +177,11 @@ struct Kind {
     /// The storage's clock may be set forward. A grant may then look as if it lasted longer than it
     /// does, until its first renewal.
     may_set_forward: bool,
+    processes: usize,
+    linger: [Duration; PROCESSES],
+    limit: HandoffLimit,
+    /// Nobody is excused by what nobody could have known: two holders are two holders.
+    strict: bool,
 }
 
 impl Kind {
@@ -182,6 +196,10 @@ impl Kind {
         calm: false,
         may_restart: false,
         may_set_forward: false,
+        processes: PROCESSES,
+        linger: [ms(0), ms(50), ms(400)],
+        limit: LIMIT,
+        strict: false,
     };
 
     /// What does not go together is given up.
@@ -250,6 +268,7 @@ fn kind() -> impl Strategy<Value = Kind> {
                 calm,
                 may_restart,
                 may_set_forward,
+                ..Kind::PLAIN
             };
             kind.made_sound()
         },
@@ -282,7 +301,7 @@ enum Doing {
     Asking,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiter {
     id: WaiterId,
     place: Place,
@@ -290,7 +309,7 @@ struct Waiter {
 }
 
 /// A turn as its holder sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Holder {
     id: TurnId,
     claim: Claim,
@@ -305,8 +324,10 @@ impl Holder {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Process {
+    /// The number that all its tokens have in common.
+    inbox: u128,
     state: KeyState<WaiterId>,
     /// In the order of their arrival.
     waiters: Vec<Waiter>,
@@ -329,6 +350,8 @@ struct Process {
     taken: HashSet<OwnerToken>,
     /// Tokens that have the lock by a message and by no round trip yet.
     unconfirmed: HashSet<OwnerToken>,
+    /// The lease that its last turn was on, and the turns on it while others were known to wait.
+    shared: Option<(OwnerToken, u32)>,
     /// Whether the storage's messages reach it.
     is_reached: bool,
     /// Whether it believes so.
@@ -363,7 +386,7 @@ enum Answer {
 }
 
 /// Who stands in the storage's queue, until when by its clock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Standing {
     claim: Claim,
     fencing: u32,
@@ -379,7 +402,7 @@ enum Push {
     Forced(OwnerToken),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Message {
     process: usize,
     call: Call,
@@ -397,7 +420,14 @@ struct Message {
     is_settled: bool,
 }
 
-#[derive(Debug)]
+/// What a replica of the storage knows.
+#[derive(Clone, Debug, Default)]
+struct Replica {
+    owner: Option<(OwnerToken, Timestamp)>,
+    queue: VecDeque<Standing>,
+}
+
+#[derive(Clone, Debug)]
 struct World {
     now: Timestamp,
     kind: Kind,
@@ -406,6 +436,7 @@ struct World {
     run: u128,
     owner: Option<(OwnerToken, Timestamp)>,
     queue: VecDeque<Standing>,
+    replica: Replica,
     /// When a token got its place, or the lock without waiting.
     order: HashMap<OwnerToken, u64>,
     last_order: u64,
@@ -433,36 +464,21 @@ fn picked(pick: u8, from: impl Iterator<Item = usize>) -> Option<usize> {
     (!from.is_empty()).then(|| from[usize::from(pick) % from.len()])
 }
 
-/// Whose inbox it is.
+/// Whose inbox it is, or was.
 fn process_of(token: OwnerToken) -> usize {
-    usize::try_from(token.inbox()).unwrap()
+    usize::try_from(token.inbox()).unwrap() % PROCESSES
 }
 
 impl World {
     fn new(kind: Kind) -> Self {
-        let process = || Process {
-            state: KeyState::new(),
-            waiters: Vec::new(),
-            holders: Vec::new(),
-            present: None,
-            look_by: None,
-            owed: HashSet::new(),
-            open: HashSet::new(),
-            queued: HashSet::new(),
-            given_back: HashSet::new(),
-            granted: HashSet::new(),
-            taken: HashSet::new(),
-            unconfirmed: HashSet::new(),
-            is_reached: kind.listens,
-            listens: kind.listens,
-            missed: false,
-        };
+        let process = |index| Process::new(index as u128, kind.listens, kind.listens);
         Self {
             now: Timestamp::ORIGIN,
             kind,
             clock: ms(1_000_000),
             run: 1,
             queue: VecDeque::new(),
+            replica: Replica::default(),
             order: HashMap::new(),
             last_order: 0,
             entered: (0, None),
@@ -472,7 +488,7 @@ impl World {
             highest: (0, HashMap::new()),
             pushes: Vec::new(),
             owner: None,
-            processes: (0..PROCESSES).map(|_| process()).collect(),
+            processes: (0..kind.processes).map(process).collect(),
             messages: Vec::new(),
             tokens: 0,
             arrivals: 0,
@@ -499,6 +515,12 @@ impl World {
         self.owner.filter(|(_, until)| *until > self.storage_now())
     }
 
+    /// Whether the storage's messages reach whose token this is.
+    fn reaches(&self, token: OwnerToken) -> bool {
+        let process = &self.processes[process_of(token)];
+        process.is_reached && process.inbox == token.inbox()
+    }
+
     /// Gives a free lock to the first in the queue that can be reached, unless it is who asks.
     fn pass_on(&mut self, asking: Option<OwnerToken>) {
         let now = self.storage_now();
@@ -513,7 +535,7 @@ impl World {
             }
             self.queue.pop_front();
             let process = process_of(claim.token);
-            if until <= now || !self.processes[process].is_reached {
+            if until <= now || !self.reaches(claim.token) {
                 continue;
             }
             let ttl = if self.kind.grants_half {
@@ -562,9 +584,8 @@ impl World {
                 self.order.insert(claim.token, self.last_order);
             }
         }
-        let owner = process_of(owner);
-        if self.processes[owner].is_reached {
-            self.pushes.push((owner, Push::Wanted));
+        if self.reaches(owner) {
+            self.pushes.push((process_of(owner), Push::Wanted));
         }
     }
 
@@ -658,9 +679,8 @@ impl World {
         self.forgotten.insert(token);
         self.owner = None;
         self.pass_on(None);
-        let process = process_of(token);
-        if self.processes[process].is_reached {
-            self.pushes.push((process, Push::Forced(token)));
+        if self.reaches(token) {
+            self.pushes.push((process_of(token), Push::Forced(token)));
         }
     }
 
@@ -674,16 +694,48 @@ impl World {
     }
 
     fn restart(&mut self, by: Duration) {
+        self.replica = Replica::default();
+        self.fail_over(by);
+    }
+
+    fn fail_over(&mut self, by: Duration) {
         self.was_in_trouble = true;
-        self.forgotten.extend(self.owner().map(|(token, _)| token));
-        self.owner = None;
-        self.queue.clear();
+        let Replica { owner, queue } = self.replica.clone();
+        if owner != self.owner {
+            self.forgotten.extend(self.owner().map(|(token, _)| token));
+        }
+        // Expiries are moments of the clock that now shows another time.
+        self.owner = owner.map(|(token, until)| (token, until + by));
+        self.queue = queue;
+        for standing in &mut self.queue {
+            standing.until = standing.until + by;
+        }
+        self.replica = Replica {
+            owner: self.owner,
+            queue: self.queue.clone(),
+        };
         self.run += 1;
         self.clock += by;
         for process in &mut self.processes {
             process.missed |= process.is_reached;
             process.is_reached = false;
         }
+    }
+
+    fn crash(&mut self, index: usize) {
+        self.was_in_trouble = true;
+        let process = Process::new(
+            self.processes[index].inbox + PROCESSES as u128,
+            self.kind.queues,
+            false,
+        );
+        self.processes[index] = process;
+        self.pushes.retain(|(process, _)| *process != index);
+        for message in &mut self.messages {
+            message.is_settled |= message.process == index;
+        }
+        self.messages
+            .retain(|message| !message.is_settled || message.answer.is_none());
     }
 
     /// Sets the storage's clock, and all that was to expire with it.
@@ -848,9 +900,10 @@ impl World {
     fn poll(&mut self, index: usize, waiter: usize) {
         let process = &mut self.processes[index];
         let Waiter { id, place, .. } = process.waiters[waiter];
+        let inbox = process.inbox;
         let new_token = || {
             self.tokens += 1;
-            OwnerToken::new(index as u128, self.tokens)
+            OwnerToken::new(inbox, self.tokens)
         };
         let (step, effects) = process.state.poll(place, self.now, || id, new_token);
         process.waiters[waiter].doing = match &step {
@@ -874,6 +927,8 @@ impl World {
                 assert!(in_order || !self.kind.calm, "somebody was passed");
                 self.entered = place;
                 self.check_fencing(index, &granted);
+                assert!(granted.deadline > self.now, "over before it began");
+                self.check_sharing(index, token);
                 let process = &mut self.processes[index];
                 process.present = Some(granted.id);
                 process.holders.push(Holder {
@@ -937,21 +992,21 @@ impl World {
 
     fn turn_done(&mut self, index: usize, holder: usize) {
         let process = &mut self.processes[index];
-        let holder = process.holders.remove(holder);
+        let (holder, inbox) = (process.holders.remove(holder), process.inbox);
         process.present.take_if(|id| *id == holder.id);
         let (ended, effects) = process.state.turn_done(
             holder.id,
             holder.claim,
             Sharing {
-                limit: LIMIT,
+                limit: self.kind.limit,
                 told: process.listens,
-                linger: LINGER[index],
+                linger: self.kind.linger[index],
                 give_way: Duration::ZERO,
             },
             self.now,
             || {
                 self.tokens += 1;
-                OwnerToken::new(index as u128, self.tokens)
+                OwnerToken::new(inbox, self.tokens)
             },
         );
         if let Some(due) = process.state.due() {
@@ -1163,6 +1218,14 @@ impl World {
             }
             Event::Reach(process, is_reached) => self.reach(process, is_reached),
             Event::Notice(process) => self.notice(process),
+            Event::Crash(process) => self.crash(process),
+            Event::Replicate => {
+                self.replica = Replica {
+                    owner: self.owner,
+                    queue: self.queue.clone(),
+                }
+            }
+            Event::FailOver(by) => self.fail_over(ms(by.into())),
             Event::Restart(by) => self.restart(ms(by.into())),
             Event::SetForward(by) => self.set_clock(|at| at + ms(by.into())),
             Event::SetBack(by) => self.set_clock(|at| at - ms(by.into())),
@@ -1220,24 +1283,44 @@ impl World {
         *highest = fencing.max(*highest);
     }
 
+    /// A turn begins: on a lease that others are known to wait for, no more than were agreed on.
+    fn check_sharing(&mut self, index: usize, token: OwnerToken) {
+        let process = &mut self.processes[index];
+        let (of, turns) = process.shared.get_or_insert((token, 0));
+        if *of != token || !process.state.wanted {
+            (*of, *turns) = (token, 0);
+        }
+        if process.state.wanted {
+            *turns += 1;
+            let most = self.kind.limit.turns;
+            assert!(*turns <= most, "{turns} turns while others waited");
+        }
+    }
+
     fn check(&self) {
         let holders = self.processes.iter().flat_map(|process| {
             let is_sure = |holder: &&Holder| {
                 let token = &holder.claim.token;
                 // Told wrong, but for one round trip only.
-                let may_err = self.kind.may_set_forward && process.unconfirmed.contains(token);
-                holder.is_sure(self.now) && !may_err
+                let may_err = self.kind.may_set_forward
+                    && process.unconfirmed.contains(token)
+                    && process.renews_soon(holder.claim, self.now);
+                holder.is_sure(self.now) && (!may_err || self.kind.strict)
             };
             process.holders.iter().filter(is_sure)
         });
         // What the storage has forgotten nobody can know.
-        let is_known = |holder: &&Holder| !self.forgotten.contains(&holder.claim.token);
+        let is_known =
+            |holder: &&Holder| self.kind.strict || !self.forgotten.contains(&holder.claim.token);
         let sure: Vec<_> = holders.filter(is_known).collect();
         assert!(sure.len() <= 1, "two holders: {sure:?}");
         for holder in sure {
             let owner = self.owner().map(|(token, _)| token);
             let rightly = owner == Some(holder.claim.token);
-            assert!(rightly, "{owner:?} owns it, not {holder:?}");
+            assert!(
+                rightly || self.kind.strict,
+                "{owner:?} owns it, not {holder:?}"
+            );
         }
         for (index, process) in self.processes.iter().enumerate() {
             let waited_for = |is_it: fn(Call) -> bool| {
@@ -1278,7 +1361,7 @@ impl World {
                 self.deliver(0, false);
                 self.check();
             }
-            for index in 0..PROCESSES {
+            for index in 0..self.processes.len() {
                 self.reach(index, true);
                 self.notice(index);
                 if self.processes[index]
@@ -1314,8 +1397,41 @@ impl World {
 }
 
 impl Process {
+    fn new(inbox: u128, is_reached: bool, listens: bool) -> Self {
+        Self {
+            inbox,
+            state: KeyState::new(),
+            waiters: Vec::new(),
+            holders: Vec::new(),
+            present: None,
+            look_by: None,
+            owed: HashSet::new(),
+            open: HashSet::new(),
+            queued: HashSet::new(),
+            given_back: HashSet::new(),
+            granted: HashSet::new(),
+            taken: HashSet::new(),
+            unconfirmed: HashSet::new(),
+            shared: None,
+            is_reached,
+            listens,
+            missed: false,
+        }
+    }
+
     fn is_idle(&self) -> bool {
         matches!(&self.state.phase, Phase::Held(held) if held.idle_until.is_some())
+    }
+
+    /// Whether it does not leave a wrong deadline as it is. A renewal that failed is repeated after a
+    /// tenth of the ttl.
+    fn renews_soon(&self, claim: Claim, now: Timestamp) -> bool {
+        match &self.state.phase {
+            Phase::Held(Held { lease, .. }) if lease.claim == claim => {
+                lease.renewing || lease.renew_at <= now + claim.ttl / 10
+            }
+            _ => true,
+        }
     }
 
     fn wake(&mut self, id: WaiterId) {

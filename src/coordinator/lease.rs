@@ -152,6 +152,13 @@ impl Lease {
         self.fencing.as_mut().and_then(FencingBlock::take)
     }
 
+    /// What nobody else can see of it: whether its deadline rests on the storage's clock, its fencing
+    /// tokens, and its turns.
+    #[cfg(test)]
+    pub(crate) fn inside(&self) -> (bool, Option<FencingBlock>, u32) {
+        (self.is_unsure, self.fencing, self.turns)
+    }
+
     /// Whether the next turn would have no fencing token, though the lease came with some.
     pub(crate) fn fencing_is_used_up(&self) -> bool {
         self.fencing.is_some_and(|block| block.count == 0)

@@ -9,6 +9,7 @@ use slab::Slab;
 pub(crate) struct Place(usize);
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Node<T> {
     item: T,
     before: Option<usize>,
@@ -16,6 +17,7 @@ struct Node<T> {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Queue<T> {
     nodes: Slab<Node<T>>,
     ends: Option<(usize, usize)>,
@@ -86,6 +88,11 @@ impl<T> Queue<T> {
 
     pub(crate) fn get_mut(&mut self, place: Place) -> Option<&mut T> {
         self.nodes.get_mut(place.0).map(|node| &mut node.item)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn get(&self, place: Place) -> Option<&T> {
+        self.nodes.get(place.0).map(|node| &node.item)
     }
 
     /// All items, in no particular order.
