@@ -44,6 +44,8 @@ struct World {
     connect_timeout: Duration,
     /// Servers may be killed: answers and wake-ups are lost with them.
     some_die: bool,
+    /// Whether locks come with fencing tokens.
+    fencing: bool,
 }
 
 impl World {
@@ -55,6 +57,7 @@ impl World {
             proxies,
             connect_timeout: LIMIT,
             some_die: false,
+            fencing: true,
         }
     }
 
@@ -439,7 +442,7 @@ async fn an_attempt_that_is_dropped_at_any_point_leaves_nothing_behind() {
 struct History {
     inside: AtomicBool,
     /// Who, and with which token, in the order in which they came in.
-    stays: Mutex<Vec<(usize, u64)>>,
+    stays: Mutex<Vec<(usize, Option<u64>)>>,
 }
 
 impl History {
@@ -455,7 +458,7 @@ impl History {
             !self.inside.swap(true, SeqCst),
             "two holders at the same time"
         );
-        let token = guard.fencing_token().unwrap();
+        let token = guard.fencing_token();
         self.stays.lock().unwrap().push((who, token));
         tokio::time::sleep(ms(1)).await;
         assert!(guard.is_held());
@@ -473,7 +476,7 @@ async fn contend(
     disturb: impl AsyncFnOnce(&mut World, &History),
 ) {
     let history = Arc::new(History::default());
-    let some_die = world.some_die;
+    let (some_die, fencing) = (world.some_die, world.fencing);
     // Half of the longer is longer than the test may take: wake-ups alone bring them the lock in
     // time, but for split votes.
     let interval = if some_die { ms(200) } else { 2 * MINUTE };
@@ -492,7 +495,8 @@ async fn contend(
                 let builder = { nodes.into_iter() }
                     .fold(Redlock::builder(), |all, node| all.node(node))
                     .node_timeout(ms(500));
-                let factory = LockFactory::new(builder.build().unwrap());
+                let builder = LockFactory::builder(builder.build().unwrap());
+                let factory = builder.fencing(fencing).build().unwrap();
                 let mut working = JoinSet::new();
                 for _ in 0..tasks {
                     let (history, lock) = (Arc::clone(&history), factory.create_lock("k").unwrap());
@@ -533,7 +537,7 @@ async fn contend(
     assert!(stays_seen.len() >= processes * tasks * stays);
     let growing = stays_seen.windows(2).all(|pair| pair[0].1 < pair[1].1);
     assert!(
-        growing,
+        growing || !fencing,
         "fencing tokens grow from holder to holder: {stays_seen:?}"
     );
     world.is_left_clean().await;
@@ -549,6 +553,14 @@ async fn four_processes_that_contend_make_steady_progress() {
 async fn busy_processes_give_way_to_each_other() {
     let mut world = World::of(3).await;
     contend(&mut world, 4, 8, 25, async |_, _| {}).await;
+}
+
+/// Without tokens a holder is not told at its grant that others wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_want_no_fencing_tokens_wake_each_other_too() {
+    let mut world = World::of(3).await;
+    world.fencing = false;
+    contend(&mut world, 4, 2, 50, async |_, _| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

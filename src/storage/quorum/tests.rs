@@ -1,4 +1,7 @@
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::timeout,
+};
 
 use super::*;
 use crate::{
@@ -132,6 +135,46 @@ async fn a_call_that_a_grant_left_behind_is_followed_though_nobody_releases_the_
     assert_eq!(redlock.shared.stragglers.len(), 0);
     // The task that follows them has come to its end, and the next grant starts another.
     assert_eq!(Arc::strong_count(&redlock.shared), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_settled_as_long_as_a_call_that_a_grant_left_behind_is_not() {
+    let (redlock, slow, _) = granted_by_two_of_three().await;
+    // It is put aside at first, and followed later.
+    for _ in 0..2 {
+        let settled = timeout(Duration::from_millis(50), redlock.settled()).await;
+        assert!(settled.is_err());
+        assert_eq!(redlock.shared.stragglers.len(), 1);
+    }
+    slow.lets.add_permits(1);
+    redlock.settled().await;
+    assert_eq!(redlock.shared.stragglers.len(), 0);
+}
+
+#[test]
+fn what_is_put_aside_on_a_runtime_that_stands_still_is_followed_on_another() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().unwrap()
+    };
+    let (stalled, alive) = (runtime(), runtime());
+    let (redlock, _slow, first) = stalled.block_on(granted_by_two_of_three());
+    alive.block_on(async {
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(redlock.shared.stragglers.len(), 1);
+        let key = LockKey::from_parts(["other"]).unwrap();
+        let second = AcquireRequest {
+            name: KeyPrefix::default().name(&key),
+            token: OwnerToken::new(1, 2),
+            ..first
+        };
+        let reply = redlock.acquire(&second).await.unwrap();
+        assert_eq!(reply, AcquireReply::granted());
+        // Neither is ever answered.
+        timeout(Duration::from_secs(5), redlock.settled())
+            .await
+            .unwrap();
+    });
 }
 
 #[tokio::test(start_paused = true)]
