@@ -51,7 +51,10 @@ use std::{
 };
 
 use crossbeam_utils::CachePadded;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 
 pub(crate) use self::{acquire::Acquire, inquiry::Account};
 use self::{
@@ -107,6 +110,7 @@ pub(crate) struct Coordinator {
     next_token: CachePadded<AtomicU64>,
     table: Table,
     keeper: Arc<Keeper>,
+    renewals: Semaphore,
     waiting: CachePadded<AtomicUsize>,
     draining: AtomicBool,
     /// Notified, while draining, when a key is forgotten.
@@ -134,6 +138,7 @@ impl Coordinator {
             factory: random_id(),
             next_token: AtomicU64::new(1).into(),
             keeper: Arc::new(Keeper::new()),
+            renewals: renewal::turns(),
             waiting: AtomicUsize::new(0).into(),
             draining: AtomicBool::new(false),
             forgotten: Notify::new(),
