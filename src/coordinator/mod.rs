@@ -42,7 +42,10 @@ pub(crate) mod turn;
 use std::{borrow::Cow, fmt, task::Waker, time::Duration};
 
 use crossbeam_utils::CachePadded;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 
 #[cfg(fuzzing)]
 pub(crate) use self::key_state::live;
@@ -104,6 +107,7 @@ pub(crate) struct Coordinator {
     next_token: CachePadded<AtomicU64>,
     table: Table,
     keeper: Arc<Keeper>,
+    renewals: Semaphore,
     waiting: CachePadded<AtomicUsize>,
     draining: AtomicBool,
     /// Notified, while draining, when a key is forgotten.
@@ -131,6 +135,7 @@ impl Coordinator {
             factory: random_id(),
             next_token: AtomicU64::new(1).into(),
             keeper: Arc::new(Keeper::new()),
+            renewals: renewal::turns(),
             waiting: AtomicUsize::new(0).into(),
             draining: AtomicBool::new(false),
             forgotten: Notify::new(),

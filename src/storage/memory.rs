@@ -209,14 +209,14 @@ impl MemoryStorage {
         if !ours {
             lock.queue.retain(|place| place.token != request.token);
             if owner.is_none() && lock.has_no_waiters() {
-                locks.locks.remove(&request.name);
+                locks.remove(&request.name);
             }
             return ReleaseReply::NotOurs;
         }
         lock.owner = None;
         if request.quiet {
             if lock.has_no_waiters() {
-                locks.locks.remove(&request.name);
+                locks.remove(&request.name);
             }
             return ReleaseReply::Released;
         }
@@ -226,7 +226,7 @@ impl MemoryStorage {
         let next = locks.pass_on(&request.name, None, now);
         match (next, request.requeue) {
             (None, _) => {
-                locks.locks.remove(&request.name);
+                locks.remove(&request.name);
                 ReleaseReply::Released
             }
             (Some(_), None) => ReleaseReply::Released,
@@ -373,6 +373,15 @@ impl Locks {
         if let Some(inbox) = self.inboxes.get(&inbox) {
             // An inbox that has just been closed: its owner asks again.
             let _ = inbox.send(message);
+        }
+    }
+
+    fn remove(&mut self, name: &LockName) {
+        self.locks.remove(name);
+        // What a crowd needed is given back when it has gone.
+        if self.locks.capacity() > 64 && self.locks.len() < self.locks.capacity() / 8 {
+            self.sweep_at = self.locks.capacity() / 4;
+            self.locks.shrink_to(self.sweep_at);
         }
     }
 

@@ -269,35 +269,3 @@ async fn ten_thousand_waiters_of_which_half_leave_are_served_in_order() {
     settle().await;
     world.assert_empty("after ten thousand");
 }
-
-#[test]
-fn a_million_keys_leave_nothing() {
-    const KEYS: u32 = 1_000_000;
-    const TASKS: u32 = 8;
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let memory = MemoryStorage::new();
-    // Short names: what costs most here is hashing them, without optimization.
-    let builder = LockFactory::builder(memory.clone()).key_prefix("m");
-    let factory = builder.build().unwrap();
-    runtime.block_on(async {
-        let mut tasks = JoinSet::new();
-        for task in 0..TASKS {
-            let factory = factory.clone();
-            tasks.spawn(async move {
-                for number in (0..KEYS).skip(task as usize).step_by(TASKS as usize) {
-                    let lock = factory.create_lock(number.to_string().as_str()).unwrap();
-                    let _guard = lock.try_lock(LockOptions::default()).await.unwrap();
-                }
-            });
-        }
-        while let Some(task) = tasks.join_next().await {
-            task.unwrap();
-        }
-    });
-    assert_eq!((factory.keys(), factory.waiters()), (0, 0));
-    assert!(memory.is_empty());
-}
