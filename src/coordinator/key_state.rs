@@ -544,6 +544,7 @@ impl<W> KeyState<W> {
 
         let mut until = retry_at;
         let mut own_release = false;
+        let mut left_behind = false;
         let open = match outcome {
             Outcome::Granted { wanted, fencing } => {
                 self.wanted |= wanted || ask_again;
@@ -581,13 +582,13 @@ impl<W> KeyState<W> {
                     until = now;
                 }
                 // Asked for without a place, it may still stand there from before.
-                queued
-                    .map(|stamp| Baseline { sent, stamp })
-                    .or(baseline)
-                    .map(|baseline| Open {
-                        claim,
-                        baseline: Some(baseline),
-                    })
+                let baseline = queued.map(|stamp| Baseline { sent, stamp }).or(baseline);
+                // And an attempt without an answer may have left a place that nothing is known of.
+                left_behind = repeated && baseline.is_none();
+                baseline.map(|baseline| Open {
+                    claim,
+                    baseline: Some(baseline),
+                })
             }
             Outcome::Failed(error) => {
                 // A refusal says that this one was not carried out, and nothing of those before it.
@@ -598,11 +599,15 @@ impl<W> KeyState<W> {
         };
         self.failures = self.failures.saturating_add(1);
         self.back_off(until, open, own_release);
-        match pushed {
+        let mut effects = match pushed {
             Some(pushed) if open.is_some() => self.pushed(&pushed, now),
             _ if self.queue.is_empty() => self.nobody_waits(),
             _ => self.wake_first(),
+        };
+        if left_behind {
+            effects.release = self.release(claim).release;
         }
+        effects
     }
 
     /// What this attempt was given is said to have been taken away already. Its token is of no use

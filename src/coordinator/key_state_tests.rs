@@ -1437,6 +1437,31 @@ fn a_denial_that_says_nothing_of_the_place_does_not_forget_it() {
     assert_eq!(key.leave(a), Told::release(place.claim));
 }
 
+/// An attempt that got no answer, repeated while nobody listens: only the first asked for a place.
+#[test]
+fn a_place_that_an_unanswered_attempt_may_have_left_is_given_back_with_its_token() {
+    let mut key = Key::listening();
+    let (a, b) = (key.join(), key.join());
+    let first = key.ask(a);
+    key.sleep(b);
+    key.failed(first.claim, StorageErrorKind::Timeout);
+    key.pass(PAUSE);
+    let second = key.ask(a);
+    assert_eq!((second.claim, second.repeated), (first.claim, true));
+    key.sleep(a);
+    assert_eq!(
+        key.denied(second.claim),
+        Told::release(first.claim).and_wake(a)
+    );
+    key.pass(PAUSE);
+    let third = key.ask(a);
+    assert_ne!(third.claim.token, first.claim.token);
+    assert!(!third.repeated);
+    // No attempt came before this one.
+    key.sleep(a);
+    assert_eq!(key.denied(third.claim), Told::wake(a));
+}
+
 // --- granted by a message ------------------------------------------------------------------------
 
 #[test]
