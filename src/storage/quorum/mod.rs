@@ -649,12 +649,13 @@ impl LockStorage for Redlock {
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         let shared = &self.shared;
         let (nodes, quorum) = (shared.nodes.len(), shared.quorum());
-        // Places in a queue are not to be had. Who waits has marked what it was denied, so a node need
-        // not look for others where there is no mark. It goes with a part that is released quietly, but
-        // whoever asks again after that puts it back; where nobody does, an `interval` passes, as it
-        // would if the lock were not taken and released meanwhile.
+        // Places in a queue are not to be had. And some may wait of whom we know nothing: grants that
+        // are not waited for do not tell, nor do plain ones without tokens, and the mark of those who
+        // wait goes with a part that is released quietly. So each node has to look: with the short form,
+        // waiters were not woken while a server hung and came back.
         let request = &ReleaseRequest {
             requeue: None,
+            unwanted: false,
             ..request.clone()
         };
         // What is on its way to a node may be carried out after this: then it is released again.
