@@ -46,8 +46,6 @@ mod canon;
 mod explorer;
 mod trace;
 
-use std::{collections::hash_map::DefaultHasher, hash::Hasher};
-
 use self::{
     canon::Canon,
     explorer::{Broken, Order, Plan, Report, System, explore},
@@ -442,14 +440,28 @@ impl System for Search {
     }
 
     fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        hasher.write(&self.callers);
-        hasher.write(&[self.leaves, self.passes, self.faults]);
-        for word in Canon::of(&self.world).words {
-            hasher.write_u64(word);
-        }
-        hasher.finish()
+        let left = [self.leaves, self.passes, self.faults];
+        let left = self.callers.iter().chain(&left);
+        let left = left.fold(0, |sum, it| sum << 8 | u64::from(*it));
+        let words = Canon::of(&self.world).words;
+        hash(std::iter::once(left).chain(words))
     }
+}
+
+/// 64 bits out of all: a product's halves, folded, with each word.
+fn hash(words: impl Iterator<Item = u64>) -> u64 {
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let mut number = 0_u64;
+    let sum = words.fold(0x243f_6a88_85a3_08d3, |sum, word| {
+        number += 1;
+        // Nothing is lost where one of the factors is small.
+        let mixed = fold(word ^ 0x9e37_79b9_7f4a_7c15, sum ^ 0xd1b5_4a32_d192_ed03);
+        mixed ^ sum.rotate_left(23) ^ word.wrapping_mul(0xff51_afd7_ed55_8ccd)
+    });
+    fold(sum ^ number, 0xe703_7ed1_a0b4_28db) ^ sum
 }
 
 // --- where all assumptions hold --------------------------------------------------------------
