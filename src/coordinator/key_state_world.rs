@@ -1,4 +1,8 @@
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::VecDeque,
+    ops::{Deref, DerefMut},
+    rc::Rc,
+};
 
 #[cfg(test)]
 use proptest::prelude::*;
@@ -337,19 +341,19 @@ struct Process {
     /// When the keeper looks next.
     look_by: Option<Timestamp>,
     /// Tokens that the storage may hold for this process, as far as it can know.
-    owed: HashSet<OwnerToken>,
+    owed: Tokens,
     /// Tokens of attempts that were not answered.
-    open: HashSet<OwnerToken>,
+    open: Tokens,
     /// Tokens that were told to stand in the storage's queue, and were neither granted nor given
     /// back.
-    queued: HashSet<OwnerToken>,
-    given_back: HashSet<OwnerToken>,
+    queued: Tokens,
+    given_back: Tokens,
     /// Tokens that a message has granted the lock to.
-    granted: HashSet<OwnerToken>,
+    granted: Tokens,
     /// Tokens that it was told, rightly, to have been taken away.
-    taken: HashSet<OwnerToken>,
+    taken: Tokens,
     /// Tokens that have the lock by a message and by no round trip yet.
-    unconfirmed: HashSet<OwnerToken>,
+    unconfirmed: Tokens,
     /// The lease that its last turn was on, and the turns on it while others were known to wait.
     shared: Option<(OwnerToken, u32)>,
     /// Whether the storage's messages reach it.
@@ -420,6 +424,84 @@ struct Message {
     is_settled: bool,
 }
 
+/// Cloned for nothing, as long as nobody changes it.
+#[derive(Debug, Default)]
+struct Shared<T> {
+    value: Rc<T>,
+}
+
+impl<T> Shared<T> {
+    fn new(value: T) -> Self {
+        Self {
+            value: Rc::new(value),
+        }
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self {
+            value: Rc::clone(&self.value),
+        }
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Rc::make_mut(&mut self.value)
+    }
+}
+
+/// A few tokens: a hash set would cost more to clone than to search.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Tokens(Vec<OwnerToken>);
+
+impl Tokens {
+    fn contains(&self, token: &OwnerToken) -> bool {
+        self.0.contains(token)
+    }
+
+    /// Whether it is new.
+    fn insert(&mut self, token: OwnerToken) -> bool {
+        let is_new = !self.contains(&token);
+        if is_new {
+            self.0.push(token);
+        }
+        is_new
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, token: &OwnerToken) -> bool {
+        let place = self.0.iter().position(|it| it == token);
+        place.map(|place| self.0.swap_remove(place)).is_some()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &OwnerToken> {
+        self.0.iter()
+    }
+}
+
+/// What is remembered of a token.
+fn noted(notes: &[(OwnerToken, u64)], token: OwnerToken) -> Option<u64> {
+    let mut notes = notes.iter();
+    notes
+        .find(|(of, _)| *of == token)
+        .map(|(_, number)| *number)
+}
+
+fn note(notes: &mut Vec<(OwnerToken, u64)>, token: OwnerToken, number: u64) {
+    notes.retain(|(of, _)| *of != token);
+    notes.push((token, number));
+}
+
 /// What a replica of the storage knows.
 #[derive(Clone, Debug, Default)]
 struct Replica {
@@ -429,6 +511,7 @@ struct Replica {
 
 #[derive(Clone, Debug)]
 struct World {
+    name: LockName,
     now: Timestamp,
     kind: Kind,
     /// What the storage's clock showed at the beginning, and by how much it was set since.
@@ -436,21 +519,21 @@ struct World {
     run: u128,
     owner: Option<(OwnerToken, Timestamp)>,
     queue: VecDeque<Standing>,
-    replica: Replica,
+    replica: Shared<Replica>,
     /// When a token got its place, or the lock without waiting.
-    order: HashMap<OwnerToken, u64>,
+    order: Shared<Vec<(OwnerToken, u64)>>,
     last_order: u64,
     /// The place of the lease that was entered last.
     entered: (u64, Option<OwnerToken>),
     /// Who had the lock when the storage forgot it, or when it was taken away.
-    forgotten: HashSet<OwnerToken>,
+    forgotten: Shared<Tokens>,
     /// The last fencing token that the storage gave. It does not forget that.
     last_fencing: u64,
     /// What came with each grant, in the order of the grants.
-    blocks: Vec<(OwnerToken, FencingBlock)>,
+    blocks: Shared<Vec<(OwnerToken, FencingBlock)>>,
     /// The highest fencing token of any turn, and of the turns of each owner.
-    highest: (u64, HashMap<OwnerToken, u64>),
-    processes: Vec<Process>,
+    highest: Shared<(u64, Vec<(OwnerToken, u64)>)>,
+    processes: Vec<Shared<Process>>,
     messages: Vec<Message>,
     pushes: Vec<(usize, Push)>,
     tokens: u64,
@@ -471,21 +554,22 @@ fn process_of(token: OwnerToken) -> usize {
 
 impl World {
     fn new(kind: Kind) -> Self {
-        let process = |index| Process::new(index as u128, kind.listens, kind.listens);
+        let process = |index| Shared::new(Process::new(index as u128, kind.listens, kind.listens));
         Self {
+            name: LockName::parse("lock", "lock:key").unwrap(),
             now: Timestamp::ORIGIN,
             kind,
             clock: ms(1_000_000),
             run: 1,
             queue: VecDeque::new(),
-            replica: Replica::default(),
-            order: HashMap::new(),
+            replica: Shared::default(),
+            order: Shared::default(),
             last_order: 0,
             entered: (0, None),
-            forgotten: HashSet::new(),
+            forgotten: Shared::default(),
             last_fencing: 0,
-            blocks: Vec::new(),
-            highest: (0, HashMap::new()),
+            blocks: Shared::default(),
+            highest: Shared::default(),
             pushes: Vec::new(),
             owner: None,
             processes: (0..kind.processes).map(process).collect(),
@@ -545,7 +629,7 @@ impl World {
             };
             self.owner = Some((claim.token, now + ttl));
             let grant = PushedGrant {
-                name: LockName::parse("lock", "lock:key").unwrap(),
+                name: self.name.clone(),
                 token: claim.token,
                 ttl,
                 stamp: self.stamp(),
@@ -581,7 +665,7 @@ impl World {
                     until,
                 });
                 self.last_order += 1;
-                self.order.insert(claim.token, self.last_order);
+                note(&mut self.order, claim.token, self.last_order);
             }
         }
         if self.reaches(owner) {
@@ -633,7 +717,7 @@ impl World {
             (Call::Acquire(_), _) => {
                 if !self.queue.iter().any(|standing| standing.claim == claim) && !is_ours {
                     self.last_order += 1;
-                    self.order.insert(claim.token, self.last_order);
+                    note(&mut self.order, claim.token, self.last_order);
                 }
                 self.unstand(claim.token);
                 self.owner = Some((claim.token, now + claim.ttl));
@@ -685,7 +769,7 @@ impl World {
     }
 
     fn tell_of_force(&mut self, index: usize, token: OwnerToken) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let effects = process.state.told_of_force(token, self.now);
         if let Some(due) = process.state.due() {
             process.look_by = Some(process.look_by.map_or(due, |at| at.min(due)));
@@ -694,15 +778,16 @@ impl World {
     }
 
     fn restart(&mut self, by: Duration) {
-        self.replica = Replica::default();
+        self.replica = Shared::default();
         self.fail_over(by);
     }
 
     fn fail_over(&mut self, by: Duration) {
         self.was_in_trouble = true;
-        let Replica { owner, queue } = self.replica.clone();
+        let Replica { owner, queue } = Replica::clone(&self.replica);
         if owner != self.owner {
-            self.forgotten.extend(self.owner().map(|(token, _)| token));
+            let forgets = self.owner().map(|(token, _)| token);
+            forgets.map(|token| self.forgotten.insert(token));
         }
         // Expiries are moments of the clock that now shows another time.
         self.owner = owner.map(|(token, until)| (token, until + by));
@@ -710,10 +795,10 @@ impl World {
         for standing in &mut self.queue {
             standing.until = standing.until + by;
         }
-        self.replica = Replica {
+        self.replica = Shared::new(Replica {
             owner: self.owner,
             queue: self.queue.clone(),
-        };
+        });
         self.run += 1;
         self.clock += by;
         for process in &mut self.processes {
@@ -729,7 +814,7 @@ impl World {
             self.kind.queues,
             false,
         );
-        self.processes[index] = process;
+        self.processes[index] = Shared::new(process);
         self.pushes.retain(|(process, _)| *process != index);
         for message in &mut self.messages {
             message.is_settled |= message.process == index;
@@ -751,13 +836,13 @@ impl World {
     }
 
     fn reach(&mut self, index: usize, is_reached: bool) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         process.missed |= !is_reached;
         process.is_reached = is_reached && self.kind.queues;
     }
 
     fn notice(&mut self, index: usize) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let is_news = process.missed || !process.listens;
         process.listens = process.is_reached;
         if process.listens && is_news {
@@ -777,7 +862,7 @@ impl World {
             self.pushes.remove(push)
         };
         let now = self.now;
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let grant = match push {
             Push::Granted(grant) => grant,
             Push::Wanted => {
@@ -858,7 +943,7 @@ impl World {
     }
 
     fn carry_out(&mut self, index: usize, effects: Effects<WaiterId>) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let present = process.present;
         let mut holder = process
             .holders
@@ -898,7 +983,7 @@ impl World {
     }
 
     fn poll(&mut self, index: usize, waiter: usize) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let Waiter { id, place, .. } = process.waiters[waiter];
         let inbox = process.inbox;
         let new_token = || {
@@ -922,14 +1007,14 @@ impl World {
                 let is_taken = process.taken.contains(&token);
                 assert!(!is_taken, "a lock that was taken away was entered");
                 process.queued.remove(&token);
-                let place = (self.order[&token], Some(token));
+                let place = (noted(&self.order, token).unwrap(), Some(token));
                 let in_order = place.0 > self.entered.0 || place == self.entered;
                 assert!(in_order || !self.kind.calm, "somebody was passed");
                 self.entered = place;
                 self.check_fencing(index, &granted);
                 assert!(granted.deadline > self.now, "over before it began");
                 self.check_sharing(index, token);
-                let process = &mut self.processes[index];
+                let process = &mut *self.processes[index];
                 process.present = Some(granted.id);
                 process.holders.push(Holder {
                     id: granted.id,
@@ -979,7 +1064,7 @@ impl World {
     }
 
     fn leave(&mut self, index: usize, waiter: usize) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let Waiter { id, place, .. } = process.waiters.remove(waiter);
         let effects = process.state.leave(place);
         for message in &mut self.messages {
@@ -991,7 +1076,7 @@ impl World {
     }
 
     fn turn_done(&mut self, index: usize, holder: usize) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let (holder, inbox) = (process.holders.remove(holder), process.inbox);
         process.present.take_if(|id| *id == holder.id);
         let (ended, effects) = process.state.turn_done(
@@ -1018,7 +1103,7 @@ impl World {
     }
 
     fn tick(&mut self, index: usize) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let Tick {
             effects,
             renew,
@@ -1035,7 +1120,7 @@ impl World {
     }
 
     fn revoke(&mut self, index: usize) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         if process.state.revoke() {
             let present = process.present;
             let is_present = |holder: &&mut Holder| Some(holder.id) == present;
@@ -1069,7 +1154,7 @@ impl World {
         }
 
         let now = self.now;
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let effects = match call {
             Call::Acquire(caller) => {
                 let outcome = match answer {
@@ -1141,7 +1226,7 @@ impl World {
                 ttl,
                 max_hold,
             } => {
-                let process = &mut self.processes[process];
+                let process = &mut *self.processes[process];
                 if process.waiters.len() < WAITERS {
                     self.arrivals += 1;
                     process.waiters.push(Waiter {
@@ -1184,7 +1269,7 @@ impl World {
                 }
             }
             Event::WakeAll(process) => {
-                let process = &mut self.processes[process];
+                let process = &mut *self.processes[process];
                 for id in process.state.wake_all() {
                     process.wake(id);
                 }
@@ -1220,10 +1305,10 @@ impl World {
             Event::Notice(process) => self.notice(process),
             Event::Crash(process) => self.crash(process),
             Event::Replicate => {
-                self.replica = Replica {
+                self.replica = Shared::new(Replica {
                     owner: self.owner,
                     queue: self.queue.clone(),
-                }
+                });
             }
             Event::FailOver(by) => self.fail_over(ms(by.into())),
             Event::Restart(by) => self.restart(ms(by.into())),
@@ -1268,9 +1353,9 @@ impl World {
             *to == owner && (block.first..block.first + u64::from(block.count)).contains(&fencing)
         });
         assert!(is_its_own, "{fencing} did not come with the lease");
-        let (highest, of_owners) = &mut self.highest;
-        let of_owner = of_owners.entry(owner).or_default();
-        assert!(fencing > *of_owner, "{fencing} after {of_owner}");
+        let (highest, of_owners) = &mut *self.highest;
+        let of_owner = noted(of_owners, owner).unwrap_or_default();
+        assert!(fencing > of_owner, "{fencing} after {of_owner}");
         // One that does not know that others were here after it: that is what its token is for.
         let process = &self.processes[index];
         let may_be_late = self.forgotten.contains(&owner)
@@ -1279,13 +1364,13 @@ impl World {
             fencing > *highest || may_be_late,
             "{fencing} after {highest}"
         );
-        *of_owner = fencing;
+        note(of_owners, owner, fencing);
         *highest = fencing.max(*highest);
     }
 
     /// A turn begins: on a lease that others are known to wait for, no more than were agreed on.
     fn check_sharing(&mut self, index: usize, token: OwnerToken) {
-        let process = &mut self.processes[index];
+        let process = &mut *self.processes[index];
         let (of, turns) = process.shared.get_or_insert((token, 0));
         if *of != token || !process.state.wanted {
             (*of, *turns) = (token, 0);
@@ -1377,7 +1462,7 @@ impl World {
                 self.check();
             }
             self.now = self.now + ms(3);
-            let at_rest = |process: &Process| {
+            let at_rest = |process: &Shared<Process>| {
                 process.waiters.is_empty() && process.holders.is_empty() && !process.is_idle()
             };
             let is_quiet = self.messages.is_empty() && self.pushes.is_empty();
@@ -1387,7 +1472,7 @@ impl World {
         }
         for process in &self.processes {
             assert!(process.state.is_done(), "{process:#?}");
-            assert_eq!(process.owed, HashSet::new(), "never given back");
+            assert_eq!(process.owed, Tokens::default(), "never given back");
         }
         assert!(
             self.was_in_trouble || self.owner().is_none() && self.queue.is_empty(),
@@ -1405,13 +1490,13 @@ impl Process {
             holders: Vec::new(),
             present: None,
             look_by: None,
-            owed: HashSet::new(),
-            open: HashSet::new(),
-            queued: HashSet::new(),
-            given_back: HashSet::new(),
-            granted: HashSet::new(),
-            taken: HashSet::new(),
-            unconfirmed: HashSet::new(),
+            owed: Tokens::default(),
+            open: Tokens::default(),
+            queued: Tokens::default(),
+            given_back: Tokens::default(),
+            granted: Tokens::default(),
+            taken: Tokens::default(),
+            unconfirmed: Tokens::default(),
             shared: None,
             is_reached,
             listens,

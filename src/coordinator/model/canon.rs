@@ -4,8 +4,6 @@
 //! compared with now. Tokens are numbered anew in the order in which their process made them, as far
 //! as anybody still knows them; messages on their way are in no order.
 
-use std::collections::BTreeSet;
-
 use super::super::*;
 
 /// In the place of a number where there is none.
@@ -35,7 +33,7 @@ impl<'a> Canon<'a> {
     pub(super) fn of(world: &'a World) -> Self {
         let mut canon = Self {
             world,
-            tokens: known_tokens(world).into_iter().collect(),
+            tokens: known_tokens(world),
             words: Vec::with_capacity(256),
         };
         canon.storage();
@@ -368,18 +366,18 @@ impl<'a> Canon<'a> {
                 .iter()
                 .fold(0, |sum, set| 2 * sum + u64::from(set.contains(&token)));
             let generation = process.inbox.wrapping_sub(inbox) as u64;
-            let highest = world.highest.1.get(&token);
+            let highest = noted(&world.highest.1, token);
             self.put([
                 process_of(token) as u64,
                 flags,
                 generation,
-                highest.map_or(NONE, |highest| self.fencing(*highest)),
+                highest.map_or(NONE, |highest| self.fencing(highest)),
             ]);
             for (_, block) in world.blocks.iter().filter(|(to, _)| *to == token) {
                 self.put(self.block(Some(*block)));
             }
             if world.kind.calm {
-                let order = world.order.get(&token);
+                let order = noted(&world.order, token);
                 self.put([order.map_or(NONE, |order| world.last_order - order)]);
             }
         }
@@ -387,9 +385,9 @@ impl<'a> Canon<'a> {
 }
 
 /// The tokens that may play a part once more.
-fn known_tokens(world: &World) -> BTreeSet<(u128, u64)> {
-    let mut known = BTreeSet::new();
-    let mut add = |token: OwnerToken| known.insert(key(token));
+fn known_tokens(world: &World) -> Vec<(u128, u64)> {
+    let mut known = Vec::with_capacity(16);
+    let mut add = |token: OwnerToken| known.push(key(token));
     for owner in [world.owner(), world.replica.owner].into_iter().flatten() {
         add(owner.0);
     }
@@ -406,8 +404,8 @@ fn known_tokens(world: &World) -> BTreeSet<(u128, u64)> {
         match push {
             Push::Granted(grant) => add(grant.token),
             Push::Forced(token) => add(*token),
-            Push::Wanted => false,
-        };
+            Push::Wanted => {}
+        }
     }
     for process in &world.processes {
         match &process.state.phase {
@@ -427,12 +425,14 @@ fn known_tokens(world: &World) -> BTreeSet<(u128, u64)> {
         for holder in &process.holders {
             add(holder.claim.token);
         }
-        for token in process.owed.iter().chain(&process.queued) {
+        for token in process.owed.iter().chain(process.queued.iter()) {
             add(*token);
         }
     }
     if let (true, Some(token)) = (world.kind.calm, world.entered.1) {
         add(token);
     }
+    known.sort_unstable();
+    known.dedup();
     known
 }

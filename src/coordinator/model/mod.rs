@@ -46,8 +46,6 @@ mod canon;
 mod explorer;
 mod trace;
 
-use std::{collections::hash_map::DefaultHasher, hash::Hasher};
-
 use self::{
     canon::Canon,
     explorer::{Broken, Order, Plan, Report, System, explore},
@@ -91,11 +89,80 @@ const LOSSES: &[Fault] = &[
     Fault::Repetition,
 ];
 
+const fn join(process: usize) -> Event {
+    Event::Join {
+        process,
+        ttl: 0,
+        max_hold: 0,
+    }
+}
+
+const HEARD: Event = Event::Reply {
+    pick: 0,
+    how: How::Answered,
+    pause: 100,
+};
+
+const FIRST_OF_A: Event = Event::Poll {
+    process: 0,
+    pick: 0,
+};
+
+/// One process has the lock, the other stands in the queue.
+const QUEUED: &[Event] = &[
+    join(0),
+    HEARD,
+    FIRST_OF_A,
+    join(1),
+    HEARD,
+    Event::Deliver {
+        pick: 0,
+        again: false,
+    },
+];
+
+/// The same, and the replica knows it.
+const QUEUED_AND_COPIED: &[Event] = &[
+    join(0),
+    HEARD,
+    FIRST_OF_A,
+    join(1),
+    HEARD,
+    Event::Deliver {
+        pick: 0,
+        again: false,
+    },
+    Event::Replicate,
+];
+
+/// It has been given to the other, who has not heard of it.
+const HANDED_OVER: &[Event] = &[
+    join(0),
+    HEARD,
+    FIRST_OF_A,
+    join(1),
+    HEARD,
+    Event::Deliver {
+        pick: 0,
+        again: false,
+    },
+    Event::TurnDone {
+        process: 0,
+        pick: 0,
+    },
+    HEARD,
+];
+
+/// Two callers of one process, of whom the first has the lock.
+const TWO_OF_ONE: &[Event] = &[join(0), join(0), HEARD, FIRST_OF_A];
+
 /// How much may happen.
 #[derive(Clone, Copy, Debug)]
 struct Scenario {
     name: &'static str,
     kind: Kind,
+    /// What has happened before, and was no fault.
+    start: &'static [Event],
     /// Callers that come to each process, at any time.
     callers: [u8; PROCESSES],
     /// Which ttl the callers want. Those after the first of a process want the other, if `mixed`.
@@ -132,6 +199,7 @@ impl Scenario {
             },
             ..Kind::PLAIN
         },
+        start: &[],
         callers: [1, 1, 0],
         ttl: 0,
         mixed: false,
@@ -235,14 +303,28 @@ struct Search {
 
 impl Search {
     fn new(scenario: Scenario) -> Self {
-        Self {
+        let mut search = Self {
             world: World::new(scenario.kind),
             callers: scenario.callers,
             leaves: scenario.leaves,
             passes: scenario.passes,
             faults: scenario.faults,
             scenario,
+        };
+        for step in scenario.start {
+            search.happen(*step);
         }
+        search
+    }
+
+    fn happen(&mut self, step: Event) {
+        self.world.happen(step);
+        if let Event::Join { process, .. } = step {
+            // Who comes looks at once.
+            let last = self.world.processes[process].waiters.len() - 1;
+            self.world.poll(process, last);
+        }
+        self.world.check();
     }
 
     fn may(&self, fault: Fault) -> bool {
@@ -425,13 +507,7 @@ impl System for Search {
             Event::Reply { how, .. } if !matches!(how, How::Answered) => self.faults -= 1,
             _ => {}
         }
-        self.world.happen(step);
-        if let Event::Join { process, .. } = step {
-            // Who comes looks at once.
-            let last = self.world.processes[process].waiters.len() - 1;
-            self.world.poll(process, last);
-        }
-        self.world.check();
+        self.happen(step);
     }
 
     fn settle(mut self) {
@@ -442,14 +518,28 @@ impl System for Search {
     }
 
     fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        hasher.write(&self.callers);
-        hasher.write(&[self.leaves, self.passes, self.faults]);
-        for word in Canon::of(&self.world).words {
-            hasher.write_u64(word);
-        }
-        hasher.finish()
+        let left = [self.leaves, self.passes, self.faults];
+        let left = self.callers.iter().chain(&left);
+        let left = left.fold(0, |sum, it| sum << 8 | u64::from(*it));
+        let words = Canon::of(&self.world).words;
+        hash(std::iter::once(left).chain(words))
     }
+}
+
+/// 64 bits out of all: a product's halves, folded, with each word.
+fn hash(words: impl Iterator<Item = u64>) -> u64 {
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let mut number = 0_u64;
+    let sum = words.fold(0x243f_6a88_85a3_08d3, |sum, word| {
+        number += 1;
+        // Nothing is lost where one of the factors is small.
+        let mixed = fold(word ^ 0x9e37_79b9_7f4a_7c15, sum ^ 0xd1b5_4a32_d192_ed03);
+        mixed ^ sum.rotate_left(23) ^ word.wrapping_mul(0xff51_afd7_ed55_8ccd)
+    });
+    fold(sum ^ number, 0xe703_7ed1_a0b4_28db) ^ sum
 }
 
 // --- where all assumptions hold --------------------------------------------------------------
@@ -663,6 +753,81 @@ fn without_a_queue_and_without_messages() {
         ..scenario.kind
     };
     Scenario { kind, ..scenario }.holds();
+}
+
+// --- from where one waits for another ---------------------------------------------------------
+
+#[test]
+fn a_grant_under_way_with_whatever_is_lost() {
+    Scenario {
+        name: "handed over, losses",
+        start: HANDED_OVER,
+        callers: [1, 0, 0],
+        passes: 4,
+        faults: 1,
+        of: LOSSES,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+/// A pushed grant counts from one request, whichever of them that was.
+#[test]
+fn a_waiter_that_asks_again_before_its_turn() {
+    Scenario {
+        name: "queued, asks again",
+        start: QUEUED,
+        callers: [0; PROCESSES],
+        passes: 5,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_replica_takes_over_while_somebody_waits() {
+    Scenario {
+        name: "queued, failover",
+        start: QUEUED_AND_COPIED,
+        callers: [0; PROCESSES],
+        passes: 4,
+        faults: 1,
+        of: &[Fault::FailOver(200)],
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn the_clock_of_the_storage_is_set_while_somebody_waits() {
+    let scenario = Scenario {
+        name: "queued, a clock is set",
+        start: QUEUED,
+        callers: [0; PROCESSES],
+        passes: 4,
+        faults: 1,
+        of: &[Fault::ClockForward(300)],
+        ..Scenario::PLAIN
+    };
+    let kind = Kind {
+        may_set_forward: true,
+        ..scenario.kind
+    };
+    Scenario { kind, ..scenario }.holds();
+}
+
+#[test]
+fn a_lock_is_taken_away_while_another_of_the_process_waits() {
+    Scenario {
+        name: "two of one, force",
+        start: TWO_OF_ONE,
+        callers: [0, 1, 0],
+        passes: 1,
+        faults: 1,
+        of: &[Fault::Force, Fault::Lie, Fault::Revocation],
+        ..Scenario::PLAIN
+    }
+    .holds();
 }
 
 // --- where one is broken ---------------------------------------------------------------------

@@ -4,13 +4,16 @@ use super::{super::*, *};
 
 /// The steps, with what each brought.
 pub(super) fn tell(scenario: &Scenario, trace: &[Event]) -> String {
-    let mut search = Search::new(*scenario);
+    let mut search = Search::new(Scenario {
+        start: &[],
+        ..*scenario
+    });
     let mut text = String::new();
-    for (number, step) in trace.iter().enumerate() {
+    for (number, step) in scenario.start.iter().chain(trace).enumerate() {
         let what = words(&search.world, *step);
         // The last one breaks a promise.
         let is_sound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            search.take(*step);
+            search.happen(*step);
         }));
         let after = match is_sound {
             Ok(()) => state(&search.world),
