@@ -695,16 +695,7 @@ impl Store {
         history.log(format_args!("server   {name} is held by {label}"));
         let order = self.order(name);
         order.leaves(token);
-        let is_twofold = order
-            .waiting
-            .iter()
-            .any(|place| place.token.inbox() == token.inbox());
         if order.owner.replace(token) == Some(token) {
-            return;
-        }
-        if is_twofold {
-            // A token that was given up as unknown, and has a place all the same: it is given back
-            // unused, and the other is the one that counts.
             return;
         }
         for place in &mut order.waiting {

@@ -29,6 +29,8 @@ use crate::{
 };
 
 const SERVER: HostId = 0;
+/// So many milliseconds after a process has ended at most, the server takes it for dead.
+const UNHEARD: u64 = 80;
 
 /// What became of a simulation.
 #[derive(Clone, Debug)]
@@ -230,6 +232,8 @@ struct Run {
     /// What is started again, and when.
     restarts: Vec<(u64, HostId)>,
     open: Arc<AtomicUsize>,
+    /// When a replica ended last.
+    crashed_at: u64,
 }
 
 impl Run {
@@ -248,6 +252,7 @@ impl Run {
             server: None,
             factories: vec![None; hosts],
             restarts: Vec::new(),
+            crashed_at: 0,
             open: Arc::new(AtomicUsize::new(plan.requests.len())),
             plan,
         };
@@ -305,6 +310,7 @@ impl Run {
             Fault::ServerPause(time) => self.world.pause(SERVER, time),
             Fault::Crash(host, time) => {
                 if self.world.is_up(host) {
+                    self.crashed_at = now;
                     let quietly = self.world.net.random(2) == 0;
                     self.factories[host] = None;
                     // A client would wait for ever; the lock server looks after itself.
@@ -387,10 +393,8 @@ impl Run {
                 history.violated(&format!("host {host} has something left: {factory:?}"));
             }
         }
-        // A place of a token that its process gave up, taking it for unknown, is given back when
-        // its turn comes.
-        let patience = self.world.now + 200;
-        while self.world.now < patience && !self.left(Server::left).is_empty() {
+        // Of a process that ended without a word, the server hears by its silence.
+        while self.world.now < self.crashed_at + UNHEARD {
             self.world.step();
         }
         for left in self.left(Server::left) {
