@@ -31,6 +31,8 @@ struct State {
     forgets: bool,
     /// Nothing goes wrong: whoever waits is served soon.
     is_calm: bool,
+    /// For how long a process may keep a lock that another waits for.
+    kept: Option<Duration>,
     inside: Vec<Section>,
     keys: Vec<Resource>,
     /// When each request came to the layer, as a number that grows.
@@ -110,9 +112,20 @@ impl History {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn expect(&self, forgets: bool, is_calm: bool) {
+    /// `kept`: for how long a process may keep a lock that another waits for.
+    pub fn expect(&self, forgets: bool, is_calm: bool, kept: Option<Duration>) {
         let mut state = self.state();
-        (state.forgets, state.is_calm) = (forgets, is_calm);
+        (state.forgets, state.is_calm, state.kept) = (forgets, is_calm, kept);
+    }
+
+    /// A process had a lock while others waited for it, for so long.
+    pub fn kept(&self, time: Duration) {
+        let mut state = self.state();
+        if state.kept.is_some_and(|kept| time > kept) {
+            state.violated(format_args!(
+                "a lock was kept from those who waited, for {time:?}"
+            ));
+        }
     }
 
     pub fn set_time(&self, now: u64) {
