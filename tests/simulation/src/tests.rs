@@ -41,7 +41,7 @@ fn a_seed_is_the_same_history_each_time() {
     let bad = Mutex::new(Vec::new());
     for _ in 0..2 {
         run_all(seeds.clone(), |outcome| {
-            assert!(outcome.events > 20, "seed {}", outcome.seed);
+            assert!(outcome.events > 0, "seed {}", outcome.seed);
             let this = (outcome.hash, outcome.events);
             let first = known.lock().unwrap().insert(outcome.seed, this);
             if first.is_some_and(|first| first != this) {
