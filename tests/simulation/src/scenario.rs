@@ -270,7 +270,7 @@ impl Run {
         let history = History::new(hosts, plan.keys, prints);
         // Where nothing goes wrong: the time that is set, a section, and a few messages.
         let kept = plan.settings.handoff.1 + ms(8 + 5 * plan.weather.latency + 5);
-        let kept = plan.is_calm.then(|| kept);
+        let kept = plan.is_calm.then_some(kept);
         history.expect(plan.forgets, plan.is_calm, kept);
         if prints {
             plan.print();

@@ -54,6 +54,10 @@ fn a_seed_is_the_same_history_each_time() {
 }
 
 #[test]
+#[expect(
+    clippy::async_yields_async,
+    reason = "the task is waited for step by step, outside of its runtime"
+)]
 fn the_storage_of_the_simulation_keeps_the_contract() {
     alone(1, || {
         let weather = Weather {
