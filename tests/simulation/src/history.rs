@@ -31,6 +31,8 @@ struct State {
     forgets: bool,
     /// Nothing goes wrong: whoever waits is served soon.
     is_calm: bool,
+    /// For how long a process may keep a lock that another waits for.
+    kept: Option<Duration>,
     inside: Vec<Section>,
     keys: Vec<Resource>,
     /// When each request came to the layer, as a number that grows.
@@ -110,9 +112,20 @@ impl History {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn expect(&self, forgets: bool, is_calm: bool) {
+    /// `kept`: for how long a process may keep a lock that another waits for.
+    pub fn expect(&self, forgets: bool, is_calm: bool, kept: Option<Duration>) {
         let mut state = self.state();
-        (state.forgets, state.is_calm) = (forgets, is_calm);
+        (state.forgets, state.is_calm, state.kept) = (forgets, is_calm, kept);
+    }
+
+    /// A process had a lock while others waited for it, for so long.
+    pub fn kept(&self, time: Duration) {
+        let mut state = self.state();
+        if state.kept.is_some_and(|kept| time > kept) {
+            state.violated(format_args!(
+                "a lock was kept from those who waited, for {time:?}"
+            ));
+        }
     }
 
     pub fn set_time(&self, now: u64) {
@@ -239,6 +252,15 @@ impl History {
         }
     }
 
+    /// A host's process has ended, and so have the sections in it.
+    pub fn crashed(&self, host: HostId) {
+        let mut state = self.state();
+        let ended = state.inside.iter().filter(|it| it.host == host);
+        for request in Vec::from_iter(ended.map(|it| it.request)) {
+            state.ends(request, false);
+        }
+    }
+
     /// Whether nothing is going on.
     pub fn is_quiet(&self) -> bool {
         self.state().inside.is_empty()
@@ -304,6 +326,24 @@ impl State {
         self.log(format_args!("VIOLATION: {what}"));
         let now = self.now;
         self.violations.push(format!("at {now} ms: {what}"));
+    }
+
+    /// Not those of a process that has ended: that is known already.
+    fn ends(&mut self, request: u64, is_done: bool) {
+        let ended = self.inside.iter().position(|it| it.request == request);
+        let Some(Section { key, .. }) = ended.map(|ended| self.inside.remove(ended)) else {
+            return;
+        };
+        self.keys[key].free_since = self.now;
+        let how = if is_done {
+            "is done"
+        } else {
+            self.stats.lost += 1;
+            "is stopped,"
+        };
+        self.log(format_args!(
+            "         request {request} {how} with key {key}"
+        ));
     }
 
     fn deadline(&self, host: HostId, remaining: Duration) -> Duration {
@@ -375,19 +415,6 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        let mut state = self.history.state();
-        state.inside.retain(|it| it.request != self.request);
-        let (request, key, now) = (self.request, self.key, state.now);
-        state.keys[key].free_since = now;
-        if self.is_done {
-            state.log(format_args!(
-                "         request {request} is done with key {key}"
-            ));
-        } else {
-            state.stats.lost += 1;
-            state.log(format_args!(
-                "         request {request} is stopped, with key {key}"
-            ));
-        }
+        self.history.state().ends(self.request, self.is_done);
     }
 }

@@ -22,6 +22,15 @@ pub fn seed(seed: u64) {
     fastrand::seed(seed);
 }
 
+/// Whatever random numbers `work` takes, those after it are the same.
+pub fn apart<T>(work: impl FnOnce() -> T) -> T {
+    let before = (NUMBERS.get(), fastrand::get_seed());
+    let done = work();
+    NUMBERS.set(before.0);
+    fastrand::seed(before.1);
+    done
+}
+
 fn next() -> u64 {
     let number = match NUMBERS.get() {
         Some(number) => {

@@ -304,6 +304,7 @@ pub struct Server {
 
 struct Store {
     memory: MemoryStorage,
+    started: Instant,
     run: Arc<Run>,
     /// Who listens.
     sessions: HashMap<u128, Session>,
@@ -370,6 +371,7 @@ impl Server {
             clock,
             store: Arc::new(Mutex::new(Store {
                 memory: MemoryStorage::with_clock(clock),
+                started: Instant::now(),
                 run: Arc::new(Run::new(1, 0)),
                 sessions: HashMap::new(),
                 seen: Vec::new(),
@@ -631,6 +633,8 @@ impl Run {
 #[derive(Default)]
 struct Order {
     owner: Option<OwnerToken>,
+    /// Since when, by the server's clock.
+    owned_since: Duration,
     waiting: Vec<Waiting>,
 }
 
@@ -693,18 +697,20 @@ impl Store {
     fn granted(&mut self, name: &LockName, token: OwnerToken, at: Duration, history: &History) {
         let label = self.label(token);
         history.log(format_args!("server   {name} is held by {label}"));
+        let now = self.started.elapsed();
         let order = self.order(name);
-        order.leaves(token);
-        let is_twofold = order
-            .waiting
-            .iter()
-            .any(|place| place.token.inbox() == token.inbox());
-        if order.owner.replace(token) == Some(token) {
-            return;
+        if let Some(owner) = order.owner.filter(|owner| *owner != token) {
+            let others = order.waiting.iter();
+            let others = others.filter(|place| place.token.inbox() != owner.inbox());
+            if let Some(since) = others.map(|place| place.since).min() {
+                history.kept(now.saturating_sub(since.max(order.owned_since)));
+            }
         }
-        if is_twofold {
-            // A token that was given up as unknown, and has a place all the same: it is given back
-            // unused, and the other is the one that counts.
+        if order.owner != Some(token) {
+            order.owned_since = now;
+        }
+        order.leaves(token);
+        if order.owner.replace(token) == Some(token) {
             return;
         }
         for place in &mut order.waiting {

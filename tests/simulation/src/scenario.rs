@@ -29,6 +29,8 @@ use crate::{
 };
 
 const SERVER: HostId = 0;
+/// So many milliseconds after a process has ended at most, the server takes it for dead.
+const UNHEARD: u64 = 80;
 
 /// What became of a simulation.
 #[derive(Clone, Debug)]
@@ -148,7 +150,10 @@ impl Plan {
             patience: (random.u32(..5) == 0).then(|| random.u64(1..50)),
             panics: !is_calm && random.u32(..30) == 0,
         });
-        let requests = Vec::from_iter(requests);
+        let mut requests = Vec::from_iter(requests);
+        if seed.is_multiple_of(8) {
+            crowd_at_one(&mut requests, seed);
+        }
 
         let faults = match is_calm {
             true => 0,
@@ -220,6 +225,30 @@ impl Plan {
     }
 }
 
+/// Most want one lock in one process, for longer than it may keep it from the others.
+fn crowd_at_one(requests: &mut Vec<Request>, seed: u64) {
+    let mut random = Rng::with_seed(!seed);
+    let others = random.usize(1..4);
+    for request in requests.iter_mut().skip(others) {
+        (request.replica, request.key, request.patience) = (1, 0, None);
+        (request.at, request.work) = (8 + random.u64(..6), random.u64(3..8));
+    }
+    for request in requests.iter_mut().take(others) {
+        (request.replica, request.key, request.patience) = (2, 0, None);
+        request.at = 14 + random.u64(..30);
+    }
+    let last = requests.last().map_or(1, |last| last.number);
+    requests.extend((1..16).map(|more| Request {
+        number: last + more,
+        at: 8 + random.u64(..6),
+        replica: 1,
+        key: 0,
+        work: random.u64(3..8),
+        patience: None,
+        panics: false,
+    }));
+}
+
 /// A simulation under way.
 struct Run {
     plan: Plan,
@@ -230,6 +259,8 @@ struct Run {
     /// What is started again, and when.
     restarts: Vec<(u64, HostId)>,
     open: Arc<AtomicUsize>,
+    /// By then the server has heard of all replicas that have ended, by their silence at least.
+    heard_at: u64,
 }
 
 impl Run {
@@ -237,7 +268,10 @@ impl Run {
         let plan = Plan::new(seed);
         let hosts = plan.replicas + 2;
         let history = History::new(hosts, plan.keys, prints);
-        history.expect(plan.forgets, plan.is_calm);
+        // Where nothing goes wrong: the time that is set, a section, and a few messages.
+        let kept = plan.settings.handoff.1 + ms(8 + 5 * plan.weather.latency + 5);
+        let kept = plan.is_calm.then_some(kept);
+        history.expect(plan.forgets, plan.is_calm, kept);
         if prints {
             plan.print();
         }
@@ -248,6 +282,7 @@ impl Run {
             server: None,
             factories: vec![None; hosts],
             restarts: Vec::new(),
+            heard_at: 0,
             open: Arc::new(AtomicUsize::new(plan.requests.len())),
             plan,
         };
@@ -302,9 +337,14 @@ impl Run {
         self.world.history.fault(format_args!("FAULT    {fault:?}"));
         match fault {
             Fault::Pause(host, time) => self.world.pause(host, time),
-            Fault::ServerPause(time) => self.world.pause(SERVER, time),
+            Fault::ServerPause(time) => {
+                // What replicas have sent that are gone by then is carried out all the same.
+                self.heard_at = self.heard_at.max(now + time + UNHEARD);
+                self.world.pause(SERVER, time);
+            }
             Fault::Crash(host, time) => {
                 if self.world.is_up(host) {
+                    self.heard_at = self.heard_at.max(now + UNHEARD);
                     let quietly = self.world.net.random(2) == 0;
                     self.factories[host] = None;
                     // A client would wait for ever; the lock server looks after itself.
@@ -349,6 +389,7 @@ impl Run {
 
     fn is_over(&self) -> bool {
         self.open.load(Relaxed) == 0
+            && self.world.now >= self.heard_at
             && self.restarts.is_empty()
             && self.world.history.is_quiet()
             && self
@@ -386,12 +427,6 @@ impl Run {
             if factory.keys() > 0 || factory.waiters() > 0 {
                 history.violated(&format!("host {host} has something left: {factory:?}"));
             }
-        }
-        // A place of a token that its process gave up, taking it for unknown, is given back when
-        // its turn comes.
-        let patience = self.world.now + 200;
-        while self.world.now < patience && !self.left(Server::left).is_empty() {
-            self.world.step();
         }
         for left in self.left(Server::left) {
             history.violated(&format!("left: {left}"));

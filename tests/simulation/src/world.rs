@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     history::History,
     net::{HostId, Net},
+    randomness,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -70,10 +71,13 @@ impl World {
     pub fn crash(&mut self, host: HostId, is_told: impl Fn(HostId) -> bool) {
         self.net.kill(host, is_told);
         if let Some(runtime) = self.hosts[host].runtime.take() {
+            self.history.crashed(host);
             // Destructors look at the clock, too.
             let handle = runtime.handle().clone();
             let _inside = handle.enter();
-            drop(runtime);
+            // Tasks end in an order that follows from their numbers, which count all tasks of all
+            // threads. So it must not be seen afterwards in what order they did.
+            randomness::apart(|| drop(runtime));
         }
         self.hosts[host].paused_until = 0;
     }
