@@ -135,7 +135,7 @@ impl Running {
                 breaks,
             });
         }
-        self.stop().await;
+        self.stop(&watch).await;
         let ended = now();
         // On a busy machine a master may not answer in time, though nothing was done to it.
         let mut replaced = Vec::new();
@@ -198,7 +198,7 @@ impl Running {
             violations.push(format!("drained clients left keys: {:?}", history.drained));
         }
         outcome.findings.violations.extend(violations);
-        if !outcome.findings.violations.is_empty() {
+        if !outcome.findings.violations.is_empty() || !outcome.replaced.is_empty() {
             let kept = keep(&self.episode, &self.world, &outcome, &faults, &lines, began);
             outcome.kept = Some(kept.expect("it can be written down"));
         }
@@ -255,7 +255,7 @@ impl Running {
     }
 
     /// The clients end, and nothing of them is left.
-    async fn stop(&mut self) {
+    async fn stop(&mut self, watch: &Watch) {
         self.fleet.clients.iter_mut().for_each(Client::stop);
         let started = Instant::now();
         for number in 0..CLIENTS {
@@ -273,10 +273,11 @@ impl Running {
         }
         // They keep connections open that the clients have closed.
         self.world.proxies.clear();
-        // A client that was killed leaves its locks to their ttl, and its place in a queue.
-        let limit = match self.fleet.replaced {
-            0 => ms(2_000),
-            _ => 2 * self.ttl + LIMIT / 2,
+        // A client that was killed leaves its locks to their ttl, and its place in a queue. So does
+        // one that has left them on a master whose replica had not heard of that.
+        let limit = match self.fleet.replaced == 0 && watch.replacements().is_empty() {
+            true => ms(2_000),
+            false => 2 * self.ttl + LIMIT / 2,
         };
         let started = Instant::now();
         loop {
