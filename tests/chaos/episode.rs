@@ -1,8 +1,10 @@
 //! One nemesis, at work for a while on servers and clients of its own.
 
 use std::{
+    fs, io,
+    path::PathBuf,
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::time::sleep;
@@ -15,6 +17,7 @@ use super::{
     record::{Line, now},
     sabotage::Sabotage,
     store,
+    watch::{Replacement, Watch},
     world::{Deployment, World},
 };
 
@@ -41,13 +44,17 @@ pub struct Outcome {
     pub recoveries: Vec<Duration>,
     /// The longest that anybody waited for a lock.
     pub longest_wait: Duration,
-    /// The smallest share of a process in the grants while nothing was wrong, of 1 for all alike.
-    pub share: f64,
+    /// How many grants of a key went to others while one waited for it, at most, and nothing was
+    /// wrong.
+    pub passed: usize,
     /// Updates of the plain counter that the store does not have.
     pub lost: u64,
     pub refused: usize,
-    /// Sentinel or the cluster has replaced a master that nothing was done to.
-    pub replaced_masters: bool,
+    /// When Sentinel or the cluster replaced a master that nothing was done to, in milliseconds
+    /// since the beginning.
+    pub replaced: Vec<(u64, u64)>,
+    /// Where all that is known of an episode with violations was written.
+    pub kept: Option<PathBuf>,
 }
 
 impl Episode {
@@ -103,7 +110,7 @@ impl Running {
     async fn run(mut self) -> Outcome {
         let nemesis = self.episode.nemesis;
         let began = now();
-        let epoch = self.world.epoch().await;
+        let watch = Watch::over(&self.world).await;
         self.all_are_served(began, "at the start").await;
         let mut faults = Vec::new();
         for _ in 0..self.episode.faults {
@@ -119,9 +126,7 @@ impl Running {
             });
             self.all_are_served(until, "after a fault").await;
         }
-        let calm = now();
         sleep(ms(600)).await;
-        let calm = calm..now();
         if nemesis.is_lasting() {
             let breaks = nemesis.breaks();
             faults.push(Fault {
@@ -130,17 +135,26 @@ impl Running {
                 breaks,
             });
         }
-        self.stop().await;
-        // On a busy machine a master may not answer in time, though nothing was done to it. Nobody
-        // knows when it was replaced.
-        if !nemesis.replaces_masters() && self.world.epoch().await != epoch {
-            self.outcome.replaced_masters = true;
-            faults.push(Fault {
-                from: began,
-                until: now(),
-                breaks: true,
-            });
+        self.stop(&watch).await;
+        let ended = now();
+        // On a busy machine a master may not answer in time, though nothing was done to it.
+        let mut replaced = Vec::new();
+        if !nemesis.replaces_masters() {
+            for replacement in watch.replacements() {
+                let Replacement { from, until } = replacement;
+                let until = until.unwrap_or(ended);
+                let millis = |at: u64| at.saturating_sub(began) / 1_000_000;
+                replaced.push((millis(from), millis(until)));
+                let breaks = true;
+                faults.push(Fault {
+                    from,
+                    until,
+                    breaks,
+                });
+            }
         }
+        drop(watch);
+        self.outcome.replaced = replaced;
 
         let lines = self.lines();
         let history = History::of(&lines);
@@ -153,12 +167,13 @@ impl Running {
         outcome.refused = history.refused.values().sum();
         let waits = history.stays.iter().map(|stay| stay.granted - stay.asked);
         outcome.longest_wait = Duration::from_nanos(waits.max().unwrap_or(0));
-        outcome.share = share(
-            history
-                .stays
-                .iter()
-                .filter(|stay| calm.contains(&stay.granted)),
-        );
+        let strikes = match nemesis.is_lasting() {
+            true => &[],
+            false => &faults[..],
+        };
+        outcome.passed = passed(&history.stays, |from, until| {
+            { strikes.iter() }.any(|fault| from <= fault.until + ttl && fault.from <= until)
+        });
         // What lasts has no end.
         let ended = match nemesis.is_lasting() {
             true => &[],
@@ -183,6 +198,10 @@ impl Running {
             violations.push(format!("drained clients left keys: {:?}", history.drained));
         }
         outcome.findings.violations.extend(violations);
+        if !outcome.findings.violations.is_empty() || !outcome.replaced.is_empty() {
+            let kept = keep(&self.episode, &self.world, &outcome, &faults, &lines, began);
+            outcome.kept = Some(kept.expect("it can be written down"));
+        }
         outcome
     }
 
@@ -236,7 +255,7 @@ impl Running {
     }
 
     /// The clients end, and nothing of them is left.
-    async fn stop(&mut self) {
+    async fn stop(&mut self, watch: &Watch) {
         self.fleet.clients.iter_mut().for_each(Client::stop);
         let started = Instant::now();
         for number in 0..CLIENTS {
@@ -254,10 +273,11 @@ impl Running {
         }
         // They keep connections open that the clients have closed.
         self.world.proxies.clear();
-        // A client that was killed leaves its locks to their ttl, and its place in a queue.
-        let limit = match self.fleet.replaced {
-            0 => ms(2_000),
-            _ => 2 * self.ttl + LIMIT / 2,
+        // A client that was killed leaves its locks to their ttl, and its place in a queue. So does
+        // one that has left them on a master whose replica had not heard of that.
+        let limit = match self.fleet.replaced == 0 && watch.replacements().is_empty() {
+            true => ms(2_000),
+            false => 2 * self.ttl + LIMIT / 2,
         };
         let started = Instant::now();
         loop {
@@ -273,11 +293,55 @@ impl Running {
     }
 }
 
-/// The smallest part of a process in these, times the number of processes.
-fn share<'a>(stays: impl Iterator<Item = &'a Stay>) -> f64 {
-    let mut counts = [0_usize; CLIENTS];
-    stays.for_each(|stay| counts[stay.by] += 1);
-    let all: usize = counts.iter().sum();
-    let least = counts.into_iter().min().unwrap_or(0);
-    (least * CLIENTS) as f64 / all.max(1) as f64
+/// How many grants of the same key went to others while one waited, at most: of the waits that were
+/// not `disturbed` from when they began until they ended. How long others stay has no part in it.
+fn passed(stays: &[Stay], disturbed: impl Fn(u64, u64) -> bool) -> usize {
+    let mut most = 0;
+    for (index, stay) in stays.iter().enumerate() {
+        if disturbed(stay.asked, stay.granted) {
+            continue;
+        }
+        // They are in the order of their grants.
+        let before = stays[..index].iter().rev();
+        let meanwhile = before.take_while(|other| other.granted > stay.asked);
+        most = most.max(meanwhile.filter(|other| other.key == stay.key).count());
+    }
+    most
+}
+
+/// Writes down all that is known of an episode, in a folder of its own.
+fn keep(
+    episode: &Episode,
+    world: &World,
+    outcome: &Outcome,
+    faults: &[Fault],
+    lines: &[(usize, Line)],
+    began: u64,
+) -> io::Result<PathBuf> {
+    let name = format!(
+        "chaos-{}-{}-{}-{began}",
+        episode.deployment.name(),
+        episode.nemesis.name(),
+        episode.seed
+    );
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&folder)?;
+    let findings = &outcome.findings;
+    fs::write(folder.join("violations"), findings.violations.join("\n"))?;
+    let at = SystemTime::now().duration_since(UNIX_EPOCH);
+    let at = at.map_or(0, |at| at.as_millis());
+    // The servers' logs go by the wall clock.
+    let times = format!("began {began}, now {} = {at} ms of the wall clock", now());
+    fs::write(
+        folder.join("episode"),
+        format!("{episode:?}\n{times}\n{faults:#?}\n"),
+    )?;
+    let lines: String = { lines.iter() }
+        .map(|(client, line)| format!("{client} {line}\n"))
+        .collect();
+    fs::write(folder.join("history"), lines)?;
+    for (name, log) in world.logs() {
+        fs::write(folder.join(name), log)?;
+    }
+    Ok(folder)
 }

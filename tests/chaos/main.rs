@@ -26,6 +26,7 @@ mod record;
 mod report;
 mod sabotage;
 mod store;
+mod watch;
 mod world;
 
 use std::{
@@ -191,8 +192,10 @@ impl Plan {
                 "{number:>4} {deployment}/{nemesis}: {} grants, {found} violations",
                 outcome.grants
             );
-            if outcome.replaced_masters {
-                println!("     a master was replaced that nothing was done to");
+            for (from, until) in &outcome.replaced {
+                println!(
+                    "     a master was replaced that nothing was done to: {from} to {until} ms"
+                );
             }
             for violation in outcome.findings.violations.iter().take(5) {
                 println!("     VIOLATION {violation}");
@@ -203,6 +206,9 @@ impl Plan {
                      --episodes 1 --seed {}",
                     episode.seed
                 );
+                if let Some(folder) = &outcome.kept {
+                    println!("     all of it: {}", folder.display());
+                }
             }
         }));
         println!("\n{report}");

@@ -23,7 +23,7 @@ struct Row {
     refused: usize,
     recoveries: Vec<Duration>,
     longest_wait: Duration,
-    share: f64,
+    passed: usize,
 }
 
 /// All rows.
@@ -51,7 +51,7 @@ impl Report {
                 refused: 0,
                 recoveries: Vec::new(),
                 longest_wait: Duration::ZERO,
-                share: 1.0,
+                passed: 0,
             });
             self.rows.len() - 1
         });
@@ -67,7 +67,7 @@ impl Report {
         row.refused += findings.refused;
         row.recoveries.extend(&outcome.recoveries);
         row.longest_wait = row.longest_wait.max(outcome.longest_wait);
-        row.share = row.share.min(outcome.share);
+        row.passed = row.passed.max(outcome.passed);
     }
 
     pub fn violations(&self) -> usize {
@@ -85,7 +85,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "deployment nemesis            faults   grants   violations   overlaps      ms    told \
-             | lost refused   p50      max | wait ms | share"
+             | lost refused   p50      max | wait ms | passed"
         )?;
         let mut rows: Vec<_> = self.rows.iter().collect();
         let place = |row: &&Row| {
@@ -106,7 +106,7 @@ impl fmt::Display for Report {
             };
             writeln!(
                 f,
-                "{:<10} {:<18} {:>6} {:>8}   {:>10}   {overlaps} {:>7} | {:>4} {:>7} {:>5} {:>8} | {:>7} | {:>5.2}",
+                "{:<10} {:<18} {:>6} {:>8}   {:>10}   {overlaps} {:>7} | {:>4} {:>7} {:>5} {:>8} | {:>7} | {:>6}",
                 row.deployment.name(),
                 row.nemesis.name(),
                 row.faults,
@@ -118,7 +118,7 @@ impl fmt::Display for Report {
                 p50,
                 max,
                 row.longest_wait.as_millis(),
-                row.share,
+                row.passed,
             )?;
         }
         let sum = |of: fn(&Row) -> usize| rows.iter().map(|row| of(row)).sum::<usize>();

@@ -1,8 +1,6 @@
 //! The servers that are attacked, and the ways to them.
 
-use std::{
-    collections::HashMap, env, fs, io::Write, path::PathBuf, process::Command, time::Duration,
-};
+use std::{env, fs, io::Write, path::PathBuf, process::Command, time::Duration};
 
 use futures_util::future::join_all;
 
@@ -126,26 +124,16 @@ impl World {
         masters
     }
 
-    /// Grows whenever Sentinel or the cluster makes another server a master.
-    pub async fn epoch(&self) -> u64 {
-        let mut epoch = 0;
-        let mut seen = |text: &str| epoch = epoch.max(text.parse().expect("a number"));
-        if let Some(sentinel) = &self.sentinel {
-            for sentinel in &sentinel.sentinels {
-                let ask = format!("SENTINEL MASTER {}", Sentinel::SERVICE);
-                let fields: HashMap<String, String> = sentinel.run(&ask).await;
-                seen(&fields["config-epoch"]);
-            }
-        }
-        if let Some(cluster) = &self.cluster {
-            for node in cluster.up() {
-                let info: String = node.run("CLUSTER INFO").await;
-                let mut fields = info.lines().filter_map(|line| line.split_once(':'));
-                let epoch = fields.find(|(name, _)| *name == "cluster_current_epoch");
-                seen(epoch.expect("it has one").1.trim());
-            }
-        }
-        epoch
+    /// What each server and Sentinel has written since it was started, with a name for it.
+    pub fn logs(&self) -> Vec<(String, String)> {
+        let named = |name: &str, servers: &[RedisServer]| -> Vec<_> {
+            let servers = servers.iter().enumerate();
+            servers
+                .map(|(number, server)| (format!("{name}-{number}"), server.log()))
+                .collect()
+        };
+        let sentinels = self.sentinel.as_ref().map_or(&[][..], |it| &it.sentinels);
+        [named("server", self.all()), named("sentinel", sentinels)].concat()
     }
 
     /// What the clients should not have left: keys but for fencing counters, and subscriptions.

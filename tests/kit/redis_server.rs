@@ -159,6 +159,11 @@ impl RedisServer {
         format!("redis://:{password}@127.0.0.1:{}", self.port)
     }
 
+    /// What it has written since it was started.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
     /// Whether its process is there.
     pub fn is_up(&self) -> bool {
         self.process.is_some()
