@@ -104,9 +104,10 @@ pub fn a_million_keys_leave_nothing() {
             rests.push(before.cost(1).bytes);
         }
         println!("{} B left of the first {AT_ONCE} keys", rests[0]);
-        // What the first leave is room that the next use again.
+        // What the first leave is room that the next use again. Some list may grow once more (576
+        // bytes have been seen); a byte for each hundredth key may not.
         let grown: isize = rests[1..].iter().sum();
-        assert_eq!(grown, 0, "{rests:?}");
+        assert!(grown < 10_000, "{rests:?}");
     });
 }
 
