@@ -59,11 +59,7 @@ impl Views {
         let changed = { self.last.as_ref() }.is_some_and(|(last, _)| *last != view);
         let before = self.last.as_ref().map_or(asked, |(_, asked)| *asked);
         match self.replacements.last_mut() {
-            Some(open) if open.until.is_none() => {
-                if settled {
-                    open.until = Some(seen);
-                }
-            }
+            Some(open) if open.until.is_none() => open.until = settled.then_some(seen),
             _ if changed => self.replacements.push(Replacement {
                 from: before,
                 until: settled.then_some(seen),

@@ -341,10 +341,10 @@ impl Worker {
     async fn holds_for_long(self) {
         while self.goes_on() {
             let lock = self.factory.create_lock(&*self.new_key()).unwrap();
-            if let Some(guard) = self.count(lock.lock(options()).await) {
-                if timeout(2 * TTL, guard.lost()).await.is_ok() {
-                    self.tally.lost.fetch_add(1, Relaxed);
-                }
+            if let Some(guard) = self.count(lock.lock(options()).await)
+                && timeout(2 * TTL, guard.lost()).await.is_ok()
+            {
+                self.tally.lost.fetch_add(1, Relaxed);
             }
         }
     }
@@ -422,15 +422,14 @@ impl Worker {
         while self.goes_on() {
             let key = self.new_key();
             let lock = self.factory.create_lock(&*key).unwrap();
-            if let Some(guard) = self.count(lock.lock(options()).await) {
-                if self
+            if let Some(guard) = self.count(lock.lock(options()).await)
+                && self
                     .delete(&format!("distributed-locks:{key}"))
                     .await
                     .is_ok()
-                {
-                    within(LIMIT, "the loss", guard.lost()).await;
-                    self.tally.lost.fetch_add(1, Relaxed);
-                }
+            {
+                within(LIMIT, "the loss", guard.lost()).await;
+                self.tally.lost.fetch_add(1, Relaxed);
             }
         }
     }

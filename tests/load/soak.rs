@@ -110,7 +110,8 @@ fn verdict(rests: &[Rest]) -> Result<String, String> {
     );
     // How much more there may be in the last third: the buffers of each new connection are as large
     // as its first minutes make them. In an hour, one byte a lock would come to more.
-    let limits: [(&str, fn(&Rest) -> usize, usize); 5] = [
+    type Figure = fn(&Rest) -> usize;
+    let limits: [(&str, Figure, usize); 5] = [
         ("bytes", |it| it.live, 96 * 1024),
         ("RSS in KB", |it| it.resident, 4 * 1024),
         ("tasks", |it| it.tasks, 0),
