@@ -63,7 +63,7 @@ use crate::{
 
 /// What a waiter wants, and how it is woken. `W` is the driver's way to wake it.
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 struct Waiter<W> {
     ttl: Duration,
     max_hold: Duration,
@@ -74,7 +74,7 @@ struct Waiter<W> {
 }
 
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 enum Phase {
     /// This process neither owns the key nor asks for it.
     Idle,
@@ -121,7 +121,7 @@ struct Open {
 }
 
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 struct Held {
     lease: Lease,
     turn: Option<Turn>,
@@ -170,7 +170,7 @@ struct Turn {
 
 /// See the [module documentation](self).
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 pub(crate) struct KeyState<W> {
     queue: Queue<Waiter<W>>,
     phase: Phase,

@@ -19,6 +19,7 @@ const LIMIT: HandoffLimit = HandoffLimit {
 };
 
 /// All that can happen, instead of what chance brings.
+#[cfg(test)]
 #[path = "model/mod.rs"]
 mod model;
 
@@ -1636,6 +1637,7 @@ pub(crate) fn live(data: &[u8]) {
         calm: is(5),
         may_restart: is(6),
         may_set_forward: is(7),
+        ..Kind::PLAIN
     };
     let kind = kind.made_sound();
     let mut world = World::new(kind);

@@ -9,7 +9,7 @@ use slab::Slab;
 pub(crate) struct Place(usize);
 
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 struct Node<T> {
     item: T,
     before: Option<usize>,
@@ -17,7 +17,7 @@ struct Node<T> {
 }
 
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
 pub(crate) struct Queue<T> {
     nodes: Slab<Node<T>>,
     ends: Option<(usize, usize)>,
