@@ -36,7 +36,7 @@ mod queue;
 pub(crate) mod release;
 mod renewal;
 pub(crate) mod signal;
-mod table;
+pub(crate) mod table;
 pub(crate) mod turn;
 
 use std::{borrow::Cow, fmt, task::Waker, time::Duration};

@@ -85,10 +85,6 @@ use std::{
     fmt,
     future::poll_fn,
     pin::pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize},
-    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -111,6 +107,10 @@ use crate::{
         self, AcquireReply, AcquireRequest, DynStorage, FencingBlock, Inbox, LockRecord,
         LockStorage, Message, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
         RenewRequest, Survey, SurveyRequest,
+    },
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize},
     },
 };
 

@@ -1,12 +1,9 @@
 //! One question to all nodes, and the answers as they come.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use super::Shared;
-use crate::{error::StorageError, storage::BoxFuture};
+use crate::{error::StorageError, storage::BoxFuture, sync::atomic::Ordering::Relaxed};
 
 pub(super) type Call<T> = BoxFuture<Result<T, StorageError>>;
 

@@ -11,7 +11,6 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     task::{Context, Waker},
     time::Duration,
 };
@@ -28,6 +27,7 @@ use crate::{
     storage::{
         AcquireReply, AcquireRequest, OwnerToken, ReleaseReply, ReleaseRequest, RenewRequest,
     },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
 /// How long a call is followed. A storage that learns that its calls are given up can find out that
@@ -72,6 +72,9 @@ struct Open {
     swept_at: Option<Instant>,
     /// Tokens whose renewal is on its way, and whether they were released meanwhile.
     renewing: HashMap<OwnerToken, bool>,
+    /// Tokens whose release is being sent, by so many callers. A renewal that begins now may still
+    /// come before it.
+    releasing: HashMap<OwnerToken, usize>,
 }
 
 /// What a grant left behind. Nobody polls it.
@@ -88,6 +91,16 @@ type Leftover = Vec<(usize, Call<AcquireReply>)>;
 impl Open {
     fn is_empty(&self) -> bool {
         self.calls.is_empty() && self.aside.is_empty()
+    }
+
+    /// A release has been answered, or is followed.
+    fn was_sent(&mut self, token: OwnerToken) {
+        if let Some(callers) = self.releasing.get_mut(&token) {
+            *callers -= 1;
+            if *callers == 0 {
+                self.releasing.remove(&token);
+            }
+        }
     }
 
     /// Has a release sent after what is on its way to the node. `false`: nothing is.
@@ -354,6 +367,7 @@ impl Shared {
         if let Some(released) = open.renewing.get_mut(&request.token) {
             *released = true;
         }
+        *open.releasing.entry(request.token).or_default() += 1;
         if !open.calls.is_empty() {
             for node in 0..self.nodes.len() {
                 open.owe(node, request);
@@ -422,6 +436,7 @@ impl Overtaken<'_> {
 
 impl Drop for Overtaken<'_> {
     fn drop(&mut self) {
+        self.shared.stragglers.open().was_sent(self.request.token);
         if self.calls.is_empty() {
             return;
         }
@@ -452,7 +467,8 @@ impl<'a> Renewing<'a> {
     pub(super) fn new(shared: &'a Arc<Shared>, requests: &'a [RenewRequest]) -> Self {
         let mut open = shared.stragglers.open();
         for request in requests {
-            open.renewing.insert(request.token, false);
+            let released = open.releasing.contains_key(&request.token);
+            open.renewing.insert(request.token, released);
         }
         drop(open);
         Self { shared, requests }

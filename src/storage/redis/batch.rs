@@ -13,7 +13,6 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -28,6 +27,7 @@ use super::{
     error::{Failure, value},
     health::Health,
 };
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The most calls in one pipeline. All tasks together would be one large pipeline, and they and the
 /// server would wait for each other in turn; this many keep both at work.

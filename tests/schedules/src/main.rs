@@ -1,4 +1,4 @@
-//! The lock with everything under it but Redis, where shuttle says which thread runs next. See `models.rs`.
+//! The lock with everything under it, of Redis only how calls are sent, where shuttle says which thread runs next. See `models.rs`.
 //!
 //! It is a program and no test, because the modules bring their own tests, which are not for here.
 
@@ -6,7 +6,12 @@
     unused_imports,
     reason = "of modules that are but a part of their crate"
 )]
+#![allow(
+    clippy::wrong_self_convention,
+    reason = "of what is public there, where it is not asked for"
+)]
 
+mod calls;
 #[path = "../../../src/clock.rs"]
 mod clock;
 #[path = "../../../src/coordinator/mod.rs"]
@@ -20,6 +25,7 @@ mod key;
 #[path = "../../../src/lock/mod.rs"]
 mod lock;
 mod models;
+mod nodes;
 #[path = "../../../src/options.rs"]
 mod options;
 #[path = "../../../src/storage/mod.rs"]

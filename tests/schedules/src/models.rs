@@ -25,10 +25,15 @@ use shuttle::{
 };
 
 use crate::{
-    Clock, LockFactory, LockGuard, LockOptions,
+    Clock, LockFactory, LockGuard, LockOptions, calls,
     clock::Timestamp,
-    coordinator::signal::{Holding, Signal},
+    coordinator::{
+        signal::{Holding, Signal},
+        table::Table,
+    },
     error::LossReason,
+    key::LockName,
+    nodes,
     storage::MemoryStorage,
 };
 
@@ -57,6 +62,29 @@ const MODELS: &[(&str, fn())] = &[
         lost_or_given_back,
     ),
     ("what_is_lost_does_not_come_back", not_prolonged),
+    ("whoever_waits_for_a_key_is_found_in_the_table", is_found),
+    (
+        "calls_of_a_thread_are_sent_in_their_order_and_answered_to_whom_they_belong",
+        calls::in_their_order,
+    ),
+    ("a_full_batch_is_sent_by_who_filled_it", calls::full_batches),
+    (
+        "calls_that_are_given_up_keep_no_others_from_their_answers",
+        calls::given_up,
+    ),
+    (
+        "calls_are_told_when_their_runtime_ends",
+        calls::the_runtime_ends,
+    ),
+    ("a_grant_that_comes_late_is_given_back", nodes::late_grants),
+    (
+        "one_of_all_holds_the_lock_of_three_nodes_and_leaves_nothing",
+        nodes::one_of_all,
+    ),
+    (
+        "what_was_released_is_not_set_again_by_its_renewal",
+        nodes::healed_and_released,
+    ),
 ];
 
 /// Runs all models, or those whose name contains the first argument; `SCHEDULES` says how many orders of each,
@@ -92,18 +120,22 @@ pub(crate) fn run() {
     std::process::exit(failed.into());
 }
 
-/// Runs `model` with a runtime that a thread of its own drives, and then until nothing is left.
-fn with_runtime(model: impl FnOnce(&MemoryStorage) -> Vec<LockFactory>) {
-    // Pauses are chosen by chance.
-    fastrand::seed(7);
-    let runtime = tokio::runtime::Builder::new_current_thread()
+pub(crate) fn driver() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
-        .expect("a runtime");
+        .expect("a runtime")
+}
+
+/// Runs `model` with a runtime that a thread of its own drives.
+pub(crate) fn driven<R>(model: impl FnOnce() -> R) -> R {
+    // Pauses are chosen by chance.
+    fastrand::seed(7);
+    let runtime = driver();
     // All of shuttle's threads are one for tokio.
     let handle = runtime.handle().clone();
-    let entered = handle.enter();
+    let _entered = handle.enter();
     let has_ended = Arc::new(AtomicBool::new(false));
     let driver = thread::spawn({
         let has_ended = Arc::clone(&has_ended);
@@ -116,17 +148,24 @@ fn with_runtime(model: impl FnOnce(&MemoryStorage) -> Vec<LockFactory>) {
             });
         }
     });
-    let storage = MemoryStorage::with_clock(Clock::tokio());
-    let factories = model(&storage);
-    // What is on its way comes to its end by itself.
-    while !storage.is_empty() || factories.iter().any(|factory| factory.keys() > 0) {
-        thread::yield_now();
-    }
-    assert!(factories.iter().all(|factory| factory.waiters() == 0));
+    let result = model();
     has_ended.store(true, SeqCst);
     driver.join().expect("the driver has ended");
-    drop(factories);
-    drop(entered);
+    result
+}
+
+/// The same with a storage, and then until nothing is left.
+fn with_runtime(model: impl FnOnce(&MemoryStorage) -> Vec<LockFactory>) {
+    driven(|| {
+        let storage = MemoryStorage::with_clock(Clock::tokio());
+        let factories = model(&storage);
+        // What is on its way comes to its end by itself.
+        while !storage.is_empty() || factories.iter().any(|factory| factory.keys() > 0) {
+            thread::yield_now();
+        }
+        assert!(factories.iter().all(|factory| factory.waiters() == 0));
+        factories
+    });
 }
 
 fn factory(storage: &MemoryStorage) -> LockFactory {
@@ -159,10 +198,10 @@ async fn ask_and_go(factory: &LockFactory, looks: usize) {
 
 /// Counts who is inside.
 #[derive(Clone, Default)]
-struct Inside(Arc<AtomicUsize>);
+pub(crate) struct Inside(Arc<AtomicUsize>);
 
 impl Inside {
-    fn visit(&self) {
+    pub(crate) fn visit(&self) {
         assert_eq!(self.0.fetch_add(1, SeqCst), 0, "two are inside");
         thread::yield_now();
         self.0.fetch_sub(1, SeqCst);
@@ -183,7 +222,7 @@ fn visitors(factories: &[LockFactory], inside: &Inside) -> Vec<thread::JoinHandl
     factories.iter().map(visitor).collect()
 }
 
-fn join(threads: Vec<thread::JoinHandle<()>>) {
+pub(crate) fn join(threads: Vec<thread::JoinHandle<()>>) {
     threads
         .into_iter()
         .for_each(|it| it.join().expect("no panic"));
@@ -337,4 +376,28 @@ fn not_prolonged() {
         thread::spawn(move || signal.prolong(deadline + Duration::from_secs(3_600))),
     ];
     join(threads);
+}
+
+/// Nobody is in a cell that others do not find: there would be two for one key.
+fn is_found() {
+    let table = Arc::new(Table::new(false));
+    let name = LockName::parse("lock", "lock:key").expect("a name");
+    let threads = [(); 3].map(|()| {
+        let (table, name) = (Arc::clone(&table), name.clone());
+        thread::spawn(move || {
+            for _ in 0..2 {
+                let (cell, place) = table.enter(&name, |cell, slot| {
+                    let second = Duration::from_secs(1);
+                    (Arc::clone(cell), slot.state.join(second, second, second))
+                });
+                let found = table.find(&name).expect("a cell");
+                assert!(Arc::ptr_eq(&found, &cell), "a second cell");
+                assert_eq!(table.len(), 1);
+                let _ = cell.lock().state.leave(place);
+                table.forget(&cell);
+            }
+        })
+    });
+    join(threads.into());
+    assert!(table.is_empty());
 }
