@@ -16,7 +16,8 @@ use tokio::time::Sleep;
 use crate::{
     clock::{Clock, Timestamp},
     coordinator::{
-        Coordinator, Next, flight::Flight, observe::Observed, queue::Place, table::Cell, turn::Turn,
+        Coordinator, Next, flight::Flight, keeper, observe::Observed, queue::Place, table::Cell,
+        turn::Turn,
     },
     error::{LockError, NotObtained, StorageError, StorageErrorKind},
     key::LockName,
@@ -202,14 +203,20 @@ impl Waiter {
                         self.landed(reply, now)?;
                     }
                     Poll::Pending => {
-                        let limit = flight.limit;
+                        let (claim, limit) = (flight.claim, flight.limit);
                         if gives_up_at.is_some_and(|end| now >= end) {
                             return Err(self.given_up(now));
                         }
                         if now < limit {
                             let until = gives_up_at.map_or(limit, |end| end.min(limit));
-                            let waker = cx.waker();
-                            return Ok(match flight.arm(&self.coordinator, until, waker) {
+                            let is_armed = self.coordinator.arm(
+                                &self.cell,
+                                claim,
+                                until,
+                                cx.waker(),
+                                keeper::here,
+                            );
+                            return Ok(match is_armed {
                                 true => Progress::Armed,
                                 false => Progress::Until(until),
                             });
@@ -288,7 +295,8 @@ impl Waiter {
             Err(error) if waits && self.patient && error.kind().is_transient() => Ok(()),
             Err(error) => Err(LockError::Storage(error.clone())),
         };
-        flight.land(&self.coordinator, reply, now);
+        let interval = self.options.interval();
+        flight.land(&self.coordinator, &self.cell, interval, reply, now);
         verdict
     }
 
@@ -345,7 +353,8 @@ impl Drop for Waiter {
             self.coordinator.leave(&self.cell, self.place);
         }
         if let Some(flight) = self.flight.take() {
-            self.coordinator.follow(flight);
+            let interval = self.options.interval();
+            self.coordinator.follow(&self.cell, flight, interval);
         }
         self.observed.dropped(|| self.coordinator.clock.now());
     }

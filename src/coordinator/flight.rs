@@ -8,29 +8,25 @@ use std::{
     fmt,
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use crate::{
     clock::Timestamp,
     coordinator::{
         Coordinator,
-        alarm::Alarm,
-        keeper,
         key_events::{Attempt, Outcome},
         lease::Claim,
         meters::Operation,
         table::Cell,
     },
     error::{StorageError, StorageErrorKind},
-    options::LockOptions,
     storage::{AcquireReply, BoxFuture},
 };
 
 pub(crate) struct Flight {
-    cell: Arc<Cell>,
-    claim: Claim,
-    options: LockOptions,
+    pub(super) claim: Claim,
     /// With the token of an attempt before.
     repeated: bool,
     /// A reply after this moment is not waited for.
@@ -41,17 +37,9 @@ pub(crate) struct Flight {
 type Reply = Result<AcquireReply, StorageError>;
 
 impl Flight {
-    pub(crate) fn new(
-        cell: Arc<Cell>,
-        attempt: Attempt,
-        options: LockOptions,
-        limit: Timestamp,
-        reply: BoxFuture<Reply>,
-    ) -> Self {
+    pub(crate) fn new(attempt: Attempt, limit: Timestamp, reply: BoxFuture<Reply>) -> Self {
         Self {
-            cell,
             claim: attempt.claim,
-            options,
             repeated: attempt.repeated,
             limit,
             reply,
@@ -70,18 +58,15 @@ impl Flight {
         })
     }
 
-    /// See [`Coordinator::arm`].
-    pub(super) fn arm(&self, coordinator: &Arc<Coordinator>, at: Timestamp, waker: &Waker) -> bool {
-        coordinator.arm(&self.cell, self.claim, at, waker, keeper::here)
-    }
-
-    /// Its caller has gone.
-    pub(super) fn disarm(&self) -> Option<Alarm> {
-        self.cell.lock().disarm(self.claim)
-    }
-
     /// Tells the key how it ended.
-    pub(crate) fn land(self, coordinator: &Arc<Coordinator>, reply: Reply, now: Timestamp) {
+    pub(crate) fn land(
+        self,
+        coordinator: &Arc<Coordinator>,
+        cell: &Arc<Cell>,
+        interval: Duration,
+        reply: Reply,
+        now: Timestamp,
+    ) {
         let outcome = match reply {
             Ok(AcquireReply::Granted { wanted, fencing }) => Outcome::Granted { wanted, fencing },
             Ok(AcquireReply::Held { ttl, queued }) => Outcome::Denied {
@@ -95,15 +80,21 @@ impl Flight {
                 Outcome::Failed(error)
             }
         };
-        let interval = self.options.interval();
-        coordinator.replied(&self.cell, self.claim, outcome, interval, now);
+        coordinator.replied(cell, self.claim, outcome, interval, now);
     }
 
     /// Follows an attempt whose caller has gone.
-    pub(crate) fn follow(self, coordinator: Arc<Coordinator>) -> impl Future<Output = ()> + Send {
+    pub(crate) fn follow(
+        self,
+        coordinator: Arc<Coordinator>,
+        cell: Arc<Cell>,
+        interval: Duration,
+    ) -> impl Future<Output = ()> + Send {
         // Not in the future's first poll, which may never come.
         let mut followed = Followed {
             coordinator,
+            cell,
+            interval,
             flight: Some(self),
         };
         async move {
@@ -116,6 +107,8 @@ impl Flight {
 /// An attempt whose caller has gone. Dropped before its end, it failed.
 struct Followed {
     coordinator: Arc<Coordinator>,
+    cell: Arc<Cell>,
+    interval: Duration,
     flight: Option<Flight>,
 }
 
@@ -132,7 +125,7 @@ impl Followed {
     fn land(&mut self, reply: Reply) {
         if let Some(flight) = self.flight.take() {
             let now = self.coordinator.clock.now();
-            flight.land(&self.coordinator, reply, now);
+            flight.land(&self.coordinator, &self.cell, self.interval, reply, now);
         }
     }
 }

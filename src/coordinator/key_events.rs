@@ -131,13 +131,14 @@ pub(crate) enum Outcome {
 }
 
 /// A claim to be released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GiveBack {
     pub(crate) claim: Claim,
     /// It was held to the end, and nobody else is known to want it.
     pub(crate) unwanted: bool,
-    /// Who gets a place in the storage's queue by the same step.
-    pub(crate) rejoin: Option<Rejoin>,
+    /// Who gets a place in the storage's queue by the same step. In a box: seldom needed, and this
+    /// is moved with each release.
+    pub(crate) rejoin: Option<Box<Rejoin>>,
     /// A holder had it, and was told that it has lost it: what it has begun may still go on.
     pub(crate) was_lost: bool,
     /// A holder had it to the end, as far as this process knows.

@@ -927,11 +927,11 @@ impl<W> KeyState<W> {
                 };
                 let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
-                    release.rejoin = Some(Rejoin {
+                    release.rejoin = Some(Box::new(Rejoin {
                         claim: requeue,
                         interval,
                         fencing: fencing_wanted(self.queue.len(), self.fencing_used),
-                    });
+                    }));
                 }
                 (ended, effects)
             }

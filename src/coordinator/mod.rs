@@ -329,13 +329,14 @@ impl Coordinator {
             fencing: self.fencing(attempt.fencing),
         };
         let reply = Arc::clone(&self.storage).acquire(request);
-        let limit = now + self.limits.storage_timeout;
-        Flight::new(Arc::clone(cell), attempt, options, limit, reply)
+        Flight::new(attempt, now + self.limits.storage_timeout, reply)
     }
 
-    fn follow(self: &Arc<Self>, flight: Flight) {
-        drop(flight.disarm());
-        let followed = flight.follow(Arc::clone(self));
+    /// An attempt whose caller has gone.
+    fn follow(self: &Arc<Self>, cell: &Arc<Cell>, flight: Flight, interval: Duration) {
+        let alarm = cell.lock().disarm(flight.claim);
+        drop(alarm);
+        let followed = flight.follow(Arc::clone(self), Arc::clone(cell), interval);
         self.keeper.submit(self, Box::pin(followed));
     }
 

@@ -5,7 +5,6 @@
 //! in the queue that the first sending asked for.
 
 use std::{
-    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
@@ -39,14 +38,27 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 type Answer = Result<ReleaseReply, StorageError>;
 
-/// A release that has been sent. Whoever wants to know what the storage says waits for
-/// [`Release::answer`]; dropped, it is followed by the keeper.
-pub(crate) struct Release {
-    /// `None`: it has come to its end, or somebody else follows it.
-    rest: Option<(Errand, BoxFuture<Answer>)>,
-    answered: Option<Answer>,
+/// A release that has been sent, and what the storage says to it. If it cannot be asked, the keeper
+/// asks again.
+///
+/// Dropped before its end, it is followed by the keeper.
+pub(crate) struct Release(State);
+
+enum State {
+    Sent(Sent),
+    /// The keeper follows it, and tells.
+    Followed(oneshot::Receiver<Answer>),
+    Answered(Answer),
+    Over,
+}
+
+struct Sent {
+    errand: Errand,
+    call: BoxFuture<Answer>,
     /// The runtime from which it was sent.
     here: Option<runtime::Id>,
+    /// Since it is waited for.
+    limit: Option<Limit>,
 }
 
 impl Release {
@@ -71,22 +83,19 @@ impl Release {
             match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
                 Ok(Poll::Ready(Ok(reply))) => {
                     errand.answered(&Ok(reply));
-                    return Self {
-                        rest: None,
-                        answered: Some(Ok(reply)),
-                        here,
-                    };
+                    return Self(State::Answered(Ok(reply)));
                 }
                 Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
                 Ok(Poll::Pending) => {}
                 Err(_) => call = errand.call(),
             }
         }
-        Self {
-            rest: Some((errand, call)),
-            answered: None,
+        Self(State::Sent(Sent {
+            errand,
+            call,
             here,
-        }
+            limit: None,
+        }))
     }
 
     /// A claim that is not sent out, but left to run out by itself.
@@ -98,62 +107,79 @@ impl Release {
         let answer = Ok(ReleaseReply::NotOurs);
         // Those who wait here stand behind it as behind anybody else's.
         Errand::new(coordinator, cell, give_back).answered(&answer);
-        Self {
-            rest: None,
-            answered: Some(answer),
-            here: None,
-        }
+        Self(State::Answered(answer))
     }
 
-    /// What the storage says. If it cannot be asked, the keeper asks again.
-    ///
-    /// Dropped before its end, it is followed by the keeper.
-    pub(crate) async fn answer(mut self) -> Answer {
-        if let Some(answer) = self.answered.take() {
-            return answer;
+    /// Leaves it to the keeper.
+    fn hand_over(&mut self) {
+        if let State::Sent(sent) = std::mem::replace(&mut self.0, State::Over) {
+            let coordinator = Arc::clone(&sent.errand.coordinator);
+            let job = Box::pin(sent.errand.run(sent.call));
+            coordinator.keeper.submit(&coordinator, job);
         }
-        let Some((errand, call)) = &mut self.rest else {
-            return Err(unavailable());
-        };
-        // Others of this process wait for the answer as well, if it is about their place: then it
-        // must not depend on how often this future is polled.
-        let limit = match errand.rejoin {
-            Some(_) => None,
-            None => Limit::new(errand, self.here),
-        };
-        let Some(mut limit) = limit else {
-            let (done, answer) = oneshot::channel();
-            errand.done = Some(done);
-            drop(self);
+    }
+}
+
+impl Future for Release {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        if let State::Sent(sent) = &mut self.0
+            && !sent.is_waited_for()
+        {
+            let (done, told) = oneshot::channel();
+            sent.errand.done = Some(done);
+            self.hand_over();
+            self.0 = State::Followed(told);
+        }
+        let answer = match &mut self.0 {
+            State::Sent(sent) => ready!(sent.poll(cx)),
             // An error: the runtime that was to carry it out has ended.
-            return answer.await.unwrap_or_else(|_| Err(unavailable()));
+            State::Followed(told) => {
+                ready!(Pin::new(told).poll(cx)).unwrap_or_else(|_| Err(unavailable()))
+            }
+            State::Answered(answer) => answer.clone(),
+            State::Over => panic!("polled after it was ready"),
         };
-        let answer = poll_fn(|cx| match call.as_mut().poll(cx) {
-            Poll::Pending => {
-                ready!(limit.poll(errand, cx));
-                Poll::Ready(Err(StorageError::new(StorageErrorKind::Timeout)))
-            }
-            answer => answer,
-        });
-        let answer = answer.await;
-        if let Some((mut errand, _)) = self.rest.take() {
-            errand.answered(&answer);
-            if let Err(error) = &answer {
-                let failed = Box::pin(std::future::ready(Err(error.clone())));
-                self.rest = Some((errand, failed));
-            }
+        match &answer {
+            Ok(_) => self.0 = State::Over,
+            Err(_) => self.hand_over(),
         }
-        answer
+        Poll::Ready(answer)
+    }
+}
+
+impl Sent {
+    /// Whether whoever asks can wait for the answer itself.
+    fn is_waited_for(&mut self) -> bool {
+        if self.limit.is_none() && self.errand.rejoin.is_none() {
+            self.limit = Limit::new(&self.errand, self.here);
+        }
+        // Others of this process wait for the answer as well, if it is about their place: then it
+        // must not depend on how often the release is polled.
+        self.limit.is_some()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        let answer = match (self.call.as_mut().poll(cx), &mut self.limit) {
+            (Poll::Ready(answer), _) => answer,
+            (Poll::Pending, None) => return Poll::Pending,
+            (Poll::Pending, Some(limit)) => {
+                ready!(limit.poll(&self.errand, cx));
+                Err(StorageError::new(StorageErrorKind::Timeout))
+            }
+        };
+        self.errand.answered(&answer);
+        if let Err(error) = &answer {
+            self.call = Box::pin(std::future::ready(Err(error.clone())));
+        }
+        Poll::Ready(answer)
     }
 }
 
 impl Drop for Release {
     fn drop(&mut self) {
-        if let Some((errand, call)) = self.rest.take() {
-            let coordinator = Arc::clone(&errand.coordinator);
-            let job = Box::pin(errand.run(call));
-            coordinator.keeper.submit(&coordinator, job);
-        }
+        self.hand_over();
     }
 }
 
@@ -219,7 +245,7 @@ struct Errand {
     claim: Claim,
     unwanted: bool,
     /// Until the first answer.
-    rejoin: Option<Rejoin>,
+    rejoin: Option<Box<Rejoin>>,
     quiet: bool,
     /// Its holder does not know of a loss. Until the first answer: one that was carried out before
     /// finds nothing either.
@@ -249,7 +275,7 @@ impl Errand {
             token: self.claim.token,
             ttl: self.coordinator.storage_ttl(self.claim.ttl),
             unwanted: self.unwanted,
-            requeue: self.rejoin.map(|rejoin| Requeue {
+            requeue: self.rejoin.as_ref().map(|rejoin| Requeue {
                 token: rejoin.claim.token,
                 ttl: self.coordinator.storage_ttl(rejoin.claim.ttl),
                 place: self.coordinator.place(rejoin.claim.ttl, rejoin.interval),

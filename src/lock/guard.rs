@@ -1,6 +1,12 @@
 //! [`LockGuard`]: a lock that is held.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use crate::{
     coordinator::{key_events::Ended, release::Release, signal::Holding, turn::Turn},
@@ -52,7 +58,7 @@ impl LockGuard {
     ///
     /// Keep polling it, or drop it: meanwhile a release that found no answer is not sent again.
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
-        self.give_back().answer().await
+        self.give_back().await
     }
 
     /// Sends the release, if there is one to send.
@@ -119,21 +125,22 @@ impl Drop for LockGuard {
     }
 }
 
-/// A lock that was given back, and the release that this has sent. Dropped, the release goes on in
-/// the background.
+/// A lock that was given back, and the release that this has sent. Resolves to the storage's word,
+/// if it was asked. Dropped, the release goes on in the background.
 pub(super) struct GivenBack(Option<(Ended, Option<Release>)>);
 
-impl GivenBack {
-    /// Waits for the storage's word, if it was asked.
-    pub(super) async fn answer(self) -> Result<Unlocked, StorageError> {
-        match self.0 {
+impl Future for GivenBack {
+    type Output = Result<Unlocked, StorageError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match &mut self.0 {
             None | Some((Ended::Kept, _)) => Ok(Unlocked::Held),
-            Some((Ended::Released, Some(release))) => match release.answer().await? {
+            Some((Ended::Released, Some(release))) => match ready!(Pin::new(release).poll(cx))? {
                 ReleaseReply::Released | ReleaseReply::Requeued { .. } => Ok(Unlocked::Held),
                 ReleaseReply::NotOurs => Ok(Unlocked::Lost),
             },
             Some(_) => Ok(Unlocked::Lost),
-        }
+        })
     }
 }
 

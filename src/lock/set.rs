@@ -220,8 +220,7 @@ impl LockSetGuard {
     pub async fn unlock(self) -> Result<Unlocked, StorageError> {
         // All are waited for at the same time: one server that does not answer is no reason to keep
         // those waiting who want the others.
-        let sent = self.guards.iter().map(LockGuard::give_back);
-        let answers = join_all(sent.map(|release| release.answer())).await;
+        let answers = join_all(self.guards.iter().map(LockGuard::give_back)).await;
         let lost = answers
             .into_iter()
             .try_fold(false, |lost, answer| Ok(lost || answer? == Unlocked::Lost));

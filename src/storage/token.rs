@@ -9,13 +9,18 @@ use std::{fmt, ops::Deref};
 /// [`OwnerToken::to_text`] is what a storage writes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OwnerToken {
-    factory: u128,
+    /// The bytes of a `u128`. As such it would want an address that 16 divides, and so would all
+    /// that has a token in it.
+    factory: [u8; 16],
     number: u64,
 }
 
 impl OwnerToken {
     pub(crate) fn new(factory: u128, number: u64) -> Self {
-        Self { factory, number }
+        Self {
+            factory: factory.to_be_bytes(),
+            number,
+        }
     }
 
     /// The token as a storage keeps it: 32 hex digits, `:`, a decimal number.
@@ -28,7 +33,7 @@ impl OwnerToken {
         let mut bytes = [0; TokenText::LONGEST];
         let (factory, rest) = bytes.split_at_mut(32);
         let pairs = factory.as_chunks_mut().0;
-        for (pair, byte) in pairs.iter_mut().zip(self.factory.to_be_bytes()) {
+        for (pair, byte) in pairs.iter_mut().zip(self.factory) {
             *pair = HEX[usize::from(byte)];
         }
         rest[0] = b':';
@@ -48,7 +53,7 @@ impl OwnerToken {
     pub fn from_text(text: &str) -> Option<Self> {
         let (factory, number) = text.split_once(':')?;
         Some(Self {
-            factory: u128::from_str_radix(factory, 16).ok()?,
+            factory: u128::from_str_radix(factory, 16).ok()?.to_be_bytes(),
             number: number.parse().ok()?,
         })
     }
@@ -60,7 +65,7 @@ impl OwnerToken {
 
     /// Which [`Inbox`](super::Inbox) messages for this owner go to.
     pub fn inbox(&self) -> u128 {
-        self.factory
+        u128::from_be_bytes(self.factory)
     }
 }
 
