@@ -96,11 +96,13 @@ impl From<Effects<Place>> for Told {
         } = effects;
         Self {
             wake,
-            release: release.map(|give_back| give_back.claim),
+            release: release.as_ref().map(|give_back| give_back.claim),
             lost,
             deadline,
-            rejoin: release.and_then(|give_back| give_back.rejoin),
-            quiet: release.is_some_and(|give_back| give_back.quiet),
+            quiet: release.as_ref().is_some_and(|give_back| give_back.quiet),
+            rejoin: release
+                .and_then(|give_back| give_back.rejoin)
+                .map(|rejoin| *rejoin),
         }
     }
 }

@@ -891,7 +891,7 @@ impl World {
         }
         if is_retired {
             assert!(!has_it(&process.state), "a retired token was used again");
-            let release = effects.release.map(|give_back| give_back.claim.token);
+            let release = effects.release.as_ref().map(|it| it.claim.token);
             assert_eq!(release, Some(token), "it is still ours for the storage");
         }
         if has_it(&process.state) && !had_it {

@@ -2,8 +2,13 @@
 //!
 //! redis-rs takes a message through a bounded channel for each command, and is woken so early that
 //! it writes few of them at a time. Here the commands of all tasks that are about to run go to it as
-//! pipelines of up to [`LARGEST`] calls: one message, one write, and one wake-up when the replies
-//! are there. Where few calls are open, each goes by itself, and waits for nobody.
+//! pipelines: one message, one write, and one wake-up when the replies are there.
+//!
+//! - Where few calls are open, each goes by itself, and waits for nobody.
+//! - Where more are, those that are made at the same time go together.
+//! - Where many are, and the server is near, they go in parts, a quarter of them each, or what there
+//!   is when the pipeline before was answered. All at once, the tasks would make their calls while
+//!   the server waits, and wait while it works, in turns; in parts, both work at the same time.
 //!
 //! Calls go into redis-rs's channel in the order in which they were made: whoever takes them from
 //! the queue holds the connection before it lets the queue go. (A full channel may be entered in
@@ -14,6 +19,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, Waker, ready},
+    time::{Duration, Instant},
 };
 
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
@@ -29,12 +35,21 @@ use super::{
 };
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// The most calls in one pipeline. All tasks together would be one large pipeline, and they and the
-/// server would wait for each other in turn; this many keep both at work.
-const LARGEST: usize = 24;
-
-/// With fewer calls open than this, there is nobody to wait for.
+/// With no more calls open than this, there is nobody to wait for.
 const FEW: usize = 3;
+
+/// With so many open, they go in parts.
+const MANY: usize = 16;
+
+/// In how many.
+const PARTS: usize = 4;
+
+/// The most calls in one pipeline.
+const LARGEST: usize = 32;
+
+/// A server is near if a pipeline is answered within this time. Calls to one that is farther away
+/// would gain nothing by waiting for each other: it is not the work that takes the time.
+const NEAR: Duration = Duration::from_micros(400);
 
 type Answer<T> = Result<T, RedisError>;
 
@@ -54,12 +69,18 @@ struct Queue {
 }
 
 /// Calls that are about to be sent. As long as there are any, a task is on its way that will send
-/// them.
+/// them, or waits for the replies to others and will then.
 #[derive(Default)]
 struct Unsent {
     calls: Calls,
     /// How many calls have no reply yet, sent or not.
     open: usize,
+    /// How many there were at most, of late.
+    crowd: usize,
+    /// How many pipelines have no replies yet.
+    pipelines: usize,
+    /// Whether the last one's came soon.
+    is_near: bool,
 }
 
 struct Calls {
@@ -74,6 +95,33 @@ impl Default for Calls {
             pipeline: Pipeline::with_capacity(LARGEST),
             callers: Vec::with_capacity(LARGEST),
         }
+    }
+}
+
+impl Unsent {
+    /// Another call is made.
+    fn opened(&mut self) {
+        self.open += 1;
+        self.crowd = self.crowd.max(self.open);
+    }
+
+    /// Calls have their replies, or will get none.
+    fn closed(&mut self, calls: usize) {
+        self.open -= calls;
+        self.crowd -= self.crowd.saturating_sub(self.open) / 16;
+    }
+
+    /// How many calls are sent without waiting for others.
+    fn part(&self) -> usize {
+        match self.crowd {
+            MANY.. => (self.crowd / PARTS).min(LARGEST),
+            _ => LARGEST,
+        }
+    }
+
+    /// Whether to wait for the replies to those before.
+    fn has_time(&self) -> bool {
+        self.pipelines > 0 && self.is_near && self.crowd >= MANY
     }
 }
 
@@ -96,7 +144,7 @@ impl Batches {
     pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
         let queue = &self.0;
         let mut unsent = lock(&queue.unsent);
-        unsent.open += 1;
+        unsent.opened();
         if unsent.open == 1 {
             queue.health.first_call();
         }
@@ -115,20 +163,13 @@ impl Batches {
         for command in commands {
             unsent.calls.pipeline.add_command(command);
         }
-        match unsent.calls.callers.len() {
-            1 => {
-                drop(unsent);
-                let errand = Errand(Some(Arc::clone(queue)));
-                queue.runtime.spawn(errand.send_soon());
-            }
-            LARGEST.. => {
-                // Made before the calls are sent: the last task that becomes ready is the next that
-                // runs, and this should be redis-rs's.
-                let (batch, sent) = oneshot::channel();
-                queue.runtime.spawn(hand_out_later(sent));
-                let _ = batch.send(queue.send(unsent));
-            }
-            _ => {}
+        let calls = unsent.calls.callers.len();
+        if calls >= unsent.part() {
+            queue.send_now(unsent);
+        } else if calls == 1 && !unsent.has_time() {
+            drop(unsent);
+            let errand = Errand(Some(Arc::clone(queue)));
+            queue.runtime.spawn(errand.send_soon());
         }
         Reply(Way::Together(replied))
     }
@@ -143,9 +184,11 @@ impl Queue {
     fn send(self: &Arc<Self>, mut unsent: MutexGuard<'_, Unsent>) -> Batch {
         let connection = lock(&self.connection);
         let Calls { pipeline, callers } = std::mem::take(&mut unsent.calls);
+        unsent.pipelines += 1;
         drop(unsent);
         let mut connection = connection.clone();
         Batch {
+            sent_at: Instant::now(),
             sent: begin(async move {
                 connection
                     .send_packed_commands(&pipeline, 0, pipeline.len())
@@ -158,8 +201,36 @@ impl Queue {
         }
     }
 
-    fn answered(&self, calls: usize) {
-        lock(&self.unsent).open -= calls;
+    /// The same, where a task has other things to do than to hand out the replies.
+    fn send_now(self: &Arc<Self>, unsent: MutexGuard<'_, Unsent>) {
+        // Made before the calls are sent: the last task that becomes ready is the next that runs,
+        // and this should be redis-rs's.
+        let (batch, sent) = oneshot::channel();
+        self.runtime.spawn(hand_out_later(sent));
+        let _ = batch.send(self.send(unsent));
+    }
+
+    /// A pipeline of so many calls was answered, after this time. Calls that have waited for it are
+    /// sent.
+    fn answered(self: &Arc<Self>, calls: usize, after: Duration) {
+        let mut unsent = lock(&self.unsent);
+        unsent.pipelines -= 1;
+        unsent.closed(calls);
+        unsent.is_near = after < NEAR;
+        if unsent.pipelines == 0 && !unsent.calls.callers.is_empty() {
+            self.send_now(unsent);
+        }
+    }
+
+    /// Nobody will send what is unsent. Dropped, the calls tell their callers.
+    fn give_up(&self) {
+        let mut unsent = lock(&self.unsent);
+        let calls = std::mem::take(&mut unsent.calls);
+        unsent.closed(calls.callers.len());
+        self.health.kill();
+        drop(unsent);
+        // Outside the lock: whoever is told may come back here at once.
+        drop(calls);
     }
 }
 
@@ -185,19 +256,14 @@ impl Errand {
 impl Drop for Errand {
     fn drop(&mut self) {
         if let Some(queue) = &self.0 {
-            let mut unsent = lock(&queue.unsent);
-            let calls = std::mem::take(&mut unsent.calls);
-            unsent.open -= calls.callers.len();
-            queue.health.kill();
-            drop(unsent);
-            // Outside the lock: whoever is told may come back here at once.
-            drop(calls);
+            queue.give_up();
         }
     }
 }
 
 /// Calls that were sent together.
 struct Batch {
+    sent_at: Instant,
     sent: Sent<Vec<Value>>,
     callers: Vec<(usize, oneshot::Sender<Answer<Value>>)>,
     queue: Weak<Queue>,
@@ -222,7 +288,7 @@ impl Batch {
         self.health.replied();
         let callers = std::mem::take(&mut self.callers);
         if let Some(queue) = self.queue.upgrade() {
-            queue.answered(callers.len());
+            queue.answered(callers.len(), self.sent_at.elapsed());
         }
         // A command that the server refuses brings an error as its value, and its neighbours theirs.
         let mut values = result.map(Vec::into_iter);
@@ -244,6 +310,9 @@ impl Drop for Batch {
         // Whoever was to hand out the replies has ended, and there will be no others.
         if !self.callers.is_empty() {
             self.health.kill();
+            if let Some(queue) = self.queue.upgrade() {
+                queue.give_up();
+            }
         }
     }
 }
@@ -291,7 +360,7 @@ struct Open(Arc<Queue>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.answered(1);
+        lock(&self.0.unsent).closed(1);
     }
 }
 

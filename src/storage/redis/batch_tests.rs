@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex, split},
+    io::{
+        AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHalf, WriteHalf, duplex, split,
+    },
+    sync::{
+        Semaphore,
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    },
     task::JoinSet,
     time::timeout,
 };
@@ -18,9 +24,20 @@ type Heard = Arc<Mutex<Vec<String>>>;
 
 /// A way to a server, and the last words of the commands that it has heard.
 async fn connect() -> (Batches, Heard) {
+    let (batches, heard, answers) = connect_to_gated().await;
+    answers.add_permits(Semaphore::MAX_PERMITS);
+    (batches, heard)
+}
+
+/// The same, to a server that from now on gives as many answers as it may.
+async fn connect_to_gated() -> (Batches, Heard, Arc<Semaphore>) {
+    let answers = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
     let (ours, theirs) = duplex(1 << 16);
     let heard = Heard::default();
-    tokio::spawn(serve(theirs, Arc::clone(&heard)));
+    let (commands, replies) = split(theirs);
+    let (asked, to_answer) = unbounded_channel();
+    tokio::spawn(hear(commands, Arc::clone(&heard), asked));
+    tokio::spawn(answer(replies, to_answer, Arc::clone(&answers)));
     let info = redis::RedisConnectionInfo::default();
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
     let connection = MultiplexedConnection::new_with_config(&info, ours, config);
@@ -29,11 +46,15 @@ async fn connect() -> (Batches, Heard) {
     let batches = Batches::new(connection, Arc::default());
     batches.call([echo(0, 0)]).await.ok().unwrap();
     lock(&heard).clear();
-    (batches, heard)
+    answers.forget_permits(Semaphore::MAX_PERMITS);
+    (batches, heard, answers)
 }
 
-async fn serve(client: DuplexStream, heard: Heard) -> std::io::Result<()> {
-    let (commands, mut answers) = split(client);
+async fn hear(
+    commands: ReadHalf<DuplexStream>,
+    heard: Heard,
+    asked: UnboundedSender<()>,
+) -> std::io::Result<()> {
     let mut lines = BufReader::new(commands).lines();
     // `*2`, `$4`, `ECHO`, `$3`, `1:2`: an array of words with their lengths.
     while let Some(count) = lines.next_line().await? {
@@ -43,7 +64,19 @@ async fn serve(client: DuplexStream, heard: Heard) -> std::io::Result<()> {
             last = lines.next_line().await?;
         }
         lock(&heard).extend(last);
-        answers.write_all(b"+OK\r\n").await?;
+        let _ = asked.send(());
+    }
+    Ok(())
+}
+
+async fn answer(
+    mut replies: WriteHalf<DuplexStream>,
+    mut asked: UnboundedReceiver<()>,
+    answers: Arc<Semaphore>,
+) -> std::io::Result<()> {
+    while asked.recv().await.is_some() {
+        answers.acquire().await.unwrap().forget();
+        replies.write_all(b"+OK\r\n").await?;
     }
     Ok(())
 }
@@ -120,14 +153,109 @@ async fn each_reply_shows_that_the_connection_lives() {
     }
 }
 
+/// Calls that have no answers, at a server that is near or far.
+async fn under_way(is_near: bool) -> (Batches, Heard, Arc<Semaphore>, Vec<Reply>) {
+    let (batches, heard, answers) = connect_to_gated().await;
+    lock(&batches.0.unsent).crowd = MANY;
+    let calls: Vec<_> = (0..8).map(|call| batches.call([echo(0, call)])).collect();
+    is_heard(&heard, calls.len()).await;
+    let mut unsent = lock(&batches.0.unsent);
+    assert_eq!(unsent.pipelines, 2, "four and one");
+    unsent.is_near = is_near;
+    drop(unsent);
+    (batches, heard, answers, calls)
+}
+
+async fn is_heard(heard: &Heard, calls: usize) {
+    let all = async {
+        while lock(heard).len() < calls {
+            yield_now().await;
+        }
+    };
+    assert!(timeout(LIMIT, all).await.is_ok(), "{calls} calls");
+}
+
+#[tokio::test]
+async fn where_many_are_open_calls_go_in_parts() {
+    let (batches, heard, answers, mut calls) = under_way(true).await;
+    let part = lock(&batches.0.unsent).part();
+    calls.extend((8..8 + part - 1).map(|call| batches.call([echo(0, call)])));
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    assert_eq!(lock(&heard).len(), 8, "the others wait");
+    calls.push(batches.call([echo(0, 8 + part)]));
+    is_heard(&heard, 8 + part).await;
+    assert_eq!(lock(&batches.0.unsent).pipelines, 3);
+    answers.add_permits(calls.len());
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_others_go_when_those_are_answered() {
+    let (batches, heard, answers, mut calls) = under_way(true).await;
+    calls.push(batches.call([echo(0, 8)]));
+    answers.add_permits(7);
+    assert!(join_all(calls.drain(..7)).await.iter().all(Result::is_ok));
+    assert_eq!(lock(&heard).len(), 8, "a pipeline is still under way");
+    answers.add_permits(1);
+    is_heard(&heard, 9).await;
+    answers.add_permits(1);
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!(open(&batches), 0);
+}
+
+#[tokio::test]
+async fn calls_to_a_server_that_is_far_do_not_wait_for_others() {
+    let (batches, heard, answers, mut calls) = under_way(false).await;
+    calls.push(batches.call([echo(0, 8)]));
+    is_heard(&heard, 9).await;
+    answers.add_permits(9);
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn a_server_is_as_near_as_its_last_replies_were_quick() {
+    let (batches, _) = connect().await;
+    for (after, is_near) in [(NEAR / 2, true), (NEAR, false), (NEAR / 2, true)] {
+        lock(&batches.0.unsent).pipelines = 1;
+        batches.0.answered(0, after);
+        assert_eq!(lock(&batches.0.unsent).is_near, is_near);
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_is_forgotten_when_it_has_gone() {
+    let (batches, _) = connect().await;
+    let many: Vec<_> = (0..64).map(|call| batches.call([echo(0, call)])).collect();
+    assert!(join_all(many).await.iter().all(Result::is_ok));
+    assert!(lock(&batches.0.unsent).crowd >= MANY);
+    for call in 0..64 {
+        batches.call([echo(0, call)]).await.ok().unwrap();
+    }
+    assert!(lock(&batches.0.unsent).crowd < MANY);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn calls_that_waited_for_others_when_the_runtime_ended_are_told_so() {
+    let ends = runtime();
+    let (batches, _, _, mut calls) = ends.block_on(under_way(true));
+    calls.push(batches.call([echo(0, 8)]));
+    drop(ends);
+    let told = runtime().block_on(async { timeout(LIMIT, join_all(calls)).await });
+    assert!(told.unwrap().iter().all(Result::is_err));
+    assert!(batches.0.health.is_dead());
+}
+
 #[test]
 fn calls_that_were_not_sent_when_their_runtime_ended_are_told_so() {
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-    };
     let ends = runtime();
     let (batches, _) = ends.block_on(connect());
     // Nobody drives the runtime that is to send them.
