@@ -206,6 +206,16 @@ async fn calls_that_wait_for_others_go_when_those_are_answered() {
 }
 
 #[tokio::test]
+async fn the_first_of_many_calls_does_not_wait_for_others() {
+    let (batches, heard, _answers) = connect_to_gated().await;
+    let mut unsent = lock(&batches.0.unsent);
+    (unsent.crowd, unsent.is_near) = (MANY, true);
+    drop(unsent);
+    let calls: Vec<_> = (0..4).map(|call| batches.call([echo(0, call)])).collect();
+    is_heard(&heard, calls.len()).await;
+}
+
+#[tokio::test]
 async fn calls_to_a_server_that_is_far_do_not_wait_for_others() {
     let (batches, heard, answers, mut calls) = under_way(false).await;
     calls.push(batches.call([echo(0, 8)]));
