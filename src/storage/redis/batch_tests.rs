@@ -159,10 +159,8 @@ async fn under_way(is_near: bool) -> (Batches, Heard, Arc<Semaphore>, Vec<Reply>
     lock(&batches.0.unsent).crowd = MANY;
     let calls: Vec<_> = (0..8).map(|call| batches.call([echo(0, call)])).collect();
     is_heard(&heard, calls.len()).await;
-    let mut unsent = lock(&batches.0.unsent);
-    assert_eq!(unsent.pipelines, 2, "four and one");
-    unsent.is_near = is_near;
-    drop(unsent);
+    assert_eq!(lock(&batches.0.unsent).pipelines, 2, "four and one");
+    lock(&batches.0.unsent).is_near = is_near;
     (batches, heard, answers, calls)
 }
 
@@ -208,9 +206,8 @@ async fn calls_that_wait_for_others_go_when_those_are_answered() {
 #[tokio::test]
 async fn the_first_of_many_calls_does_not_wait_for_others() {
     let (batches, heard, _answers) = connect_to_gated().await;
-    let mut unsent = lock(&batches.0.unsent);
-    (unsent.crowd, unsent.is_near) = (MANY, true);
-    drop(unsent);
+    lock(&batches.0.unsent).crowd = MANY;
+    lock(&batches.0.unsent).is_near = true;
     let calls: Vec<_> = (0..4).map(|call| batches.call([echo(0, call)])).collect();
     is_heard(&heard, calls.len()).await;
 }

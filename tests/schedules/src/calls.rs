@@ -1,7 +1,7 @@
 //! Calls of several threads that are sent together: `storage/redis/batch.rs`, with the stand-in for
 //! redis-rs's connection (`redis/`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use redis::{Cmd, Value, aio::MultiplexedConnection};
 use shuttle::{
@@ -151,11 +151,14 @@ pub(crate) fn full_batches() {
         let server = Server::start();
         let batches = server.batches();
         callers(&batches, 3, |task, batches| {
-            let calls: Vec<_> = (0..12)
+            // When the first were answered, the server is known to be near: others wait for them.
+            let mut calls: VecDeque<_> = (0..12)
                 .map(|call| batches.call([echo(task, call)]))
                 .collect();
-            for (number, reply) in calls.into_iter().enumerate() {
+            for number in 0..24 {
+                let reply = calls.pop_front().expect("twelve are open");
                 block_on(is_answered(task, number, reply));
+                calls.push_back(batches.call([echo(task, number + 12)]));
             }
         });
         none_is_open(&server, &batches);
