@@ -67,6 +67,8 @@ impl Flight {
         reply: Reply,
         now: Timestamp,
     ) {
+        let is_overdue =
+            !self.repeated && matches!(&reply, Err(error) if error.kind().is_transient());
         let outcome = match reply {
             Ok(AcquireReply::Granted { wanted, fencing }) => Outcome::Granted { wanted, fencing },
             Ok(AcquireReply::Held { ttl, queued }) => Outcome::Denied {
@@ -81,6 +83,9 @@ impl Flight {
             }
         };
         coordinator.replied(cell, self.claim, outcome, interval, now);
+        if is_overdue {
+            coordinator.not_answered(cell, self.claim);
+        }
     }
 
     /// Follows an attempt whose caller has gone.

@@ -296,6 +296,17 @@ impl<W> KeyState<W> {
         }
     }
 
+    /// Whether the lock is this token's, is asked for with it, or may be again.
+    pub(crate) fn uses(&self, token: OwnerToken) -> bool {
+        let claim = match &self.phase {
+            Phase::Idle => None,
+            Phase::BackOff { open, .. } => open.as_ref().map(|open| open.claim),
+            Phase::Asking { claim, .. } => Some(*claim),
+            Phase::Held(held) => Some(held.lease.claim),
+        };
+        claim.is_some_and(|claim| claim.token == token)
+    }
+
     /// How long the present holder's lock lasts at least, as far as known.
     pub(crate) fn holder_ttl(&self, now: Timestamp) -> Option<Duration> {
         let until = match &self.phase {

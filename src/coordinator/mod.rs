@@ -9,6 +9,7 @@
 //! | `backoff` | when to ask again |
 //! | `table` | the keys in use |
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
+//! | `overdue` | attempts without an answer that may still be carried out |
 //! | `alarm` | how a caller is woken when a call takes too long |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
@@ -32,6 +33,7 @@ pub(crate) mod lease;
 mod meters;
 pub(crate) mod note;
 mod observe;
+mod overdue;
 mod queue;
 pub(crate) mod release;
 mod renewal;
@@ -108,6 +110,7 @@ pub(crate) struct Coordinator {
     table: Table,
     keeper: Arc<Keeper>,
     renewals: Semaphore,
+    overdue: Arc<Semaphore>,
     waiting: CachePadded<AtomicUsize>,
     draining: AtomicBool,
     /// Notified, while draining, when a key is forgotten.
@@ -136,6 +139,7 @@ impl Coordinator {
             next_token: AtomicU64::new(1).into(),
             keeper: Arc::new(Keeper::new()),
             renewals: renewal::turns(),
+            overdue: overdue::places(),
             waiting: AtomicUsize::new(0).into(),
             draining: AtomicBool::new(false),
             forgotten: Notify::new(),

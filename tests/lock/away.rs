@@ -381,3 +381,118 @@ async fn a_storage_that_hangs_is_not_taken_for_a_holder() {
         );
     }
 }
+
+/// Whose calls are given up after 200 ms.
+fn hurried_world() -> World {
+    World::with(|builder| builder.storage_timeout(ms(200)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_comes_after_its_release_is_undone_long_before_the_ttl() {
+    let world = hurried_world();
+    let late = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.next(Op::Acquire, late);
+    storage_error(world.lock().try_lock(patient()).await);
+    settle().await;
+    assert_eq!(world.storage.count(Op::Release), 1);
+    world.assert_empty("after its release");
+
+    sleep(ms(250)).await;
+    let late = world.storage.carry_out_late(0).await;
+    assert!(matches!(late, AcquireReply::Granted { .. }), "{late:?}");
+    let start = Instant::now();
+    drop(world.lock_elsewhere().lock(patient()).await.unwrap());
+    // Not after 3 s: the storage is asked 200 and 600 ms after the failure.
+    assert_eq!(start.elapsed(), ms(350));
+    settle().await;
+    world.assert_empty("in the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_without_an_answer_is_followed_for_its_ttl_and_no_longer() {
+    let world = hurried_world();
+    let late = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.next(Op::Acquire, late);
+    storage_error(world.lock().try_lock(patient()).await);
+    let failed = Instant::now();
+    sleep(10 * TTL).await;
+    let calls = world.storage.calls(Op::Release);
+    let after: Vec<_> = calls.iter().map(|call| call.at - failed).collect();
+    assert_eq!(after, [0, 200, 600, 1_400, 3_000].map(ms));
+    assert!(
+        calls
+            .iter()
+            .all(|call| call.token() == world.storage.calls(Op::Acquire)[0].token())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_without_an_answer_is_left_alone_while_it_may_be_of_use() {
+    let world = hurried_world();
+    // The lock is taken, and nobody hears of it.
+    world.storage.next(
+        Op::Acquire,
+        Fault {
+            error: Some(StorageErrorKind::Unavailable),
+            ..Fault::default()
+        },
+    );
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.always(Op::Acquire, fails);
+    let caller = tokio::spawn(world.lock().lock(patient()));
+    sleep(ms(1_000)).await;
+    world.storage.heal();
+    let guard = caller.await.unwrap().unwrap();
+    sleep(2 * TTL).await;
+    assert!(guard.is_held());
+    assert_eq!(world.storage.count(Op::Release), 0);
+    let asked = world.storage.calls(Op::Acquire);
+    assert!(asked.iter().all(|call| call.token() == asked[0].token()));
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+    world.assert_empty("in the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_very_many_attempts_without_an_answer_a_thousand_are_followed() {
+    let world = hurried_world();
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.always(Op::Acquire, fails);
+    for number in 0..1_100 {
+        let lock = world.factory.create_lock(format!("key-{number}")).unwrap();
+        storage_error(lock.try_lock(patient()).await);
+    }
+    sleep(ms(199)).await;
+    assert_eq!(world.storage.count(Op::Release), 1_100);
+    sleep(ms(2)).await;
+    assert_eq!(world.storage.count(Op::Release), 1_100 + 1_024);
+    // And then those that come next.
+    sleep(2 * TTL).await;
+    let before = world.storage.count(Op::Release);
+    storage_error(world.lock().try_lock(patient()).await);
+    sleep(ms(201)).await;
+    assert_eq!(world.storage.count(Op::Release), before + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_lock_delay_an_attempt_without_an_answer_is_left_to_its_ttl() {
+    let delay = ms(1_000);
+    let world = World::with(|builder| builder.storage_timeout(ms(200)).lock_delay(delay));
+    let late = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.next(Op::Acquire, late);
+    storage_error(world.lock().try_lock(patient()).await);
+    sleep(10 * TTL).await;
+    assert_eq!(world.storage.count(Op::Release), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_without_an_answer_does_not_keep_a_factory_alive() {
+    let world = hurried_world();
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.next(Op::Acquire, fails);
+    storage_error(world.lock().try_lock(patient()).await);
+    settle().await;
+    assert_eq!(world.factory.drain(ms(1)).await, 0);
+    drop(world.factory);
+    settle().await;
+    assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}

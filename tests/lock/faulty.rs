@@ -189,6 +189,7 @@ struct Script {
     always: HashMap<Op, Fault>,
     cut: HashMap<Op, Cut>,
     calls: Vec<Call>,
+    acquires: Vec<AcquireRequest>,
 }
 
 /// A [`MemoryStorage`] behind a line that a test controls. Clones are the same storage and the same
@@ -262,6 +263,13 @@ impl FaultyStorage {
         self.calls(op).len()
     }
 
+    /// Carries out the acquire with this number, as if it had been on its way until now. Nobody
+    /// hears the reply.
+    pub async fn carry_out_late(&self, number: usize) -> AcquireReply {
+        let request = self.script().acquires[number].clone();
+        self.memory.acquire(&request).await.unwrap()
+    }
+
     /// Waits until so many calls of this kind have been sent.
     pub async fn sent_times(&self, op: Op, times: usize) {
         loop {
@@ -327,6 +335,7 @@ impl FaultyStorage {
 impl LockStorage for FaultyStorage {
     async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
         let lock = (request.name.key().to_owned(), request.token.to_text());
+        self.script().acquires.push(request.clone());
         self.call(Op::Acquire, vec![lock], self.memory.acquire(request))
             .await?
     }

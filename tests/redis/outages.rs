@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use tower_distributed_lock::{
     LockFactory, LockOptions, Unlocked,
     error::{LossReason, StorageErrorKind},
@@ -19,8 +19,8 @@ use tower_distributed_lock::{
 use super::{
     factory,
     kit::{
-        LIMIT, LONG, RedisServer, ServerOptions, eventually, it_stands_in_the_queue, ms,
-        no_key_is_left, options, patient, storage_error, within,
+        CommandProxy, LIMIT, LONG, Onward, Passing, RedisServer, ServerOptions, eventually,
+        it_stands_in_the_queue, ms, no_key_is_left, options, patient, storage_error, within,
     },
 };
 
@@ -273,4 +273,49 @@ async fn a_service_starts_while_redis_is_away() {
     let guard = within(LIMIT, "the lock", waiting).await.unwrap().unwrap();
     assert_eq!(server.keys().await, 1);
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
+}
+
+#[tokio::test]
+async fn an_acquire_that_arrives_after_its_release_is_undone_long_before_the_ttl() {
+    let server = RedisServer::start().await;
+    let (stuck, mut reached) = oneshot::channel();
+    let (on, held_back) = oneshot::channel();
+    let first = Mutex::new(Some((stuck, held_back)));
+    let behind = Arc::new(AtomicBool::new(false));
+    let lost = Arc::clone(&behind);
+    let watch = move |passing: Passing| {
+        if !matches!(passing, Passing::Command(_)) {
+            return None;
+        }
+        if let Some((stuck, held_back)) = first.lock().unwrap().take() {
+            stuck.send(()).unwrap();
+            return Some(held_back);
+        }
+        // Of the connection on which the first was stuck, nothing else arrives: not the release.
+        lost.swap(false, SeqCst).then(|| {
+            let (word, lost) = oneshot::channel();
+            word.send(Onward::Lost).unwrap();
+            lost
+        })
+    };
+    let proxy = CommandProxy::to(&server, Arc::new(watch));
+    let storage = RedisStorage::builder(proxy.url()).probe(false);
+    let factory = LockFactory::builder(storage.connect().await.unwrap())
+        .storage_timeout(ms(200))
+        .fencing(false)
+        .build()
+        .unwrap();
+    let lock = factory.create_lock("k").unwrap();
+    let options = LockOptions::builder().ttl(LONG).build().unwrap();
+    let error = storage_error(lock.try_lock(options).await);
+    assert_eq!(error.kind(), StorageErrorKind::Timeout);
+    within(LIMIT, "the acquire", &mut reached).await.unwrap();
+    // The release is carried out, over another connection.
+    eventually("it has nothing left", LIMIT, async || factory.keys() == 0).await;
+    no_key_is_left(&server).await;
+
+    behind.store(true, SeqCst);
+    on.send(Onward::Goes).unwrap();
+    eventually("it arrives", LIMIT, async || server.calls("set").await > 0).await;
+    no_key_is_left(&server).await;
 }
