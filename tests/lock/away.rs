@@ -453,6 +453,20 @@ async fn a_token_without_an_answer_is_left_alone_while_it_may_be_of_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_made_again_and_again_is_followed_once() {
+    let world = hurried_world();
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.always(Op::Acquire, fails);
+    let options = options().retries(3).build().unwrap();
+    storage_error(world.lock().lock(options).await);
+    assert!(world.storage.count(Op::Acquire) >= 3);
+    sleep(10 * TTL).await;
+    // Once when the caller gave up, and at 200, 600, 1,400 and 3,000 ms, of which the first is too
+    // early: it was still there.
+    assert_eq!(world.storage.count(Op::Release), 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_very_many_attempts_without_an_answer_a_thousand_are_followed() {
     let world = hurried_world();
     let fails = Fault::fails(StorageErrorKind::Unavailable);
