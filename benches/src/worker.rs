@@ -16,6 +16,7 @@ use crate::{
         pubsub::Pubsub,
         redis_lock::RedisLock,
         rslock::Rslock,
+        service::{self, Mutexes, Service},
     },
 };
 
@@ -87,6 +88,30 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
                     carry_out(url, errand, Ours::redlock(url, false).await?).await
                 }
                 Peer::RedisLock => carry_out(url, errand, RedisLock::connect(url).await?).await,
+                Peer::AxumOurs => {
+                    let service = Service::layered(Ours::connect(url).await?).await?;
+                    carry_out(url, errand, service).await
+                }
+                Peer::AxumOursUnfenced => {
+                    let service = Service::layered(Ours::unfenced(url).await?).await?;
+                    carry_out(url, errand, service).await
+                }
+                Peer::AxumByHand => {
+                    let service = Service::by_hand(ByHand::connect(url).await?).await?;
+                    carry_out(url, errand, service).await
+                }
+                Peer::AxumRslock => {
+                    let service = Service::by_hand(Rslock::as_it_comes(url)).await?;
+                    carry_out(url, errand, service).await
+                }
+                Peer::AxumMutex => {
+                    let service = Service::by_hand(Mutexes::default()).await?;
+                    carry_out(url, errand, service).await
+                }
+                Peer::AxumNone => {
+                    let service = Service::by_hand(service::None).await?;
+                    carry_out(url, errand, service).await
+                }
             }
         })
 }

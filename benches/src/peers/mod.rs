@@ -6,6 +6,7 @@ pub(crate) mod ping;
 pub(crate) mod pubsub;
 pub(crate) mod redis_lock;
 pub(crate) mod rslock;
+pub(crate) mod service;
 
 use std::time::Duration;
 
@@ -59,10 +60,22 @@ pub(crate) enum Peer {
     OursRedlockUnfenced,
     /// redis-lock, over any number of servers.
     RedisLock,
+    /// A service with axum and our layer.
+    AxumOurs,
+    /// The same without fencing tokens.
+    AxumOursUnfenced,
+    /// Its handler has the lock of `ByHand`.
+    AxumByHand,
+    /// Its handler has a lock of rslock.
+    AxumRslock,
+    /// Its handler has one of the mutexes of the process.
+    AxumMutex,
+    /// Its handler has no lock.
+    AxumNone,
 }
 
 impl Peer {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 18] = [
         Self::Ours,
         Self::OursUnfenced,
         Self::OursDispatched,
@@ -75,6 +88,12 @@ impl Peer {
         Self::OursRedlock,
         Self::OursRedlockUnfenced,
         Self::RedisLock,
+        Self::AxumOurs,
+        Self::AxumOursUnfenced,
+        Self::AxumByHand,
+        Self::AxumRslock,
+        Self::AxumMutex,
+        Self::AxumNone,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -91,6 +110,12 @@ impl Peer {
             Self::OursRedlock => "ours_redlock",
             Self::OursRedlockUnfenced => "ours_redlock_unfenced",
             Self::RedisLock => "redis_lock",
+            Self::AxumOurs => "axum_ours",
+            Self::AxumOursUnfenced => "axum_ours_unfenced",
+            Self::AxumByHand => "axum_by_hand",
+            Self::AxumRslock => "axum_rslock",
+            Self::AxumMutex => "axum_mutex",
+            Self::AxumNone => "axum_none",
         }
     }
 

@@ -12,8 +12,8 @@ use crate::Error;
 
 #[derive(Clone)]
 pub(crate) struct Ours {
-    factory: LockFactory,
-    options: LockOptions,
+    pub(super) factory: LockFactory,
+    pub(super) options: LockOptions,
 }
 
 impl Ours {

@@ -1,5 +1,6 @@
 //! The rows, by the runs that they come out of.
 
+mod axum;
 mod handoff;
 mod hot_local;
 mod hot_remote;
@@ -17,7 +18,7 @@ pub(crate) struct Group {
     pub(crate) measure: fn(&mut Bench) -> Result<(), Error>,
 }
 
-pub(crate) const GROUPS: [Group; 8] = [
+pub(crate) const GROUPS: [Group; 9] = [
     Group {
         rows: uncontended::ROWS,
         measure: uncontended::measure,
@@ -49,5 +50,9 @@ pub(crate) const GROUPS: [Group; 8] = [
     Group {
         rows: redlock::ROWS,
         measure: redlock::measure,
+    },
+    Group {
+        rows: axum::ROWS,
+        measure: axum::measure,
     },
 ];
