@@ -164,7 +164,7 @@ async fn run(alive: Alive) {
     loop {
         jobs.extend(std::mem::take(&mut *keeper.jobs()));
         let Some(coordinator) = alive.coordinator.upgrade() else {
-            // Every job but the listening holds the coordinator, so there is none left.
+            // A job that the factory has to wait for holds the coordinator: there is none left.
             return;
         };
         if keeper.due.load(SeqCst) <= coordinator.clock.now().as_nanos() {

@@ -307,6 +307,11 @@ impl<W> KeyState<W> {
         claim.is_some_and(|claim| claim.token == token)
     }
 
+    /// Whether a release is on its way.
+    pub(crate) fn is_releasing(&self) -> bool {
+        self.releasing > 0
+    }
+
     /// How long the present holder's lock lasts at least, as far as known.
     pub(crate) fn holder_ttl(&self, now: Timestamp) -> Option<Duration> {
         let until = match &self.phase {

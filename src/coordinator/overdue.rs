@@ -3,7 +3,7 @@
 //! What was sent over a connection that broke may lie somewhere for a while, and reach the storage
 //! after the release that was to undo it. Then nobody holds the lock, and nobody gets it until its
 //! ttl has run out. So the storage is asked again to let go of the attempt's token, after growing
-//! pauses and for one ttl, unless this process has a use for the token.
+//! pauses, until it has been of no use to this process for one ttl.
 
 use std::{
     sync::{Arc, Weak},
@@ -65,7 +65,8 @@ struct Overdue {
 impl Overdue {
     /// The later an attempt comes, the rarer that is: a lock that is nobody's lasts about as long
     /// as its attempt was late.
-    async fn run(self, mut left: Duration) {
+    async fn run(self, ttl: Duration) {
+        let mut left = ttl;
         let mut pause = self.limit;
         while !left.is_zero() {
             pause = pause.min(left);
@@ -73,15 +74,33 @@ impl Overdue {
             let Some(coordinator) = self.coordinator.upgrade() else {
                 return;
             };
-            let call = (!self.cell.lock().state.uses(self.claim.token))
-                .then(|| Arc::clone(&coordinator.storage).release(self.request(&coordinator)));
-            drop(coordinator);
-            if let Some(call) = call {
-                // If it fails, so would another: until the next time.
-                let _ = timeout(self.limit, call).await;
+            match self.need() {
+                // Only what comes after the token's last use is nobody's.
+                Need::InUse => (left, pause) = (ttl, self.limit),
+                Need::Unclear => left -= pause,
+                Need::Unused => {
+                    let release = self.request(&coordinator);
+                    let call = Arc::clone(&coordinator.storage).release(release);
+                    drop(coordinator);
+                    // If it fails, so would another: until the next time.
+                    let _ = timeout(self.limit, call).await;
+                    left -= pause;
+                    pause *= 2;
+                }
             }
-            left -= pause;
-            pause *= 2;
+        }
+    }
+
+    fn need(&self) -> Need {
+        let slot = self.cell.lock();
+        // Who lost the lock may still work, and its last renewal may protect it.
+        let is_held = slot.holder.as_ref().map(|turn| turn.token()) == Some(self.claim.token);
+        if is_held || slot.state.uses(self.claim.token) {
+            Need::InUse
+        } else if slot.state.is_releasing() {
+            Need::Unclear
+        } else {
+            Need::Unused
         }
     }
 
@@ -95,4 +114,13 @@ impl Overdue {
             quiet: false,
         }
     }
+}
+
+/// What this process needs the token for.
+enum Need {
+    InUse,
+    /// The key is being released, perhaps by this token. Ahead of that release, another would make
+    /// it look as if the lock had been lost.
+    Unclear,
+    Unused,
 }

@@ -16,6 +16,7 @@ use crate::{
         table::Cell,
     },
     error::LossReason,
+    storage::OwnerToken,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -66,6 +67,11 @@ impl Turn {
 
     pub(super) fn id(&self) -> TurnId {
         self.id
+    }
+
+    /// The owner token of its lease.
+    pub(super) fn token(&self) -> OwnerToken {
+        self.claim.token
     }
 
     /// When it began.

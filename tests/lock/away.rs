@@ -430,13 +430,7 @@ async fn an_attempt_without_an_answer_is_followed_for_its_ttl_and_no_longer() {
 async fn a_token_without_an_answer_is_left_alone_while_it_may_be_of_use() {
     let world = hurried_world();
     // The lock is taken, and nobody hears of it.
-    world.storage.next(
-        Op::Acquire,
-        Fault {
-            error: Some(StorageErrorKind::Unavailable),
-            ..Fault::default()
-        },
-    );
+    world.storage.next(Op::Acquire, reply_lost());
     let fails = Fault::fails(StorageErrorKind::Unavailable);
     world.storage.always(Op::Acquire, fails);
     let caller = tokio::spawn(world.lock().lock(patient()));
@@ -461,9 +455,8 @@ async fn an_attempt_that_is_made_again_and_again_is_followed_once() {
     storage_error(world.lock().lock(options).await);
     assert!(world.storage.count(Op::Acquire) >= 3);
     sleep(10 * TTL).await;
-    // Once when the caller gave up, and at 200, 600, 1,400 and 3,000 ms, of which the first is too
-    // early: it was still there.
-    assert_eq!(world.storage.count(Op::Release), 4);
+    // Once when the caller gave up, and 200, 600, 1,400 and 3,000 ms after it was last seen.
+    assert_eq!(world.storage.count(Op::Release), 5);
 }
 
 #[tokio::test(start_paused = true)]
@@ -506,6 +499,79 @@ async fn an_attempt_without_an_answer_does_not_keep_a_factory_alive() {
     storage_error(world.lock().try_lock(patient()).await);
     settle().await;
     assert_eq!(world.factory.drain(ms(1)).await, 0);
+    drop(world.factory);
+    settle().await;
+    assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+/// Carried out, and its reply is lost.
+fn reply_lost() -> Fault {
+    Fault {
+        error: Some(StorageErrorKind::Unavailable),
+        ..Fault::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_release_of_a_guard_is_not_overtaken_by_that_of_its_unanswered_attempt() {
+    let world = hurried_world();
+    world.storage.next(Op::Acquire, reply_lost());
+    let guard = world.lock().lock(patient()).await.unwrap();
+    // The storage is about to be asked again, 200 ms after the failure.
+    sleep(ms(150)).await;
+    let valve = Valve::shut();
+    world.storage.next(Op::Release, Fault::sent_by(&valve));
+    let unlocking = tokio::spawn(guard.unlock());
+    sleep(ms(100)).await;
+    assert_eq!(world.storage.count(Op::Release), 1);
+    valve.open();
+    assert_eq!(unlocking.await.unwrap().unwrap(), Unlocked::Held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_is_followed_for_its_ttl_after_the_last_use_of_its_token() {
+    let world = hurried_world();
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.always(Op::Acquire, fails);
+    let caller = tokio::spawn(world.lock().lock(patient()));
+    sleep(TTL + ms(100)).await;
+    world.storage.heal();
+    drop(caller.await.unwrap().unwrap());
+    settle().await;
+    world.assert_empty("after the guard");
+    let late = world.storage.carry_out_late(0).await;
+    assert!(matches!(late, AcquireReply::Granted { .. }), "{late:?}");
+    let start = Instant::now();
+    drop(world.lock_elsewhere().lock(patient()).await.unwrap());
+    assert!(start.elapsed() < TTL / 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_renewal_of_a_lost_lock_protects_a_holder_that_still_works() {
+    let world = hurried_world();
+    world.storage.next(Op::Acquire, reply_lost());
+    // Renewals are carried out, and nobody hears of it.
+    world.storage.cut(Op::Renew, Cut::ReplyFails);
+    let guard = world.lock().lock(patient()).await.unwrap();
+    let elsewhere = tokio::spawn(world.lock_elsewhere().lock(patient()));
+    sleep(TTL - ms(10)).await;
+    assert!(!guard.is_held());
+    let _other = elsewhere.await.unwrap().unwrap();
+    let renewed = world.storage.calls(Op::Renew).last().unwrap().at;
+    assert!(renewed.elapsed() >= TTL, "{:?}", renewed.elapsed());
+    drop(guard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_hangs_does_not_keep_a_factory_alive() {
+    let world = hurried_world();
+    let fails = Fault::fails(StorageErrorKind::Unavailable);
+    world.storage.next(Op::Acquire, fails);
+    storage_error(world.lock().try_lock(patient()).await);
+    settle().await;
+    world.storage.always(Op::Release, Fault::hangs());
+    sleep(ms(250)).await;
+    assert_eq!(world.storage.count(Op::Release), 2);
     drop(world.factory);
     settle().await;
     assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
