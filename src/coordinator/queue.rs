@@ -41,6 +41,10 @@ impl<T> Queue<T> {
 
     pub(crate) fn push(&mut self, item: T) -> Place {
         let before = self.ends.map(|(_, last)| last);
+        if self.nodes.capacity() == 0 {
+            // Most keys have one waiter at a time, and keep its room while they are held.
+            self.nodes.reserve_exact(1);
+        }
         let new = self.nodes.insert(Node {
             item,
             before,
@@ -132,6 +136,16 @@ mod tests {
             }
             prop_assert!(queue.is_empty() && queue.first().is_none());
         }
+    }
+
+    #[test]
+    fn a_queue_of_one_has_room_for_one() {
+        let mut queue = Queue::new();
+        for item in 0..10 {
+            let place = queue.push(item);
+            queue.remove(place);
+        }
+        assert_eq!(queue.nodes.capacity(), 1);
     }
 
     #[test]
