@@ -48,7 +48,7 @@ pub fn replies(data: &[u8]) {
     let Some(([number, count, seen, high], reply)) = data.split_first_chunk() else {
         return;
     };
-    if let Ok(value) = redis::parse_redis_value(reply) {
+    if let Some(value) = promises::frame(reply) {
         let seen = u64::from(*seen) << (high % 46);
         promises::reply(&value, u64::from(*number), u32::from(*count), seen);
         promises::deployment(&value);

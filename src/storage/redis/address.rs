@@ -7,7 +7,7 @@
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 #[cfg(feature = "tls")]
-use super::tls::Certificates;
+use super::tls::{Certificates, Tls};
 use crate::error::{StorageError, StorageErrorKind};
 
 /// What the user says of a server. Has no `Debug`: it may hold a password.
@@ -45,17 +45,17 @@ pub(super) const REFUSALS: &[&str] = &[
 ];
 
 impl Address {
-    /// What redis-rs makes of it.
+    /// What redis-rs makes of it, and rustls.
     ///
     /// # Errors
     ///
     /// The texts are all fixed: a URL that cannot be read may hold a password, and so may
     /// redis-rs's own errors about it.
-    pub(super) fn read(&self) -> Result<ConnectionInfo, StorageError> {
+    pub(super) fn read(&self) -> Result<Endpoint, StorageError> {
         self.read_by(cfg!(feature = "tls"))
     }
 
-    fn read_by(&self, can_tls: bool) -> Result<ConnectionInfo, StorageError> {
+    fn read_by(&self, can_tls: bool) -> Result<Endpoint, StorageError> {
         let url = redis::parse_redis_url(&self.url).ok_or_else(|| refused(UNREADABLE))?;
         let known: &[&str] = match url.scheme() {
             "redis" | "rediss" | "valkey" | "valkeys" => &["protocol"],
@@ -89,15 +89,47 @@ impl Address {
         // It would send what not every user may and no server needs: CLIENT SETINFO.
         let info = info.set_redis_settings(settings.set_skip_set_lib_name());
 
-        #[cfg(feature = "tls")]
-        let info = self.certificates.add_to(info, asks_for_tls)?;
-        Ok(info)
+        Ok(Endpoint {
+            #[cfg(feature = "tls")]
+            tls: match asks_for_tls {
+                true => Some(self.certificates.read(info.addr())?),
+                false => self.certificates.refuse()?,
+            },
+            info,
+        })
     }
 }
 
-/// Whether what goes to this server is encrypted.
-pub(super) fn is_encrypted(info: &ConnectionInfo) -> bool {
-    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+/// A server, and how to connect to it. Has no `Debug`: it may hold a password.
+#[derive(Clone)]
+pub(super) struct Endpoint {
+    pub(super) info: ConnectionInfo,
+    /// `None`: unencrypted.
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<Tls>,
+}
+
+impl Endpoint {
+    /// Whether what goes to this server is encrypted.
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self.info.addr(), ConnectionAddr::TcpTls { .. })
+    }
+
+    /// Another server, to which one connects likewise.
+    pub(super) fn at(&self, host: String, port: u16) -> Self {
+        let address = match self.info.addr() {
+            ConnectionAddr::TcpTls { insecure, .. } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: *insecure,
+                tls_params: None,
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        let mut other = self.clone();
+        other.info = other.info.set_addr(address);
+        other
+    }
 }
 
 pub(super) fn refused(text: &'static str) -> StorageError {
@@ -117,13 +149,13 @@ mod tests {
         }
     }
 
-    fn read(url: &str) -> Result<ConnectionInfo, StorageError> {
+    fn read(url: &str) -> Result<Endpoint, StorageError> {
         Address::new(url.to_owned()).read_by(cfg!(feature = "tls"))
     }
 
     #[track_caller]
-    fn assert_refused(result: Result<ConnectionInfo, StorageError>, why: &str) {
-        let error = result.unwrap_err();
+    fn assert_refused(result: Result<Endpoint, StorageError>, why: &str) {
+        let error = result.err().unwrap();
         assert_eq!(error.kind(), StorageErrorKind::Rejected);
         assert!(error.to_string().ends_with(why), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"));
@@ -149,9 +181,10 @@ mod tests {
                 1,
             ),
         ] {
-            let info = read(url).unwrap();
+            let endpoint = read(url).unwrap();
+            assert!(!endpoint.is_encrypted(), "{url}");
+            let info = endpoint.info;
             assert_eq!(info.addr().to_string(), address, "{url}");
-            assert!(!is_encrypted(&info), "{url}");
             let settings = info.redis_settings();
             assert_eq!(settings.username(), user, "{url}");
             assert_eq!(settings.password(), password, "{url}");
@@ -163,10 +196,10 @@ mod tests {
     #[test]
     fn a_socket_has_its_settings_in_the_query() {
         for scheme in ["unix", "redis+unix", "valkey+unix"] {
-            let info = read(&format!(
+            let endpoint = read(&format!(
                 "{scheme}:///run/redis.sock?db=2&user=me&pass=word"
-            ))
-            .unwrap();
+            ));
+            let info = endpoint.unwrap().info;
             assert_eq!(info.addr().to_string(), "/run/redis.sock");
             let settings = info.redis_settings();
             assert_eq!(
@@ -199,7 +232,7 @@ mod tests {
         let mut address = Address::new("redis://old:hunter2@host".to_owned());
         address.username = Some("new".to_owned());
         address.password = Some("a#b".to_owned());
-        let info = address.read().unwrap();
+        let info = address.read().unwrap().info;
         let settings = info.redis_settings();
         assert_eq!(
             (settings.username(), settings.password()),
@@ -219,7 +252,7 @@ mod tests {
     #[test]
     fn tls_is_never_less_than_was_asked_for() {
         for scheme in ["rediss", "valkeys"] {
-            assert!(is_encrypted(&read(&format!("{scheme}://host")).unwrap()));
+            assert!(read(&format!("{scheme}://host")).unwrap().is_encrypted());
             let insecure = read(&format!("{scheme}://host/#insecure"));
             assert_refused(insecure, UNENCODED);
         }
@@ -237,7 +270,7 @@ mod tests {
                 let mut address = Address::new(url.to_owned());
                 address.certificates = certificates.clone();
                 assert_eq!(
-                    address.read().unwrap_err().kind(),
+                    address.read().err().unwrap().kind(),
                     StorageErrorKind::Rejected
                 );
             }

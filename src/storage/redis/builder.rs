@@ -3,16 +3,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use redis::ConnectionInfo;
-
 use super::{
     RedisStorage,
-    address::{Address, refused},
+    address::{Address, Endpoint, refused},
     calls::millis,
     cluster::{Cluster, Setup},
     connector::{Connector, Server},
     durability::Replicas,
-    error::connect_error,
     sentinel::Sentinels,
     topology::Servers,
 };
@@ -168,14 +165,13 @@ impl RedisStorageBuilder {
         let (timeout, probe) = (self.connect_timeout, self.probe);
         match &self.target {
             Target::Server(url) => {
-                let server = Server::new(&self.at(url).read()?).map_err(connect_error)?;
+                let server = Server::new(self.at(url).read()?);
                 let connector = Connector::to_server(server, timeout).with_probe(probe);
                 Ok(RedisStorage::over(connector, replicas))
             }
             Target::Sentinel { service, urls } => {
                 let (urls, template) = self.read_urls(urls, Self::at_sentinel)?;
-                let sentinels =
-                    Sentinels::new(service.clone(), urls, template).map_err(connect_error)?;
+                let sentinels = Sentinels::new(service.clone(), urls, template);
                 let connector = Connector::to_master(sentinels, timeout).with_probe(probe);
                 Ok(RedisStorage::over(connector, replicas))
             }
@@ -226,7 +222,7 @@ impl RedisStorageBuilder {
         &self,
         urls: &[String],
         at: impl Fn(&Self, &str) -> Address,
-    ) -> Result<(Vec<ConnectionInfo>, ConnectionInfo), StorageError> {
+    ) -> Result<(Vec<Endpoint>, Endpoint), StorageError> {
         let first = urls.first().ok_or_else(|| refused("no URL is given"))?;
         let template = self.at(first).read()?;
         let urls = urls.iter().map(|url| at(self, url).read());

@@ -17,17 +17,17 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use redis::{Cmd, ConnectionAddr, ConnectionInfo, Value};
+use redis::{Cmd, ConnectionAddr, Value};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
+    address::Endpoint,
     cluster_map::{Address, Map, Range, most, range},
     cluster_way::Way,
     connection::Connection,
     connector::{Connector, Server},
     durability::Replicas,
-    error::{connect_error, unexpected},
-    sentinel::at,
+    error::unexpected,
     slot::{Counters, SLOTS, slot},
 };
 use crate::{
@@ -49,7 +49,7 @@ pub(super) struct Setup {
 /// A cluster.
 pub(super) struct Cluster {
     /// How to connect to a node, up to its address.
-    template: ConnectionInfo,
+    template: Endpoint,
     setup: Setup,
     /// The nodes that the user named.
     seeds: Vec<Address>,
@@ -65,11 +65,11 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Does not connect yet.
     pub(super) fn new(
-        seeds: &[ConnectionInfo],
-        template: ConnectionInfo,
+        seeds: &[Endpoint],
+        template: Endpoint,
         setup: Setup,
     ) -> Result<Self, StorageError> {
-        let seeds = seeds.iter().map(|seed| match seed.addr() {
+        let seeds = seeds.iter().map(|seed| match seed.info.addr() {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
                 Ok(Address(host.clone(), *port))
             }
@@ -101,16 +101,14 @@ impl Cluster {
     }
 
     /// The connection to a node, not made yet if there is none.
-    pub(super) fn node(&self, address: &Address) -> Result<Arc<Connection>, StorageError> {
+    pub(super) fn node(&self, address: &Address) -> Arc<Connection> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = nodes.get(address) {
-            return Ok(Arc::clone(node));
+            return Arc::clone(node);
         }
         drop(nodes);
         let Address(host, port) = address.clone();
-        let address_of_node = at(self.template.addr(), host, port);
-        let server =
-            Server::new(&self.template.clone().set_addr(address_of_node)).map_err(connect_error)?;
+        let server = Server::new(self.template.at(host, port));
         let Setup {
             connect_timeout,
             probe,
@@ -122,7 +120,7 @@ impl Cluster {
         let node = nodes
             .entry(address.clone())
             .or_insert_with(|| Arc::new(Connection::new(connector, replicas)));
-        Ok(Arc::clone(node))
+        Arc::clone(node)
     }
 
     /// Looks which node has which slot, unless that was done since the map had this version.
@@ -203,7 +201,7 @@ impl Cluster {
     }
 
     async fn ask(&self, address: &Address) -> Result<Vec<Range>, StorageError> {
-        let node = self.node(address)?;
+        let node = self.node(address);
         let mut command = Cmd::new();
         command.arg("CLUSTER").arg("SLOTS");
         let called = node.call(|wire| Some(wire.send([command]))).await?;
@@ -235,7 +233,7 @@ impl Cluster {
             self.look(self.present_map().version).await?;
         }
         let map = self.present_map();
-        map.masters.iter().map(|master| self.node(master)).collect()
+        Ok(map.masters.iter().map(|master| self.node(master)).collect())
     }
 
     /// Whether the map is to be made anew before it is used.

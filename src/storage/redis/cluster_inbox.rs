@@ -57,11 +57,10 @@ pub(super) async fn listen(cluster: &Arc<Cluster>, inbox: &Inbox, seen: &Arc<See
             if sessions_of.contains_key(address) {
                 continue;
             }
-            if let Ok(node) = cluster.node(address) {
-                let (end, ended) = watch::channel(());
-                sessions_of.insert(address.clone(), end);
-                sessions.push(session(node, ears.at(address), Arc::clone(seen), ended));
-            }
+            let (end, ended) = watch::channel(());
+            sessions_of.insert(address.clone(), end);
+            let node = cluster.node(address);
+            sessions.push(session(node, ears.at(address), Arc::clone(seen), ended));
         }
         ears.masters_are(&present);
         let pause = if ears.hears_all() {

@@ -80,7 +80,7 @@ impl<'a> Way<'a> {
             self.tried = Some(address.clone());
             self.known = self.cluster.present_map().owner(self.slot).cloned();
             self.has_asked = asking.is_some();
-            let node = self.cluster.node(address)?;
+            let node = self.cluster.node(address);
             self.is_open = true;
             let error = match node.connect().await {
                 Ok(()) => return Ok((node, self.has_asked)),

@@ -4,78 +4,58 @@
 use std::{sync::Arc, time::Duration};
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo, PushKind,
-    RedisError,
-    aio::{AsyncPushSender, MultiplexedConnection},
-    io::tcp::TcpSettings,
+    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisError, Value, aio::AsyncPushSender,
 };
 use tokio::time::timeout;
 
 use super::{
-    address::{is_encrypted, refused},
+    address::Endpoint,
     error::connect_error,
     health::Health,
-    own_pool::OwnPool,
+    own_pool::{OwnConnection, OwnPool},
+    pipe::Pipe,
     probe::Probe,
     sentinel::{self, Master, Sentinels},
     slot::Counters,
-    wire::{Wire, run_of},
+    stream::{self, Listening},
+    wire::{Link, Wire, run_of, run_query},
 };
 use crate::error::{StorageError, StorageErrorKind};
 
-/// A server, as a client of it: with RESP3 first, as it tells of a closed connection while nobody
-/// uses it, and with RESP2 for servers before Redis 6.
+/// A server that connections are made to: with RESP3 first, and with RESP2 for servers before Redis 6.
 #[derive(Clone)]
-pub(super) struct Server(Arc<[Client; 2]>);
+pub(super) struct Server(Arc<Endpoint>);
 
 impl Server {
-    pub(super) fn new(info: &ConnectionInfo) -> Result<Self, RedisError> {
-        // Half-open connections are found by the kernel too, where it can.
-        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(
-            redis::io::tcp::socket2::TcpKeepalive::new().with_time(Duration::from_secs(15)),
-        );
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        let tcp = tcp.set_user_timeout(Duration::from_secs(15));
-        let info = info.clone().set_tcp_settings(tcp);
-        let client = |protocol| {
-            let settings = info.redis_settings().clone().set_protocol(protocol);
-            Client::open(info.clone().set_redis_settings(settings))
-        };
-        Ok(Self(Arc::new([
-            client(ProtocolVersion::RESP3)?,
-            client(ProtocolVersion::RESP2)?,
-        ])))
+    pub(super) fn new(endpoint: Endpoint) -> Self {
+        Self(Arc::new(endpoint))
     }
 
-    pub(super) async fn connect_resp3(
-        &self,
-        config: &AsyncConnectionConfig,
-    ) -> Result<MultiplexedConnection, RedisError> {
-        let [resp3, _] = &*self.0;
-        resp3
-            .get_multiplexed_async_connection_with_config(config)
-            .await
-    }
-
-    /// `old`: how to connect to a server that knows no RESP3.
+    /// A connection for commands. `limit` is for each protocol.
     pub(super) async fn connect(
         &self,
-        config: &AsyncConnectionConfig,
-        old: &AsyncConnectionConfig,
-    ) -> Result<MultiplexedConnection, RedisError> {
-        match self.connect_resp3(config).await {
-            Err(error) if knows_no_resp3(&error) => {
-                let [_, resp2] = &*self.0;
-                resp2
-                    .get_multiplexed_async_connection_with_config(old)
-                    .await
-            }
-            other => other,
-        }
+        limit: Duration,
+        health: &Arc<Health>,
+    ) -> Result<Pipe, RedisError> {
+        let open = async |protocol| within(limit, stream::open(&self.0, protocol)).await;
+        let ways = match open(ProtocolVersion::RESP3).await {
+            Err(error) if knows_no_resp3(&error) => open(ProtocolVersion::RESP2).await?,
+            other => other?,
+        };
+        Ok(Pipe::new(ways, Arc::clone(health)))
+    }
+
+    /// A connection that messages come through.
+    pub(super) async fn listen(
+        &self,
+        limit: Duration,
+        config: AsyncConnectionConfig,
+    ) -> Result<Listening, RedisError> {
+        within(limit, Listening::open(&self.0, config)).await
     }
 
     fn is_encrypted(&self) -> bool {
-        is_encrypted(self.0[0].get_connection_info())
+        self.0.is_encrypted()
     }
 }
 
@@ -87,6 +67,23 @@ enum Target {
     Master(Arc<Sentinels>),
     /// That of a pool of the user's.
     OwnPool(OwnPool),
+}
+
+/// A connection on which its server can be asked something.
+trait Ask {
+    async fn ask(&mut self, command: Cmd) -> Result<Value, RedisError>;
+}
+
+impl Ask for Listening {
+    async fn ask(&mut self, command: Cmd) -> Result<Value, RedisError> {
+        self.connection.send_packed_command(&command).await
+    }
+}
+
+impl Ask for Link {
+    async fn ask(&mut self, command: Cmd) -> Result<Value, RedisError> {
+        self.call([command]).await
+    }
 }
 
 /// Makes connections for bb8.
@@ -175,42 +172,44 @@ impl Connector {
         self.limit() + self.timeout / 2
     }
 
-    /// A connection made by `connect`, to the server that is meant.
-    async fn reach(
+    /// A connection made by `connect`, or by `own` out of a pool of the user's, to the server that is meant.
+    async fn reach<C: Ask>(
         &self,
-        connect: impl AsyncFnOnce(&Server) -> Result<MultiplexedConnection, RedisError>,
-    ) -> Result<(MultiplexedConnection, Option<Master>), RedisError> {
+        connect: impl AsyncFnOnce(&Server) -> Result<C, RedisError>,
+        own: impl AsyncFnOnce(&OwnPool) -> Result<C, RedisError>,
+    ) -> Result<(C, Option<Master>), RedisError> {
         match &self.target {
             Target::Server(server) => Ok((connect(server).await?, None)),
             Target::Master(sentinels) => {
                 let master = sentinels.find(self.timeout).await?;
-                let mut connection = connect(&sentinels.server(&master)?).await?;
+                let mut connection = connect(&sentinels.server(&master)).await?;
                 // They may not have heard yet that it is another.
-                sentinel::check_role(&mut connection).await?;
+                sentinel::check_role(connection.ask(redis::cmd("ROLE")).await)?;
                 // It may have stood still while the connection was made, and not know it either.
                 if sentinels.have_replaced(&master) {
                     return Err(sentinel::unavailable("the master was replaced"));
                 }
                 Ok((connection, Some(master)))
             }
-            Target::OwnPool(pool) => Ok((pool.connect().await?, None)),
+            Target::OwnPool(pool) => Ok((own(pool).await?, None)),
         }
     }
 
     /// A connection for commands.
     pub(super) async fn open(&self) -> Result<Arc<Wire>, StorageError> {
         let health = Arc::new(Health::default());
-        let told = Arc::clone(&health);
-        let config = self.config().set_push_sender(move |push: PushInfo| {
-            if push.kind == PushKind::Disconnection {
-                told.kill();
-            }
-            Ok::<_, std::convert::Infallible>(())
-        });
         let opening = async {
-            let connect = async |server: &Server| server.connect(&config, &self.config()).await;
-            let (connection, master) = self.reach(connect).await?;
-            Ok(Wire::new(connection, health, master, self.counters.clone()).await)
+            let connect = async |server: &Server| {
+                let pipe = server.connect(self.timeout, &health).await?;
+                Ok(Link::Pipe(pipe))
+            };
+            let own = async |pool: &OwnPool| {
+                let connection = pool.connect().await?;
+                let connection = OwnConnection::new(connection, Arc::clone(&health));
+                Ok(Link::OwnPool(connection))
+            };
+            let (link, master) = self.reach(connect, own).await?;
+            Ok(Wire::new(link, Arc::clone(&health), master, self.counters.clone()).await)
         };
         let opened = within(self.limit(), opening).await;
         let wire = opened.map_err(|error| self.connect_error(error))?;
@@ -224,30 +223,28 @@ impl Connector {
     pub(super) async fn open_resp3(
         &self,
         pushes: impl AsyncPushSender,
-    ) -> Result<(MultiplexedConnection, Option<u128>), StorageError> {
-        if !self.hears() {
-            return Err(refused("no messages come through this pool"));
-        }
-        let config = self.config().set_push_sender(pushes);
+    ) -> Result<(Listening, Option<u128>), StorageError> {
+        let refuse = async |_: &OwnPool| {
+            Err((
+                ErrorKind::InvalidClientConfig,
+                "no messages come through this pool",
+            )
+                .into())
+        };
+        // Whoever asks for something has its own limit.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let config = config.set_push_sender(pushes);
         let opening = async {
-            let connect = async |server: &Server| server.connect_resp3(&config).await;
-            let (mut connection, _) = self.reach(connect).await?;
+            let connect = async |server: &Server| server.listen(self.timeout, config).await;
+            let (mut connection, _) = self.reach(connect, refuse).await?;
             let run = match &self.counters {
-                None => run_of(&mut connection).await,
+                None => connection.ask(run_query()).await.ok().and_then(run_of),
                 Some(_) => None,
             };
             Ok((connection, run))
         };
         let opened = within(self.limit(), opening).await;
         opened.map_err(|error| self.connect_error(error))
-    }
-
-    fn config(&self) -> AsyncConnectionConfig {
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            // Whoever sends a command has its own limit; a second one here would cost a timer per
-            // command.
-            .set_response_timeout(None)
     }
 
     fn connect_error(&self, error: RedisError) -> StorageError {

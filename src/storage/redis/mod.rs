@@ -212,7 +212,6 @@
 //! and that nothing is left behind: all that is as over a URL.
 
 mod address;
-mod batch;
 mod builder;
 mod calls;
 mod cluster;
@@ -224,10 +223,12 @@ mod connector;
 mod durability;
 mod error;
 mod fencing;
+mod frame;
 mod health;
 mod inbox;
 mod names;
 mod own_pool;
+mod pipe;
 mod pool;
 mod probe;
 #[cfg(any(test, fuzzing))]
@@ -236,6 +237,7 @@ mod replies;
 mod script;
 mod sentinel;
 mod slot;
+mod stream;
 mod survey;
 #[cfg(feature = "tls")]
 mod tls;

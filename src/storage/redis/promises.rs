@@ -13,10 +13,10 @@ use std::{
 use redis::Value;
 
 use super::{
-    address::{Address, REFUSALS, is_encrypted},
+    address::{Address, REFUSALS},
     cluster_map::{self, most, range},
     error::{storage_error, value},
-    inbox,
+    frame, inbox,
     replies::{self, Taken},
     sentinel,
     slot::{Counters, SLOTS, slot},
@@ -261,6 +261,23 @@ pub(crate) fn message(text: &str, id: u128, run: Option<u128>) -> Option<Message
     Some(message)
 }
 
+/// What came from a socket. A reply that is read is what redis-rs reads there, and one that lacks a byte is none.
+pub(crate) fn frame(bytes: &[u8]) -> Option<Value> {
+    let (reply, length) = frame::first(bytes).ok()??;
+    assert!(length <= bytes.len());
+    match redis::parse_redis_value(&bytes[..length]) {
+        Ok(expected) => assert!(are_same(&reply, &expected), "{reply:?}"),
+        Err(error) => panic!("{error}"),
+    }
+    assert!(matches!(frame::first(&bytes[..length - 1]), Ok(None)));
+    Some(reply)
+}
+
+/// What is no number is not even the same as itself.
+fn are_same(one: &Value, other: &Value) -> bool {
+    one == other || format!("{one:?}") == format!("{other:?}")
+}
+
 /// A URL with a name and a password beside it. Whatever is wrong is told without repeating any of it,
 /// and what asks for TLS gets it or is refused.
 pub(crate) fn url(url: &str, username: Option<&str>, password: Option<&str>) {
@@ -274,9 +291,9 @@ pub(crate) fn url(url: &str, username: Option<&str>, password: Option<&str>) {
         .iter()
         .any(|scheme| url.trim_start().to_ascii_lowercase().starts_with(scheme));
     match address.read() {
-        Ok(info) => {
-            assert_eq!(is_encrypted(&info), wants_tls);
-            let settings = info.redis_settings();
+        Ok(endpoint) => {
+            assert_eq!(endpoint.is_encrypted(), wants_tls);
+            let settings = endpoint.info.redis_settings();
             assert!(username.is_none() || settings.username() == username);
             assert!(password.is_none() || settings.password() == password);
             assert!(settings.username().is_none() || settings.password().is_some());

@@ -17,12 +17,11 @@ use std::{
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, PushInfo, PushKind,
-    RedisError, ServerErrorKind, Value, aio::MultiplexedConnection,
+    AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value,
 };
 use tokio::{sync::Notify, time::sleep};
 
-use super::{address::is_encrypted, connector::Server};
+use super::{address::Endpoint, connector::Server};
 
 /// How long the last Sentinels are waited for when more than half of them have answered.
 const GRACE: Duration = Duration::from_millis(100);
@@ -39,7 +38,7 @@ pub(super) struct Sentinels {
     service: String,
     sentinels: Vec<Server>,
     /// How to connect to the service's servers, up to their address.
-    template: ConnectionInfo,
+    template: Endpoint,
     /// What was found last.
     found: Mutex<Option<Master>>,
 }
@@ -68,25 +67,19 @@ pub(super) struct Answer {
 }
 
 impl Sentinels {
-    pub(super) fn new(
-        service: String,
-        sentinels: Vec<ConnectionInfo>,
-        template: ConnectionInfo,
-    ) -> Result<Self, RedisError> {
-        let client = |info: ConnectionInfo| {
+    pub(super) fn new(service: String, sentinels: Vec<Endpoint>, template: Endpoint) -> Self {
+        let server = |mut endpoint: Endpoint| {
             // Sentinels have no databases.
-            let settings = info.redis_settings().clone().set_db(0);
-            Server::new(&info.set_redis_settings(settings))
+            let settings = endpoint.info.redis_settings().clone().set_db(0);
+            endpoint.info = endpoint.info.set_redis_settings(settings);
+            Server::new(endpoint)
         };
-        Ok(Self {
+        Self {
             service,
-            sentinels: sentinels
-                .into_iter()
-                .map(client)
-                .collect::<Result<_, _>>()?,
+            sentinels: sentinels.into_iter().map(server).collect(),
             template,
             found: Mutex::default(),
-        })
+        }
     }
 
     /// Where the master is now. `timeout` bounds the search.
@@ -133,14 +126,13 @@ impl Sentinels {
         found.as_ref().is_some_and(|found| found.replaces(master))
     }
 
-    pub(super) fn server(&self, master: &Master) -> Result<Server, RedisError> {
-        let address = at(self.template.addr(), master.host.clone(), master.port);
-        Server::new(&self.template.clone().set_addr(address))
+    pub(super) fn server(&self, master: &Master) -> Server {
+        Server::new(self.template.at(master.host.clone(), master.port))
     }
 
     /// Whether what goes to the servers is encrypted.
     pub(super) fn is_encrypted(&self) -> bool {
-        is_encrypted(&self.template)
+        self.template.is_encrypted()
     }
 
     /// Listens to all Sentinels, and tells `switched` whenever there may be another master.
@@ -162,13 +154,10 @@ impl Sentinels {
     }
 
     async fn ask(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(None);
-        let mut connection = sentinel.connect(&config, &config).await?;
+        let pipe = sentinel.connect(timeout, &Arc::default()).await?;
         let mut command = redis::cmd("SENTINEL");
         command.arg("MASTER").arg(&self.service);
-        answer(connection.send_packed_command(&command).await?)
+        answer(pipe.call([command]).await?)
     }
 }
 
@@ -201,7 +190,6 @@ async fn watch_one(
     let lost = Arc::new(Notify::new());
     let (told, switched_by) = (Arc::clone(&lost), Arc::clone(switched));
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(timeout))
         .set_response_timeout(Some(timeout))
         .set_push_sender(move |push: PushInfo| {
             match push.kind {
@@ -212,7 +200,7 @@ async fn watch_one(
             }
             Ok::<_, Infallible>(())
         });
-    let mut connection = sentinel.connect_resp3(&config).await?;
+    let mut connection = sentinel.listen(timeout, config).await?;
     connection.subscribe("+switch-master").await?;
     *listened = true;
     // Something may have been missed.
@@ -226,27 +214,9 @@ async fn watch_one(
     }
 }
 
-/// An address like `template`'s, of another server.
-pub(super) fn at(template: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
-    match template.clone() {
-        ConnectionAddr::TcpTls {
-            insecure,
-            tls_params,
-            ..
-        } => ConnectionAddr::TcpTls {
-            host,
-            port,
-            insecure,
-            tls_params,
-        },
-        _ => ConnectionAddr::Tcp(host, port),
-    }
-}
-
-/// An error if the server says that it is not a master. Not every user may ask.
-pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    let role = redis::cmd("ROLE");
-    let role = match connection.send_packed_command(&role).await {
+/// An error if the server's answer to `ROLE` says that it is not a master. Not every user may ask.
+pub(super) fn check_role(role: Result<Value, RedisError>) -> Result<(), RedisError> {
+    let role = match role {
         Ok(Value::Array(role)) => role,
         Err(error) if error.is_unrecoverable_error() => return Err(error),
         _ => return Ok(()),

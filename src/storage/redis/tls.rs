@@ -1,16 +1,17 @@
 //! TLS: whose certificates are trusted, which one is ours, and what its errors mean.
 //!
-//! redis-rs makes the connection, by rustls. It takes the cryptography that the process has chosen
-//! for rustls, and panics where there is no choice; so one is made here, if nobody has.
+//! The cryptography is what the process has chosen for rustls, or ring's if it has not.
 
 use std::{error::Error as StdError, fmt, io, sync::Arc};
 
-use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates};
+use redis::{ConnectionAddr, RedisError};
 use rustls::{
-    AlertDescription, CertificateError, InvalidMessage,
+    AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::address::refused;
 use crate::error::{StorageError, StorageErrorKind};
@@ -28,62 +29,85 @@ pub(super) const NO_HOST_NAME: &str =
     "the host of the Redis URL is not a name that a certificate can have";
 
 impl Certificates {
-    /// Puts them into a server's address. What cannot be used is refused here, not when the first
-    /// connection is made.
-    pub(super) fn add_to(
-        &self,
-        info: ConnectionInfo,
-        asks_for_tls: bool,
-    ) -> Result<ConnectionInfo, StorageError> {
-        if !asks_for_tls {
-            if !self.roots.is_empty() || self.client.is_some() {
-                return Err(refused(
-                    "there are certificates, but the Redis URL does not ask for TLS: it should \
-                     begin with rediss://",
-                ));
-            }
-            return Ok(info);
-        }
-        if let ConnectionAddr::TcpTls { host, .. } = info.addr()
+    /// How to speak TLS with a server there. What cannot be used is refused here, not when the first connection is made.
+    pub(super) fn read(&self, address: &ConnectionAddr) -> Result<Tls, StorageError> {
+        if let ConnectionAddr::TcpTls { host, .. } = address
             && ServerName::try_from(host.as_str()).is_err()
         {
             return Err(refused(NO_HOST_NAME));
         }
-        if CryptoProvider::get_default().is_none() {
-            // Another thread may have been faster.
-            let _ = ring::default_provider().install_default();
-        }
-
-        if !self.roots.is_empty() && !are_certificates(&self.roots) {
-            return Err(refused("there is no PEM certificate to trust"));
-        }
-        if let Some((certificate, key)) = &self.client
-            && !(are_certificates(certificate) && PrivateKeyDer::from_pem_slice(key).is_ok())
-        {
-            return Err(refused(
-                "the client's certificate or its key is not what PEM should be",
-            ));
-        }
-        let client_tls = self.client.as_ref().map(|(certificate, key)| {
-            let (client_cert, client_key) = (certificate.clone(), key.clone());
-            ClientTlsConfig {
-                client_cert,
-                client_key,
+        let unusable = |_| refused("the certificates cannot be used");
+        // What the process has chosen for rustls, if it has.
+        let provider = CryptoProvider::get_default().cloned();
+        let provider = provider.unwrap_or_else(|| Arc::new(ring::default_provider()));
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?
+            .with_root_certificates(self.roots()?);
+        let config = match &self.client {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let text = "the client's certificate or its key is not what PEM should be";
+                let certificates = certificates(certificate).ok_or_else(|| refused(text))?;
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| refused(text))?;
+                config
+                    .with_client_auth_cert(certificates, key)
+                    .map_err(unusable)?
             }
-        });
-        let certificates = TlsCertificates {
-            client_tls,
-            root_cert: (!self.roots.is_empty()).then(|| self.roots.clone()),
         };
-        let client = Client::build_with_tls(info, certificates)
-            .map_err(|_| refused("the certificates cannot be used"))?;
-        Ok(client.get_connection_info().clone())
+        Ok(Tls(Arc::new(config)))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, StorageError> {
+        let mut roots = RootCertStore::empty();
+        if self.roots.is_empty() {
+            // A system may have some that rustls cannot use.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            return Ok(roots);
+        }
+        let none = "there is no PEM certificate to trust";
+        for certificate in certificates(&self.roots).ok_or_else(|| refused(none))? {
+            let unusable = |_| refused("the certificates cannot be used");
+            roots.add(certificate).map_err(unusable)?;
+        }
+        Ok(roots)
+    }
+
+    /// There must be none for a server that is spoken to without TLS.
+    pub(super) fn refuse(&self) -> Result<Option<Tls>, StorageError> {
+        match self.roots.is_empty() && self.client.is_none() {
+            true => Ok(None),
+            false => Err(refused(
+                "there are certificates, but the Redis URL does not ask for TLS: it should begin with rediss://",
+            )),
+        }
     }
 }
 
-fn are_certificates(pem: &[u8]) -> bool {
+/// What one speaks TLS with.
+#[derive(Clone)]
+pub(super) struct Tls(Arc<ClientConfig>);
+
+impl Tls {
+    /// Makes sure that it is the host that it should be.
+    pub(super) async fn wrap(
+        &self,
+        host: &str,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let host = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        TlsConnector::from(Arc::clone(&self.0))
+            .connect(host, stream)
+            .await
+    }
+}
+
+/// `None`: there are none, or something is wrong with them.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    certificates.is_ok_and(|certificates| !certificates.is_empty())
+    certificates
+        .ok()
+        .filter(|certificates| !certificates.is_empty())
 }
 
 /// What went wrong between us and the server, if it was TLS: none of it heals by asking again.

@@ -1,7 +1,7 @@
 //! One connection to a server, and what has been found out over it.
 //!
 //! Commands of many tasks go through it, in the order in which they were sent, and into the same
-//! write where they come together (`batch.rs`).
+//! write where they come together (`pipe.rs`).
 
 use std::{
     pin::Pin,
@@ -13,12 +13,13 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Value};
 
 use super::{
-    batch::{self, Batches},
     error::{Failure, value},
     health::{Health, Unanswered},
+    own_pool::OwnConnection,
+    pipe::{self, Pipe},
     sentinel::{Master, Sentinels},
     slot::Counters,
 };
@@ -27,9 +28,27 @@ use super::{
 /// is demoted, falls behind another and is promoted again, without its connections being closed.
 const RIGHT: Duration = Duration::from_secs(2);
 
+/// How commands get to a server.
+#[derive(Clone)]
+pub(super) enum Link {
+    Pipe(Pipe),
+    /// Over what a pool of the user's has made.
+    OwnPool(OwnConnection),
+}
+
+impl Link {
+    /// See [`Pipe::call`].
+    pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> pipe::Reply {
+        match self {
+            Self::Pipe(pipe) => pipe.call(commands),
+            Self::OwnPool(connection) => connection.call(commands),
+        }
+    }
+}
+
 /// One connection and what is known of it.
 pub(super) struct Wire {
-    batches: Batches,
+    link: Link,
     health: Arc<Health>,
     origin: Origin,
     /// Which run of the server it leads to, if it tells.
@@ -72,20 +91,20 @@ pub(super) enum Fact {
 
 impl Wire {
     pub(super) async fn new(
-        mut connection: MultiplexedConnection,
+        link: Link,
         health: Arc<Health>,
         master: Option<Master>,
         counters: Option<Arc<Counters>>,
     ) -> Arc<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let server_run = run_of(&mut connection).await;
+        let server_run = link.call([run_query()]).await.ok().and_then(run_of);
         let origin = Origin {
             wire: NUMBER.fetch_add(1, Relaxed),
             // A message may have come from another node.
             clock: server_run.filter(|_| master.is_none() && counters.is_none()),
         };
         Arc::new(Self {
-            batches: Batches::new(connection, Arc::clone(&health)),
+            link,
             health,
             origin,
             server_run,
@@ -100,7 +119,7 @@ impl Wire {
     /// The same connection, for commands about a slot that is on its way to this node.
     pub(super) fn asking(&self) -> Self {
         Self {
-            batches: self.batches.clone(),
+            link: self.link.clone(),
             health: Arc::clone(&self.health),
             origin: self.origin,
             server_run: self.server_run,
@@ -123,7 +142,7 @@ impl Wire {
     pub(super) fn send<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
         if !self.asking {
             return Reply {
-                reply: self.batches.call(commands),
+                reply: self.link.call(commands),
                 asked: false,
             };
         }
@@ -131,7 +150,7 @@ impl Wire {
         debug_assert!(N == 1, "one command for a slot on its way");
         let command = commands.into_iter().next().unwrap_or_default();
         Reply {
-            reply: self.batches.call([redis::cmd("ASKING"), command]),
+            reply: self.link.call([redis::cmd("ASKING"), command]),
             asked: true,
         }
     }
@@ -219,7 +238,7 @@ impl Wire {
 
 /// The reply to what was sent over a [`Wire`]. Dropped, it may be carried out or not.
 pub(super) struct Reply {
-    reply: batch::Reply,
+    reply: pipe::Reply,
     asked: bool,
 }
 
@@ -228,7 +247,7 @@ impl Future for Reply {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let reply = ready!(Pin::new(&mut self.reply).poll(cx));
-        Poll::Ready(match reply {
+        Poll::Ready(match reply.map_err(Failure::from).and_then(value) {
             // After the reply to `ASKING`.
             Ok(Value::Array(mut replies)) if self.asked => match replies.pop() {
                 Some(last) => value(last),
@@ -239,11 +258,16 @@ impl Future for Reply {
     }
 }
 
+/// Asks for [`run_of`].
+pub(super) fn run_query() -> Cmd {
+    let mut info = redis::cmd("INFO");
+    info.arg("server");
+    info
+}
+
 /// The id of the server's run: it changes with every start, and every server has its own. Not every
 /// user may ask for it.
-pub(super) async fn run_of(connection: &mut MultiplexedConnection) -> Option<u128> {
-    let info = redis::cmd("INFO").arg("server").to_owned();
-    let info = connection.send_packed_command(&info).await.ok()?;
+pub(super) fn run_of(info: Value) -> Option<u128> {
     let info: String = redis::from_redis_value(info).ok()?;
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?;
     u128::from_str_radix(id.trim().get(..32)?, 16).ok()

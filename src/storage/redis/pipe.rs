@@ -1,0 +1,484 @@
+//! The calls of many tasks, over one stream.
+//!
+//! A call is written where it is made, by the thread that makes it, or together with those of others by whoever comes
+//! last. One task reads: it takes all replies that have come, and wakes whoever waits for them.
+//!
+//! - Where few calls are open, each is written by itself, and waits for nobody.
+//! - Where more are, those that are made at the same time are written together.
+//! - Where many are, and the server is near, they go in parts, a quarter of them each, or what there is when the part
+//!   before was answered. All at once, the tasks would make their calls while the server waits, and wait while it works,
+//!   in turns; in parts, both work at the same time.
+//!
+//! Replies come in the order of the calls, and that is the order in which the calls were made. The reading task runs on
+//! the runtime on which the stream was opened. When that runtime ends, or the stream, calls fail.
+
+use std::{
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+use redis::{Cmd, RedisError, Value};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+};
+
+use super::{frame, health::Health, stream::Ways};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// With no more calls open than this, there is nobody to wait for.
+const FEW: usize = 3;
+
+/// With so many open, they go in parts.
+const MANY: usize = 16;
+
+/// In how many.
+const PARTS: usize = 4;
+
+/// The most calls that wait to be written together.
+const LARGEST: usize = 32;
+
+/// A server is near if a part is answered within this time. Calls to one that is farther away would gain nothing by
+/// waiting for each other: it is not the work that takes the time. On a busy machine a part takes several times as long
+/// to its own server and back as on an idle one.
+const NEAR: Duration = Duration::from_millis(1);
+
+/// How much is read at once.
+const READ: usize = 16 * 1024;
+
+/// A reply that is longer is none of those that are asked for here.
+const LONGEST: usize = 64 << 20;
+
+pub(super) type Answer = Result<Value, RedisError>;
+
+/// Where calls are made. The last one that is dropped ends the stream.
+#[derive(Clone)]
+pub(super) struct Pipe(Arc<InUse>);
+
+struct InUse(Arc<Shared>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        lock(&self.0.calls).is_left = true;
+        self.0.reader.wake();
+    }
+}
+
+struct Shared {
+    calls: Mutex<Calls>,
+    /// Locked by whoever writes, and never while `calls` is.
+    out: Mutex<Out>,
+    reader: AtomicWaker,
+    health: Arc<Health>,
+}
+
+/// The calls that have no reply.
+#[derive(Default)]
+struct Calls {
+    /// In their order, also those whose bytes are not written.
+    callers: VecDeque<Caller>,
+    /// What is to be written.
+    bytes: Vec<u8>,
+    /// Of how many calls.
+    unwritten: usize,
+    /// What was written together, and has replies to come.
+    parts: VecDeque<Part>,
+    /// How many calls were open at most, of late.
+    crowd: usize,
+    /// Whether the last part was answered soon.
+    is_near: bool,
+    /// Whether a thread is at `out`.
+    is_writing: bool,
+    /// Whether another wanted to be there meanwhile. The one that is does its work too.
+    is_wanted: bool,
+    /// Whether there is something to be written soon, by the reading task.
+    is_due: bool,
+    /// Whether nobody will make calls any more.
+    is_left: bool,
+    /// Whether there will be no replies any more.
+    is_over: bool,
+}
+
+struct Caller {
+    /// How many replies are to come.
+    commands: usize,
+    /// Those that have, if it is for several.
+    replies: Vec<Value>,
+    tell: oneshot::Sender<Answer>,
+}
+
+struct Part {
+    calls: usize,
+    written: Instant,
+}
+
+impl Calls {
+    /// Another call is made.
+    fn add<const N: usize>(&mut self, commands: &[Cmd; N], tell: oneshot::Sender<Answer>) {
+        for command in commands {
+            command.write_packed_command(&mut self.bytes);
+        }
+        self.callers.push_back(Caller {
+            commands: N,
+            replies: Vec::new(),
+            tell,
+        });
+        self.unwritten += 1;
+        self.crowd = self.crowd.max(self.callers.len());
+    }
+
+    /// How many calls are written without waiting for others.
+    fn part(&self) -> usize {
+        match self.crowd {
+            MANY.. => (self.crowd / PARTS).min(LARGEST),
+            _ => LARGEST,
+        }
+    }
+
+    /// Whether to wait for the replies to those before.
+    fn has_time(&self) -> bool {
+        !self.parts.is_empty() && self.is_near && self.crowd >= MANY
+    }
+
+    /// A reply has come. Who is to be told, if it was the last that is to come.
+    fn replied(&mut self, reply: Value) -> Option<(oneshot::Sender<Answer>, Value)> {
+        let caller = self.callers.front_mut()?;
+        if caller.commands > 1 {
+            caller.replies.push(reply);
+            if caller.replies.len() < caller.commands {
+                return None;
+            }
+            let caller = self.callers.pop_front()?;
+            self.closed();
+            return Some((caller.tell, Value::Array(caller.replies)));
+        }
+        let caller = self.callers.pop_front()?;
+        self.closed();
+        Some((caller.tell, reply))
+    }
+
+    /// A call has its replies.
+    fn closed(&mut self) {
+        if let Some(part) = self.parts.front_mut() {
+            part.calls -= 1;
+            if part.calls == 0 {
+                let after = part.written.elapsed();
+                self.parts.pop_front();
+                self.answered(after);
+            }
+        }
+    }
+
+    /// A part was answered, after this time.
+    fn answered(&mut self, after: Duration) {
+        self.is_near = after < NEAR;
+    }
+}
+
+/// Where bytes go.
+struct Out {
+    write: Box<dyn AsyncWrite + Send + Unpin>,
+    /// What the socket did not take. The reading task waits for it to take more.
+    left: Vec<u8>,
+    /// Whether all that it took is on its way.
+    is_flushed: bool,
+    failed: Option<io::Error>,
+}
+
+impl Out {
+    /// Writes from outside the reading task, which has to go on if this was not all.
+    fn begin(&mut self, bytes: &[u8]) -> bool {
+        let written = self.write(&mut Context::from_waker(Waker::noop()), bytes);
+        written.unwrap_or_else(|error| {
+            self.failed = Some(error);
+            false
+        })
+    }
+
+    /// Writes as much as there is room for. Whether it was all.
+    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<bool> {
+        if !self.left.is_empty() {
+            self.left.extend_from_slice(bytes);
+            return Ok(false);
+        }
+        self.is_flushed = false;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match Pin::new(&mut self.write).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => rest = &rest[written?..],
+                Poll::Pending => {
+                    self.left.extend_from_slice(rest);
+                    return Ok(false);
+                }
+            }
+        }
+        self.flush(cx)
+    }
+
+    /// Writes what was left.
+    fn go_on(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let left = std::mem::take(&mut self.left);
+        match left.is_empty() {
+            true => self.flush(cx),
+            false => self.write(cx, &left),
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if !self.is_flushed {
+            match Pin::new(&mut self.write).poll_flush(cx) {
+                Poll::Ready(flushed) => flushed?,
+                Poll::Pending => return Ok(false),
+            }
+            self.is_flushed = true;
+        }
+        Ok(true)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pipe {
+    /// Must be called on a runtime, which reads the replies.
+    pub(super) fn new(ways: Ways, health: Arc<Health>) -> Self {
+        let shared = Arc::new(Shared {
+            calls: Mutex::default(),
+            out: Mutex::new(Out {
+                write: ways.write,
+                left: Vec::new(),
+                is_flushed: true,
+                failed: None,
+            }),
+            reader: AtomicWaker::new(),
+            health,
+        });
+        tokio::spawn(Reader {
+            shared: Arc::clone(&shared),
+            read: ways.read,
+            bytes: vec![0; READ],
+            come: 0,
+            is_due: false,
+        });
+        Self(Arc::new(InUse(shared)))
+    }
+
+    /// Sends commands, with nothing in between.
+    ///
+    /// The reply to a command may be a [`Value::ServerError`]. If there are several commands, it is
+    /// an array of the replies to each.
+    pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
+        let shared = &self.0.0;
+        let (tell, reply) = Reply::channel();
+        let mut calls = lock(&shared.calls);
+        if calls.is_over {
+            return reply;
+        }
+        calls.add(&commands, tell);
+        let (open, unwritten) = (calls.callers.len(), calls.unwritten);
+        if open == 1 {
+            shared.health.first_call();
+        }
+        if (open <= FEW && unwritten == 1) || unwritten >= calls.part() {
+            shared.write(calls);
+        } else if unwritten == 1 && !calls.has_time() {
+            calls.is_due = true;
+            drop(calls);
+            shared.reader.wake();
+        }
+        reply
+    }
+}
+
+impl Shared {
+    /// Writes what there is, in the order in which calls were made.
+    fn write<'a>(&'a self, mut calls: MutexGuard<'a, Calls>) {
+        calls.is_wanted = true;
+        if calls.is_writing {
+            return;
+        }
+        calls.is_writing = true;
+        while std::mem::take(&mut calls.is_wanted) && calls.unwritten > 0 {
+            let bytes = std::mem::take(&mut calls.bytes);
+            let part = Part {
+                calls: std::mem::take(&mut calls.unwritten),
+                written: Instant::now(),
+            };
+            calls.parts.push_back(part);
+            drop(calls);
+            let is_written = lock(&self.out).begin(&bytes);
+            if !is_written {
+                self.reader.wake();
+            }
+            calls = lock(&self.calls);
+            if calls.bytes.is_empty() {
+                calls.bytes = bytes;
+                calls.bytes.clear();
+            }
+        }
+        calls.is_writing = false;
+    }
+
+    /// There will be no more replies.
+    fn end(&self, error: &RedisError) {
+        self.health.kill();
+        let mut calls = lock(&self.calls);
+        calls.is_over = true;
+        let callers = std::mem::take(&mut calls.callers);
+        // Outside the lock: whoever is told may come back here at once.
+        drop(calls);
+        for caller in callers {
+            let _ = caller.tell.send(Err(error.clone()));
+        }
+    }
+}
+
+/// The task that reads.
+struct Reader {
+    shared: Arc<Shared>,
+    read: Box<dyn AsyncRead + Send + Unpin>,
+    /// What has come, and is no whole reply: so many bytes at the beginning.
+    bytes: Vec<u8>,
+    come: usize,
+    /// Whether it has let others run first, and now writes what there is.
+    is_due: bool,
+}
+
+impl Reader {
+    /// Takes in what has come.
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RedisError>> {
+        if self.come == self.bytes.len() {
+            if self.come >= LONGEST {
+                return Poll::Ready(Err(frame::malformed()));
+            }
+            self.bytes.resize(2 * self.come, 0);
+        }
+        let mut buffer = ReadBuf::new(&mut self.bytes[self.come..]);
+        ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))?;
+        match buffer.filled().len() {
+            0 => return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())),
+            come => self.come += come,
+        }
+        Poll::Ready(self.tell())
+    }
+
+    /// Gives the replies that have come to whom they belong.
+    fn tell(&mut self) -> Result<(), RedisError> {
+        let mut told = Vec::new();
+        let mut at = 0;
+        let mut calls = lock(&self.shared.calls);
+        let read = loop {
+            match frame::first(&self.bytes[at..self.come]) {
+                Ok(Some((reply, length))) => {
+                    at += length;
+                    // Said unasked.
+                    if !matches!(reply, Value::Push { .. }) {
+                        told.extend(calls.replied(reply));
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        calls.crowd -= calls.crowd.saturating_sub(calls.callers.len()) / 16;
+        self.bytes.copy_within(at..self.come, 0);
+        self.come -= at;
+        self.shared.health.replied();
+        if calls.parts.is_empty() && calls.unwritten > 0 {
+            self.shared.write(calls);
+        } else {
+            drop(calls);
+        }
+        for (tell, reply) in told {
+            let answer = Ok(reply);
+            self.shared.health.judge(&answer);
+            // Whoever has stopped waiting needs no reply.
+            let _ = tell.send(answer);
+        }
+        read
+    }
+
+    fn run(&mut self, cx: &mut Context<'_>) -> Poll<RedisError> {
+        self.shared.reader.register(cx.waker());
+        if let Err(error) = lock(&self.shared.out).go_on(cx) {
+            return Poll::Ready(error.into());
+        }
+        loop {
+            match self.read(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => break,
+            }
+        }
+        let mut calls = lock(&self.shared.calls);
+        if calls.is_left {
+            return Poll::Ready(gone());
+        }
+        let is_due = std::mem::replace(&mut self.is_due, std::mem::take(&mut calls.is_due));
+        if is_due {
+            self.shared.write(calls);
+        } else {
+            drop(calls);
+        }
+        if self.is_due {
+            // Where one task has something to send, others may be about to: they run first.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl Future for Reader {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let error = ready!(self.run(cx));
+        self.shared.end(&error);
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.end(&gone());
+    }
+}
+
+/// The reply to a call. Dropped, the call may be carried out or not.
+pub(super) struct Reply(oneshot::Receiver<Answer>);
+
+impl Reply {
+    /// A reply that somebody will give.
+    pub(super) fn channel() -> (oneshot::Sender<Answer>, Self) {
+        let (tell, told) = oneshot::channel();
+        (tell, Self(told))
+    }
+}
+
+impl Future for Reply {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|answer| answer.unwrap_or_else(|_| Err(gone())))
+    }
+}
+
+/// The runtime that reads the replies has ended.
+fn gone() -> RedisError {
+    io::Error::from(io::ErrorKind::BrokenPipe).into()
+}
+
+#[cfg(test)]
+#[path = "pipe_tests.rs"]
+mod tests;

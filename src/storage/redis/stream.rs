@@ -1,0 +1,212 @@
+//! A stream of bytes to a server that knows who we are.
+//!
+//! The socket is made here, and redis-rs says over it who we are and what we want (`HELLO`, `AUTH`, `SELECT`). Then the
+//! stream is taken back, for the commands of many tasks ([`Pipe`](super::pipe::Pipe)), or stays with redis-rs, which
+//! knows how to subscribe ([`Listening`]).
+
+use std::{
+    io,
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::select_ok;
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, ProtocolVersion, RedisConnectionInfo,
+    RedisError,
+    aio::MultiplexedConnection,
+    io::tcp::socket2::{SockRef, TcpKeepalive},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, lookup_host},
+    task::JoinHandle,
+};
+
+use super::address::Endpoint;
+
+/// For how long the kernel waits for the other side before it takes the connection for dead.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// Both directions of a stream.
+pub(super) struct Ways {
+    pub(super) read: Box<dyn AsyncRead + Send + Unpin>,
+    pub(super) write: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+/// Connects, and says who we are.
+pub(super) async fn open(server: &Endpoint, protocol: ProtocolVersion) -> Result<Ways, RedisError> {
+    let lent = Lent(Arc::new(Mutex::new(connect(server).await?)));
+    let borrowed = Lent(Arc::clone(&lent.0));
+    let config = AsyncConnectionConfig::new();
+    let settings = settings(server, protocol);
+    let greeted = MultiplexedConnection::new_with_config(&settings, borrowed, config).await;
+    // It has read no further than the replies to what it has said.
+    drop(greeted?);
+    let stream = Arc::into_inner(lent.0).ok_or(io::Error::from(io::ErrorKind::Other))?;
+    let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(stream.into_ways())
+}
+
+fn settings(server: &Endpoint, protocol: ProtocolVersion) -> RedisConnectionInfo {
+    server.info.redis_settings().clone().set_protocol(protocol)
+}
+
+/// A connection of redis-rs's that messages come through. Its task ends with it.
+pub(super) struct Listening {
+    pub(super) connection: MultiplexedConnection,
+    driver: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Connects, and says who we are.
+    pub(super) async fn open(
+        server: &Endpoint,
+        config: AsyncConnectionConfig,
+    ) -> Result<Self, RedisError> {
+        let settings = settings(server, ProtocolVersion::RESP3);
+        let stream = connect(server).await?;
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(&settings, stream, config).await?;
+        Ok(Self {
+            connection,
+            driver: tokio::spawn(driver),
+        })
+    }
+}
+
+impl Deref for Listening {
+    type Target = MultiplexedConnection;
+
+    fn deref(&self) -> &MultiplexedConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Listening {
+    fn deref_mut(&mut self) -> &mut MultiplexedConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+async fn connect(server: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
+    match server.info.addr() {
+        ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?)),
+        #[cfg(feature = "tls")]
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let stream = tcp(host, *port).await?;
+            let tls = server.tls.as_ref().ok_or_else(no_way)?;
+            Ok(Box::new(tls.wrap(host, stream).await?))
+        }
+        #[cfg(unix)]
+        ConnectionAddr::Unix(path) => Ok(Box::new(tokio::net::UnixStream::connect(path).await?)),
+        _ => Err(no_way()),
+    }
+}
+
+fn no_way() -> RedisError {
+    (ErrorKind::InvalidClientConfig, "no way to such an address").into()
+}
+
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let addresses = lookup_host((host, port)).await?;
+    let attempts: Vec<_> = addresses
+        .map(|address| Box::pin(TcpStream::connect(address)))
+        .collect();
+    if attempts.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let (stream, _) = select_ok(attempts).await?;
+    // What comes together is written together, so there is nothing for Nagle's algorithm to wait for.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    // Half-open connections are found by the kernel too, where it can.
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE))?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(SILENCE))?;
+    Ok(stream)
+}
+
+/// What bytes go over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    fn into_ways(self: Box<Self>) -> Ways;
+}
+
+impl Stream for TcpStream {
+    fn into_ways(self: Box<Self>) -> Ways {
+        let (read, write) = self.into_split();
+        Ways {
+            read: Box::new(read),
+            write: Box::new(write),
+        }
+    }
+}
+
+#[cfg(unix)]
+impl Stream for tokio::net::UnixStream {
+    fn into_ways(self: Box<Self>) -> Ways {
+        let (read, write) = self.into_split();
+        Ways {
+            read: Box::new(read),
+            write: Box::new(write),
+        }
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Stream for tokio_rustls::client::TlsStream<TcpStream> {
+    fn into_ways(self: Box<Self>) -> Ways {
+        let (read, write) = tokio::io::split(*self);
+        Ways {
+            read: Box::new(read),
+            write: Box::new(write),
+        }
+    }
+}
+
+/// A stream that is lent, and comes back.
+struct Lent(Arc<Mutex<Box<dyn Stream>>>);
+
+impl Lent {
+    fn with<R>(&self, job: impl FnOnce(Pin<&mut Box<dyn Stream>>) -> R) -> R {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        job(Pin::new(&mut *stream))
+    }
+}
+
+impl AsyncRead for Lent {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Lent {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_shutdown(cx))
+    }
+}
