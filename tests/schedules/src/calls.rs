@@ -1,71 +1,178 @@
-//! Calls of several threads that are sent together: `storage/redis/batch.rs`, with the stand-in for
-//! redis-rs's connection (`redis/`).
+//! Calls of several threads over one stream: `storage/redis/pipe.rs`, with a server that is a thread of the model. It takes
+//! commands in the order in which they were written, and says back the last word of each.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
 
-use redis::{Cmd, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Value};
 use shuttle::{
     future::block_on,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
 };
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::batch::{Batches, Reply};
+use self::{
+    pipe::{Pipe, Reply},
+    stream::Ways,
+};
 use crate::models::{driven, driver, join};
 
-#[path = "../../../src/storage/redis/batch.rs"]
-mod batch;
 #[path = "../../../src/storage/redis/error.rs"]
 mod error;
+#[path = "../../../src/storage/redis/frame.rs"]
+mod frame;
 #[path = "../../../src/storage/redis/health.rs"]
 mod health;
+#[path = "../../../src/storage/redis/pipe.rs"]
+mod pipe;
 
-/// So many calls go by themselves.
-const FEW: usize = 3;
+mod stream {
+    use tokio::io::{AsyncRead, AsyncWrite};
+
+    /// As the crate has it.
+    pub(super) struct Ways {
+        pub(super) read: Box<dyn AsyncRead + Send + Unpin>,
+        pub(super) write: Box<dyn AsyncWrite + Send + Unpin>,
+    }
+}
+
+/// So many bytes lie in a socket at the most.
+const ROOM: usize = 100;
+
+/// One direction of a stream.
+#[derive(Default)]
+struct Socket {
+    bytes: VecDeque<u8>,
+    /// Whoever waits for bytes, or for room.
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+#[derive(Clone, Default)]
+struct Direction(Arc<Mutex<Socket>>);
+
+impl Direction {
+    /// All that is there.
+    fn take(&self) -> Vec<u8> {
+        let mut socket = self.0.lock().expect("no panic");
+        let (bytes, writer) = (socket.bytes.drain(..).collect(), socket.writer.take());
+        drop(socket);
+        writer.into_iter().for_each(Waker::wake);
+        bytes
+    }
+
+    /// Without limit: the server's part.
+    fn put(&self, bytes: &[u8]) {
+        let mut socket = self.0.lock().expect("no panic");
+        socket.bytes.extend(bytes);
+        let reader = socket.reader.take();
+        drop(socket);
+        reader.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl AsyncRead for Direction {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut socket = self.0.lock().expect("no panic");
+        if socket.bytes.is_empty() {
+            socket.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let some = socket.bytes.len().min(buffer.remaining());
+        let bytes: Vec<u8> = socket.bytes.drain(..some).collect();
+        buffer.put_slice(&bytes);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Direction {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut socket = self.0.lock().expect("no panic");
+        let some = bytes.len().min(ROOM - socket.bytes.len());
+        if some == 0 {
+            socket.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        socket.bytes.extend(&bytes[..some]);
+        Poll::Ready(Ok(some))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
 
 /// A server that answers, in a thread of its own, and writes down what it hears.
 struct Server {
-    connection: MultiplexedConnection,
+    commands: Direction,
+    replies: Direction,
     has_ended: Arc<AtomicBool>,
-    pipelines: Arc<AtomicUsize>,
     thread: thread::JoinHandle<Vec<String>>,
 }
 
 impl Server {
     fn start() -> Self {
-        let connection = MultiplexedConnection::default();
+        let (commands, replies) = (Direction::default(), Direction::default());
         let has_ended = Arc::new(AtomicBool::new(false));
-        let pipelines = Arc::new(AtomicUsize::new(0));
         let thread = thread::spawn({
-            let (connection, has_ended) = (connection.clone(), Arc::clone(&has_ended));
-            let pipelines = Arc::clone(&pipelines);
+            let (commands, replies) = (commands.clone(), replies.clone());
+            let has_ended = Arc::clone(&has_ended);
             move || {
-                let mut heard = Vec::new();
+                let (mut heard, mut bytes) = (Vec::new(), Vec::new());
                 while !has_ended.load(SeqCst) {
-                    let Some(call) = connection.next() else {
+                    let come = commands.take();
+                    if come.is_empty() {
                         thread::yield_now();
                         continue;
-                    };
-                    heard.extend_from_slice(&call.words);
-                    pipelines.fetch_add(call.is_pipeline.into(), SeqCst);
-                    call.answer();
+                    }
+                    bytes.extend(come);
+                    while let Ok(Some((Value::Array(words), length))) = frame::first(&bytes) {
+                        bytes.drain(..length);
+                        let Some(Value::BulkString(word)) = words.last() else {
+                            panic!("a command has words");
+                        };
+                        let word = String::from_utf8_lossy(word).into_owned();
+                        replies.put(format!("+{word}\r\n").as_bytes());
+                        heard.push(word);
+                    }
                 }
                 heard
             }
         });
         Self {
-            connection,
+            commands,
+            replies,
             has_ended,
-            pipelines,
             thread,
         }
     }
 
-    fn batches(&self) -> Batches {
-        Batches::new(self.connection.clone(), Arc::default())
+    fn pipe(&self) -> Pipe {
+        let ways = Ways {
+            read: Box::new(self.replies.clone()),
+            write: Box::new(self.commands.clone()),
+        };
+        Pipe::new(ways, Arc::default())
     }
 
     /// What it has heard.
@@ -88,33 +195,19 @@ async fn is_answered(task: usize, number: usize, reply: Reply) {
     assert_eq!(word, format!("{task}:{number}"), "another's answer");
 }
 
-fn callers(
-    batches: &Batches,
-    tasks: usize,
-    caller: impl Fn(usize, &Batches) + Copy + Send + 'static,
-) {
+fn callers(pipe: &Pipe, tasks: usize, caller: impl Fn(usize, &Pipe) + Copy + Send + 'static) {
     let threads = (0..tasks).map(|task| {
-        let batches = batches.clone();
-        thread::spawn(move || caller(task, &batches))
+        let pipe = pipe.clone();
+        thread::spawn(move || caller(task, &pipe))
     });
     join(threads.collect());
 }
 
-/// No call is counted that is over: as few as may go by themselves do.
-fn none_is_open(server: &Server, batches: &Batches) {
-    // What was given up is handed out to nobody, a moment later.
-    loop {
-        let before = server.pipelines.load(SeqCst);
-        let calls: Vec<_> = (0..FEW)
-            .map(|call| batches.call([echo(99, call)]))
-            .collect();
-        for (number, reply) in calls.into_iter().enumerate() {
-            block_on(is_answered(99, number, reply));
-        }
-        if server.pipelines.load(SeqCst) == before {
-            return;
-        }
-        thread::yield_now();
+/// Whoever comes next is answered: no call before is waited for in vain.
+fn goes_on(pipe: &Pipe) {
+    let calls: Vec<_> = (0..8).map(|call| pipe.call([echo(99, call)])).collect();
+    for (number, reply) in calls.into_iter().enumerate() {
+        block_on(is_answered(99, number, reply));
     }
 }
 
@@ -131,37 +224,36 @@ fn in_order(heard: &[String]) {
 pub(crate) fn in_their_order() {
     driven(|| {
         let server = Server::start();
-        let batches = server.batches();
-        callers(&batches, 3, |task, batches| {
+        let pipe = server.pipe();
+        callers(&pipe, 3, |task, pipe| {
             for number in [0, 2] {
                 // As a release, and what is asked for next.
-                let release = batches.call([echo(task, number)]);
-                let next = batches.call([echo(task, number + 1)]);
+                let release = pipe.call([echo(task, number)]);
+                let next = pipe.call([echo(task, number + 1)]);
                 block_on(is_answered(task, number + 1, next));
                 block_on(is_answered(task, number, release));
             }
         });
-        none_is_open(&server, &batches);
+        goes_on(&pipe);
         in_order(&server.end());
     });
 }
 
-pub(crate) fn full_batches() {
+pub(crate) fn full_parts() {
     driven(|| {
         let server = Server::start();
-        let batches = server.batches();
-        callers(&batches, 3, |task, batches| {
+        let pipe = server.pipe();
+        callers(&pipe, 3, |task, pipe| {
             // When the first were answered, the server is known to be near: others wait for them.
-            let mut calls: VecDeque<_> = (0..12)
-                .map(|call| batches.call([echo(task, call)]))
-                .collect();
+            let mut calls: VecDeque<_> =
+                (0..12).map(|call| pipe.call([echo(task, call)])).collect();
             for number in 0..24 {
                 let reply = calls.pop_front().expect("twelve are open");
                 block_on(is_answered(task, number, reply));
-                calls.push_back(batches.call([echo(task, number + 12)]));
+                calls.push_back(pipe.call([echo(task, number + 12)]));
             }
         });
-        none_is_open(&server, &batches);
+        goes_on(&pipe);
         in_order(&server.end());
     });
 }
@@ -169,11 +261,9 @@ pub(crate) fn full_batches() {
 pub(crate) fn given_up() {
     driven(|| {
         let server = Server::start();
-        let batches = server.batches();
-        callers(&batches, 3, |task, batches| {
-            let mut calls: Vec<_> = (0..3)
-                .map(|call| batches.call([echo(task, call)]))
-                .collect();
+        let pipe = server.pipe();
+        callers(&pipe, 3, |task, pipe| {
+            let mut calls: Vec<_> = (0..3).map(|call| pipe.call([echo(task, call)])).collect();
             // One by one, as the others go on.
             drop(calls.remove(task));
             drop(calls.remove(0));
@@ -181,19 +271,19 @@ pub(crate) fn given_up() {
                 assert!(block_on(reply).is_ok());
             }
         });
-        none_is_open(&server, &batches);
+        goes_on(&pipe);
         in_order(&server.end());
     });
 }
 
 pub(crate) fn the_runtime_ends() {
     let server = Server::start();
-    let (runtime, batches) = {
+    let (runtime, pipe) = {
         let runtime = driver();
         let entered = runtime.enter();
-        let batches = server.batches();
+        let pipe = server.pipe();
         drop(entered);
-        (runtime, batches)
+        (runtime, pipe)
     };
     let ends = thread::spawn(move || {
         for _ in 0..2 {
@@ -202,10 +292,8 @@ pub(crate) fn the_runtime_ends() {
         }
         drop(runtime);
     });
-    callers(&batches, 2, |task, batches| {
-        let calls: Vec<_> = (0..4)
-            .map(|call| batches.call([echo(task, call)]))
-            .collect();
+    callers(&pipe, 2, |task, pipe| {
+        let calls: Vec<_> = (0..4).map(|call| pipe.call([echo(task, call)])).collect();
         // Yes or no, but something.
         for reply in calls {
             let _ = block_on(reply);

@@ -64,10 +64,10 @@ const MODELS: &[(&str, fn())] = &[
     ("what_is_lost_does_not_come_back", not_prolonged),
     ("whoever_waits_for_a_key_is_found_in_the_table", is_found),
     (
-        "calls_of_a_thread_are_sent_in_their_order_and_answered_to_whom_they_belong",
+        "calls_of_a_thread_are_written_in_their_order_and_answered_to_whom_they_belong",
         calls::in_their_order,
     ),
-    ("a_full_batch_is_sent_by_who_filled_it", calls::full_batches),
+    ("a_full_part_is_written_by_who_filled_it", calls::full_parts),
     (
         "calls_that_are_given_up_keep_no_others_from_their_answers",
         calls::given_up,
