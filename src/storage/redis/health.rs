@@ -1,7 +1,7 @@
 //! How it is found out that a connection is dead.
 //!
 //! - A reply says so: the connection broke, or its server is no longer one that can be written to.
-//! - The server or the kernel closed it, also while it was idle (told by a RESP3 push of redis-rs).
+//! - The server or the kernel closed it, also while it was idle: somebody always reads from it.
 //! - Calls were given up, and for a while nothing at all came back: a half-open socket, or a runtime
 //!   that nobody drives any more. Those who give up find that out, wherever they run.
 

@@ -55,8 +55,8 @@
 //! With TLS, the server's certificate has to be valid, for the host that the URL names, and issued
 //! by somebody whom the system trusts, or by the one that you name (`RedisStorageBuilder::root_certificate`). There is no way to switch
 //! that off, and a server that does not speak TLS is not spoken to. The cryptography is what the
-//! process has chosen for rustls (`CryptoProvider::install_default`); if it has not, when the first
-//! storage with TLS is made, that is *ring*, from then on for all of the process.
+//! process has chosen for rustls (`CryptoProvider::install_default`), or *ring* if it has not. The
+//! system's certificates are read when the storage is made.
 //!
 //! | what is wrong | [kind](crate::error::StorageErrorKind) |
 //! |---|---|
