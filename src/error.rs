@@ -72,7 +72,7 @@ pub struct TooManyWaiters {
 }
 
 /// What a limit on waiters counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WaiterScope {
     /// The waiters of one key.
@@ -239,7 +239,7 @@ pub enum LossReason {
 }
 
 /// A key that cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum InvalidKey {
     /// The key is empty.
@@ -261,7 +261,7 @@ pub enum InvalidKey {
 }
 
 /// A setting of a factory out of its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum InvalidSettings {
     /// The prefix is not 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`.
@@ -294,7 +294,7 @@ pub enum InvalidSettings {
 }
 
 /// An option out of its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum InvalidOptions {
     /// The ttl is shorter than 10 ms or longer than 24 h.

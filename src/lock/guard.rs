@@ -26,7 +26,7 @@ pub struct LockGuard {
 }
 
 /// What [`LockGuard::unlock`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "work done under a lock that was lost may have been done twice"]
 pub enum Unlocked {
     /// The lock was ours to the end.

@@ -346,7 +346,7 @@ impl DefaultOnReject {
 }
 
 /// What a client speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Protocol {
     /// Plain HTTP.
