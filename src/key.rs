@@ -321,7 +321,8 @@ impl Default for KeyPrefix {
     }
 }
 
-/// The full name of a lock in a storage: `prefix:key`, encoded.
+/// The full name of a lock in a storage: `prefix:key`, encoded. A [`LockStorage`](crate::storage::LockStorage) is asked by
+/// it; [`LockKey`] is the part that users choose.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockName {
     name: Arc<str>,

@@ -130,7 +130,7 @@ impl Default for LockOptions {
     }
 }
 
-/// Builds [`LockOptions`]; made by [`LockOptions::builder`] and [`LockOptions::to_builder`].
+/// Builds [`LockOptions`]; made by [`LockOptions::builder`] and [`LockOptions::to_builder`], which have examples.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct LockOptionsBuilder {

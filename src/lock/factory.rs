@@ -191,6 +191,19 @@ impl fmt::Debug for LockFactory {
 }
 
 /// Sets up a [`LockFactory`]; made by [`LockFactory::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::{LockFactory, storage::MemoryStorage};
+///
+/// let factory = LockFactory::builder(MemoryStorage::new())
+///     .key_prefix("shop")
+///     .storage_timeout(Duration::from_millis(300))
+///     .max_waiters_per_key(100)
+///     .label("shop-1")
+///     .build()?;
+/// # Ok::<(), tower_distributed_lock::error::InvalidSettings>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct LockFactoryBuilder<S> {

@@ -34,7 +34,8 @@ pub enum OnLoss {
     Signal,
 }
 
-/// What happens to a request whose lock cannot be had because the storage could not be asked.
+/// What happens to a request whose lock cannot be had because the storage could not be asked. The documentation of
+/// [`middleware`](super#when-the-storage-is-away) has an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnStorageFailure {
