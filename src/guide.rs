@@ -39,7 +39,8 @@ use crate::{
 };
 
 /// The chapters name each other by files, for who reads these. The targets that come before a chapter's own are those
-/// of this documentation.
+/// of this documentation. So a doc test is named by the file of these, and its line counts from there: it is the
+/// chapter's line, and as many more as there are in that file.
 macro_rules! chapters {
     ($($name:ident)+) => {
         $(
