@@ -48,7 +48,25 @@ impl fmt::Debug for Timestamp {
 /// `std::time::Instant` stands still during suspend on Linux and macOS.
 ///
 /// [`Clock::tokio`] follows tokio's clock, so that code under test can run with
-/// `tokio::time::pause()`.
+/// `tokio::time::pause()`:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::{Clock, LockFactory, LockOptions, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let clock = Clock::tokio();
+/// let factory = LockFactory::builder(MemoryStorage::with_clock(clock)).clock(clock).build()?;
+/// let lock = factory.create_lock("report")?;
+///
+/// let guard = lock.lock(LockOptions::default()).await?;
+/// // Five minutes pass at once: the default of `max_hold`.
+/// tokio::time::sleep(Duration::from_secs(300)).await;
+/// assert!(!guard.is_held());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Source);
 

@@ -1,6 +1,27 @@
 //! What can go wrong, as types.
 //!
 //! No error holds a password, a URL or an owner token.
+//!
+//! ```
+//! use tower_distributed_lock::{LockFactory, LockOptions, error::LockError, storage::MemoryStorage};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let factory = LockFactory::new(MemoryStorage::new());
+//! let report = factory.create_lock("reports/monthly")?;
+//! # let guard = report.lock(LockOptions::default()).await?;
+//! match report.try_lock(LockOptions::default()).await {
+//!     Ok(_guard) => println!("it is ours"),
+//!     // Somebody else is at it.
+//!     Err(LockError::NotObtained(error)) => println!("not before {:?}", error.holder_ttl),
+//!     // Asking again may help, or somebody has to look at it.
+//!     Err(LockError::Storage(error)) if error.kind().is_transient() => println!("later: {error}"),
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # drop(guard);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -9,7 +30,7 @@ use thiserror::Error;
 /// An error of any type.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Why a lock was not obtained.
+/// Why a lock was not obtained. The [module documentation](self) has an example.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum LockError {
@@ -58,7 +79,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// As many callers as allowed wait already.
+/// As many callers as allowed wait already: see
+/// [`LockFactoryBuilder::max_waiters_per_key`](crate::LockFactoryBuilder::max_waiters_per_key).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("too many waiters: {limit} are allowed {scope}")]
 #[non_exhaustive]
@@ -72,7 +94,7 @@ pub struct TooManyWaiters {
 }
 
 /// What a limit on waiters counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WaiterScope {
     /// The waiters of one key.
@@ -92,7 +114,18 @@ impl fmt::Display for WaiterScope {
 
 /// A storage could not do what was asked of it.
 ///
-/// Cheap to clone: everybody who waited for the same answer gets it.
+/// Cheap to clone: everybody who waited for the same answer gets it. A [storage](crate::storage::LockStorage) of your own
+/// makes it:
+///
+/// ```
+/// use std::io;
+/// use tower_distributed_lock::error::{StorageError, StorageErrorKind};
+///
+/// let cause = io::Error::from(io::ErrorKind::ConnectionReset);
+/// let error = StorageError::with_source(StorageErrorKind::Unavailable, cause);
+/// assert!(error.kind().is_transient());
+/// assert_eq!(error.to_string(), "the lock storage is unavailable: connection reset");
+/// ```
 #[derive(Clone, Debug)]
 pub struct StorageError {
     kind: StorageErrorKind,
@@ -217,7 +250,7 @@ pub enum ForceReleaseError {
     Storage(#[from] StorageError),
 }
 
-/// Why a lock was lost before it was given back.
+/// Why a lock was lost before it was given back. [`LockGuard::lost`](crate::LockGuard::lost) resolves to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum LossReason {
@@ -238,8 +271,8 @@ pub enum LossReason {
     Draining,
 }
 
-/// A key that cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+/// A key that cannot be used: see [`LockKey::new`](crate::LockKey::new).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum InvalidKey {
     /// The key is empty.
@@ -260,8 +293,9 @@ pub enum InvalidKey {
     NotEncoded,
 }
 
-/// A setting of a factory out of its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+/// A setting of a factory, or of a [`Redlock`](crate::Redlock), out of its range: see
+/// [`LockFactoryBuilder::build`](crate::LockFactoryBuilder::build).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum InvalidSettings {
     /// The prefix is not 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`.
@@ -293,8 +327,8 @@ pub enum InvalidSettings {
     Label,
 }
 
-/// An option out of its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+/// An option out of its range: see [`LockOptionsBuilder::build`](crate::LockOptionsBuilder::build).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum InvalidOptions {
     /// The ttl is shorter than 10 ms or longer than 24 h.

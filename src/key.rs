@@ -220,6 +220,28 @@ impl TryFrom<String> for LockKey {
     }
 }
 
+impl TryFrom<&String> for LockKey {
+    type Error = InvalidKey;
+
+    fn try_from(key: &String) -> Result<Self, InvalidKey> {
+        Self::new(key)
+    }
+}
+
+/// A key is cheap to clone, so what takes one takes a borrowed one, too.
+impl From<&LockKey> for LockKey {
+    fn from(key: &LockKey) -> Self {
+        key.clone()
+    }
+}
+
+/// The key as it is [stored](LockKey::as_str).
+impl AsRef<str> for LockKey {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
 /// Some keys, each once, in their order. At least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LockKeys(Arc<[LockKey]>);
@@ -299,7 +321,8 @@ impl Default for KeyPrefix {
     }
 }
 
-/// The full name of a lock in a storage: `prefix:key`, encoded.
+/// The full name of a lock in a storage: `prefix:key`, encoded. A [`LockStorage`](crate::storage::LockStorage) is asked by
+/// it; [`LockKey`] is the part that users choose.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockName {
     name: Arc<str>,
@@ -495,6 +518,17 @@ mod tests {
         for bad in [longest + "x", "x".repeat(LockKey::MAX_LEN + 1)] {
             assert_eq!(LockKey::from_encoded(bad), Err(InvalidKey::TooLong));
         }
+    }
+
+    #[test]
+    fn text_and_keys_become_keys_whether_borrowed_or_not() {
+        let key = LockKey::new("50%").unwrap();
+        let text = String::from("50%");
+        assert_eq!(LockKey::try_from(&text), Ok(key.clone()));
+        assert_eq!(LockKey::try_from(text), Ok(key.clone()));
+        // Not encoded once more.
+        assert_eq!(LockKey::from(&key), key);
+        assert_eq!(LockKey::from_encoded(&key), Ok(key));
     }
 
     #[test]

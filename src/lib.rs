@@ -1,3 +1,5 @@
+// The links of the README are to files. These come first, and so count here.
+#![doc = include_str!("guide/links.md")]
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -26,7 +26,7 @@ use crate::error::InvalidOptions;
 /// assert_eq!(options.max_wait(), Duration::from_secs(2));
 /// # Ok::<(), tower_distributed_lock::error::InvalidOptions>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LockOptions {
     ttl: Duration,
     retries: u32,
@@ -130,7 +130,7 @@ impl Default for LockOptions {
     }
 }
 
-/// Builds [`LockOptions`]; made by [`LockOptions::builder`] and [`LockOptions::to_builder`].
+/// Builds [`LockOptions`]; made by [`LockOptions::builder`] and [`LockOptions::to_builder`], which have examples.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct LockOptionsBuilder {

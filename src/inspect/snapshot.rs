@@ -13,7 +13,7 @@ pub struct Snapshot {
     pub more: bool,
 }
 
-/// A lock that is held.
+/// A lock that is held, in a [`Snapshot`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
@@ -63,7 +63,7 @@ pub struct Process {
     pub answered: bool,
 }
 
-/// A process that waits for a lock.
+/// A process that waits for a lock, in [`LockInfo::waiters`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Waiting {

@@ -74,7 +74,20 @@ impl LockFactory {
 
     /// A handle on the lock of this key. Nothing is asked of the storage yet.
     ///
-    /// `key` is a [`LockKey`], or text that becomes one.
+    /// `key` is a [`LockKey`], or text that becomes one; each may be borrowed.
+    ///
+    /// ```
+    /// use tower_distributed_lock::{LockFactory, LockKey, storage::MemoryStorage};
+    ///
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// let report = factory.create_lock("reports/monthly")?;
+    ///
+    /// // With what a client sent, keep the parts apart.
+    /// let key = LockKey::from_parts(["tenants", "a/b"])?;
+    /// let tenant = factory.create_lock(&key)?;
+    /// assert_eq!(tenant.key(), "tenants/a%2Fb");
+    /// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -178,6 +191,19 @@ impl fmt::Debug for LockFactory {
 }
 
 /// Sets up a [`LockFactory`]; made by [`LockFactory::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::{LockFactory, storage::MemoryStorage};
+///
+/// let factory = LockFactory::builder(MemoryStorage::new())
+///     .key_prefix("shop")
+///     .storage_timeout(Duration::from_millis(300))
+///     .max_waiters_per_key(100)
+///     .label("shop-1")
+///     .build()?;
+/// # Ok::<(), tower_distributed_lock::error::InvalidSettings>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct LockFactoryBuilder<S> {

@@ -19,14 +19,35 @@ use crate::{
 /// The lock is renewed while the guard lives, up to
 /// [`max_hold`](crate::LockOptionsBuilder::max_hold). It can be lost all the same: the storage may
 /// be away for longer than the ttl, or forget it. Work that takes long should look at
-/// [`LockGuard::is_held`] before each step that matters, or stop when [`LockGuard::lost`] resolves.
+/// [`LockGuard::is_held`] before each step that matters, or stop when [`LockGuard::lost`] resolves:
+///
+/// ```
+/// use tower_distributed_lock::{LockFactory, LockOptions, Unlocked, storage::MemoryStorage};
+///
+/// # async fn work(token: Option<u64>) {}
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let factory = LockFactory::new(MemoryStorage::new());
+/// let guard = factory.create_lock("import")?.lock(LockOptions::default()).await?;
+///
+/// tokio::select! {
+///     () = work(guard.fencing_token()) => {}
+///     reason = guard.lost() => return Err(reason.into()),
+/// }
+/// match guard.unlock().await? {
+///     Unlocked::Held => {}
+///     Unlocked::Lost => println!("somebody else may have imported at the same time"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a guard that is dropped at once gives the lock back at once"]
 pub struct LockGuard {
     turn: Arc<Turn>,
 }
 
 /// What [`LockGuard::unlock`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "work done under a lock that was lost may have been done twice"]
 pub enum Unlocked {
     /// The lock was ours to the end.

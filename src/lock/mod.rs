@@ -33,6 +33,22 @@ use crate::{
 };
 
 /// A handle on one lock. Clones are handles on the same lock.
+///
+/// ```
+/// use tower_distributed_lock::{LockFactory, LockOptions, error::LockError, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let factory = LockFactory::new(MemoryStorage::new());
+/// let lock = factory.create_lock("jobs/nightly")?;
+///
+/// let guard = lock.lock(LockOptions::default()).await?;
+/// let second = lock.try_lock(LockOptions::default()).await;
+/// assert!(matches!(second, Err(LockError::NotObtained(_))));
+/// drop(guard);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Lock {
     coordinator: Arc<Coordinator>,

@@ -33,6 +33,7 @@ type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + S
 /// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in
 /// the queue.
 #[pin_project]
+#[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S, Req, K, R, A, H = HoldToHead>
 where
     S: Service<Req>,

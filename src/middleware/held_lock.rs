@@ -311,6 +311,7 @@ mod extract {
         "this request holds no lock: put a `DistributedLockLayer` around this route, and have its key function return a \
          key (a handler that runs with and without takes `Option<HeldLock>`)"
     )]
+    #[non_exhaustive]
     pub struct MissingLock;
 
     impl IntoResponse for MissingLock {

@@ -55,7 +55,7 @@ pub trait Hold<Res> {
     fn keep(&self, response: Res, lock: RequestLock) -> (Res, Option<RequestLock>);
 }
 
-/// The lock is released when the response head is ready. The default.
+/// The lock is released when the response head is ready. The default of [`DistributedLockLayer`](super::DistributedLockLayer).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HoldToHead;
 
@@ -74,8 +74,8 @@ impl<Res> Hold<Res> for HoldToHead {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HoldToBodyEnd;
 
-/// The lock of a request that is being served, or its locks. Dropping it gives them back, in the
-/// background.
+/// The lock of a request that is being served, or its locks, as a [`Hold`] is given it. Dropping it gives them back, in
+/// the background.
 #[derive(Debug)]
 #[must_use = "a lock that is dropped at once is given back at once"]
 pub struct RequestLock {

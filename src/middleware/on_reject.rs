@@ -11,7 +11,7 @@ use crate::{
     middleware::{key::KeyRejected, patience::client_patience},
 };
 
-/// Why a request was not served.
+/// Why a request was not served. An [`OnReject`] makes an answer of it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -238,7 +238,30 @@ impl From<LockError> for Rejection {
 /// ```
 ///
 /// [`RejectWithError`] makes an error of it, [`ProblemDetails`](super::ProblemDetails) a body that
-/// programs can read.
+/// programs can read. An answer in the language of the request:
+///
+/// ```
+/// use http::{HeaderValue, Request, Response, header};
+/// use tower_distributed_lock::middleware::{OnReject, Rejection};
+///
+/// struct InTheirLanguage;
+///
+/// impl<B, E> OnReject<Request<B>, Response<String>, E> for InTheirLanguage {
+///     type Context = Option<HeaderValue>;
+///
+///     fn context(&self, request: &Request<B>) -> Self::Context {
+///         request.headers().get(header::ACCEPT_LANGUAGE).cloned()
+///     }
+///
+///     fn reject(&self, language: Self::Context, rejection: Rejection) -> Result<Response<String>, E> {
+///         let is_german = language.is_some_and(|it| it.as_bytes().starts_with(b"de"));
+///         let text = if is_german { "bitte sp\u{e4}ter" } else { "later, please" };
+///         let mut response = Response::new(text.to_owned());
+///         *response.status_mut() = rejection.status();
+///         Ok(response)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot answer a `{Req}` with a `Result<{Res}, {Err}>`",
     note = "`DefaultOnReject` answers HTTP requests, with a body that is `Default`",
@@ -345,8 +368,8 @@ impl DefaultOnReject {
     }
 }
 
-/// What a client speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a client speaks: what [`DefaultOnReject`] remembers of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Protocol {
     /// Plain HTTP.

@@ -6,7 +6,7 @@ use crate::{
     options::LockOptions,
 };
 
-/// What a request has to lock, and how.
+/// What a request has to lock, and how. Key functions mostly return something that becomes one: see [`IntoRequestKey`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestKey {
     pub(crate) keys: Keys,

@@ -74,6 +74,15 @@ fn tell(headers: &mut HeaderMap, waited: Duration) {
     }
 }
 
+// Written by hand: what is inside is shared, so it need not be `Clone`.
+impl<T> Clone for ServerTiming<T> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
 impl<T> fmt::Debug for ServerTiming<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerTiming").finish_non_exhaustive()

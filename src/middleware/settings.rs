@@ -19,7 +19,7 @@ use crate::{
 
 /// What happens to a request whose lock is lost while its handler runs, or while the body of its
 /// response does, if the lock is [held](super::DistributedLockLayer::hold_to_body_end) as long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnLoss {
     /// The response future is dropped at the first await after the loss, and the request is
@@ -34,8 +34,9 @@ pub enum OnLoss {
     Signal,
 }
 
-/// What happens to a request whose lock cannot be had because the storage could not be asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What happens to a request whose lock cannot be had because the storage could not be asked. The documentation of
+/// [`middleware`](super#when-the-storage-is-away) has an example.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnStorageFailure {
     /// It is rejected with [`Rejection::Storage`](super::Rejection::Storage).

@@ -42,7 +42,7 @@ pub struct AcquireRequest {
     pub fencing: u32,
 }
 
-/// What became of an acquire.
+/// What became of an acquire: the answer of [`LockStorage::acquire`](super::LockStorage::acquire).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcquireReply {
@@ -124,7 +124,7 @@ pub struct RenewRequest {
     pub ttl: Duration,
 }
 
-/// What became of a renewal.
+/// What became of a renewal: the answer of [`LockStorage::renew`](super::LockStorage::renew).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RenewReply {
@@ -158,7 +158,7 @@ pub struct ReleaseRequest {
     pub quiet: bool,
 }
 
-/// Who wants a place in the queue of a lock that is released.
+/// Who wants a place in the queue of a lock that is released: see [`ReleaseRequest::requeue`].
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Requeue {
@@ -172,7 +172,7 @@ pub struct Requeue {
     pub fencing: u32,
 }
 
-/// What became of a release.
+/// What became of a release: the answer of [`LockStorage::release`](super::LockStorage::release).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReleaseReply {
@@ -202,7 +202,7 @@ pub struct RaiseRequest {
     pub above: u64,
 }
 
-/// What became of it.
+/// What became of it: the answer of [`LockStorage::raise`](super::LockStorage::raise).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RaiseReply {

@@ -1,6 +1,6 @@
 //! Fencing tokens as they come with a grant.
 
-/// Fencing tokens that came with a grant: consecutive numbers, to be used in their order.
+/// Fencing tokens that came with a [grant](super::AcquireReply::Granted): consecutive numbers, to be used in their order.
 ///
 /// A block is for the holders of one process that share a grant, one after the other. They need no
 /// word with the storage between them, yet each has a token of its own.

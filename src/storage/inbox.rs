@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{FencingBlock, OwnerToken};
 use crate::key::LockName;
 
-/// A moment on the storage's own clock.
+/// A moment on the storage's own clock, as a [grant](PushedGrant) or a [place in a queue](super::AcquireReply::Held) has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Which run of the storage's clock this is: another after a restart or on another server.

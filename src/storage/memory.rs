@@ -27,6 +27,23 @@ use crate::{
 /// `MemoryStorage` exclude each other as two replicas over one Redis do, and are served in order.
 /// Fencing tokens count on from the system's time in microseconds, so they grow from one run of the
 /// process to the next.
+///
+/// ```
+/// use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let storage = MemoryStorage::new();
+/// // As two replicas.
+/// let (one, two) = (LockFactory::new(storage.clone()), LockFactory::new(storage.clone()));
+///
+/// let guard = one.create_lock("report")?.lock(LockOptions::default()).await?;
+/// assert!(two.create_lock("report")?.try_lock(LockOptions::default()).await.is_err());
+/// assert_eq!(storage.len(), 1);
+/// # drop(guard);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
     clock: Clock,

@@ -102,6 +102,88 @@ pub use crate::key::LockName;
 ///
 /// An implementation need not limit its own time: a call that takes longer than the factory's
 /// [`storage_timeout`](crate::LockFactoryBuilder::storage_timeout) is dropped.
+///
+/// # Example
+///
+/// The least that a storage can be: it has no queue, so waiters poll, and no fencing tokens.
+///
+/// ```
+/// use std::{
+///     collections::HashMap,
+///     sync::{Mutex, PoisonError},
+///     time::Instant,
+/// };
+/// use tower_distributed_lock::{
+///     LockFactory,
+///     error::StorageError,
+///     storage::{
+///         AcquireReply, AcquireRequest, LockName, LockStorage, OwnerToken, ReleaseReply,
+///         ReleaseRequest, RenewReply, RenewRequest,
+///     },
+/// };
+///
+/// #[derive(Default)]
+/// struct Table(Mutex<HashMap<LockName, (OwnerToken, Instant)>>);
+///
+/// impl Table {
+///     /// Does something with a lock in one step: it is told who has the lock, and until when.
+///     fn at<T>(
+///         &self,
+///         name: &LockName,
+///         step: impl FnOnce(&mut Option<(OwnerToken, Instant)>) -> T,
+///     ) -> T {
+///         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+///         let mut owner = locks.remove(name).filter(|(_, until)| *until > Instant::now());
+///         let result = step(&mut owner);
+///         locks.extend(owner.map(|owner| (name.clone(), owner)));
+///         result
+///     }
+/// }
+///
+/// impl LockStorage for Table {
+///     async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+///         let until = Instant::now() + request.ttl;
+///         Ok(self.at(&request.name, |owner| match owner {
+///             Some((token, until)) if *token != request.token => {
+///                 AcquireReply::held(Some(until.saturating_duration_since(Instant::now())))
+///             }
+///             _ => {
+///                 *owner = Some((request.token, until));
+///                 AcquireReply::granted()
+///             }
+///         }))
+///     }
+///
+///     async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+///         let renew = |request: &RenewRequest| match self.at(&request.name, |owner| {
+///             let ours = owner.as_mut().filter(|(token, _)| *token == request.token);
+///             ours.map(|(_, until)| *until = Instant::now() + request.ttl)
+///         }) {
+///             Some(()) => Ok(RenewReply::Renewed),
+///             None => Ok(RenewReply::NotOurs),
+///         };
+///         requests.iter().map(renew).collect()
+///     }
+///
+///     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+///         Ok(self.at(&request.name, |owner| {
+///             match owner.take_if(|(token, _)| *token == request.token) {
+///                 Some(_) => ReleaseReply::Released,
+///                 None => ReleaseReply::NotOurs,
+///             }
+///         }))
+///     }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// // With the feature `conformance`, in a test.
+/// # #[cfg(feature = "conformance")]
+/// tower_distributed_lock::storage::conformance::check(Table::default()).await;
+///
+/// let factory = LockFactory::new(Table::default());
+/// # }
+/// ```
 pub trait LockStorage: Send + Sync + 'static {
     /// Takes the lock for `request.token` if it is free.
     fn acquire(

@@ -94,7 +94,7 @@ impl fmt::Debug for LockRecord {
     }
 }
 
-/// Who has a lock: a process that uses this crate, or a client of another kind.
+/// Who has a lock, in a [`LockRecord`]: a process that uses this crate, or a client of another kind.
 ///
 /// Whoever knows it can free the lock, so `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! What the README's table says of each place for the layer, which requests take a lock there and
+//! What the table in `docs/guide/placement.md` says of each place for the layer, which requests take a lock there and
 //! what their key can be made of.
 
 use std::sync::Mutex;

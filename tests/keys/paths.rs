@@ -183,7 +183,7 @@ async fn a_layer_that_sees_no_parameters_says_where_to_put_it() {
     assert_eq!(send(app, post("/orders/42")).await, (status, text));
 }
 
-/// Each placement of the README that sees the parameters of a matched route.
+/// Each placement of `docs/guide/placement.md` that sees the parameters of a matched route.
 #[tokio::test]
 async fn parameters_are_seen_in_every_layer_inside_the_router() {
     use axum::handler::Handler;
@@ -201,7 +201,7 @@ async fn parameters_are_seen_in_every_layer_inside_the_router() {
     }
 }
 
-/// As the README says of `Router::layer`.
+/// As `docs/guide/placement.md` says of `Router::layer`.
 #[tokio::test]
 async fn around_all_routes_an_optional_path_leaves_other_routes_and_404_as_they_are() {
     use axum::extract::Path;

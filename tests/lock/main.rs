@@ -20,7 +20,6 @@ mod runtimes;
 mod set;
 mod shutdown;
 mod taking;
-mod types;
 
 use std::{
     convert::Infallible,
@@ -48,8 +47,8 @@ use tower_distributed_lock::{
     Clock, DistributedLockLayer, Lock, LockFactory, LockFactoryBuilder, LockFuture, LockGuard,
     LockKey, LockOptions, LockOptionsBuilder, Unlocked,
     error::{
-        InvalidKey, InvalidOptions, InvalidSettings, LockError, LossReason, NotObtained,
-        StorageError, StorageErrorKind, TooManyWaiters, WaiterScope,
+        InvalidKey, InvalidSettings, LockError, LossReason, NotObtained, StorageError,
+        StorageErrorKind, WaiterScope,
     },
     storage::{
         AcquireReply, AcquireRequest, LockStorage, MemoryStorage, ReleaseReply, ReleaseRequest,

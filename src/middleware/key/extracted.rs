@@ -165,14 +165,15 @@ impl<F, T, S> fmt::Debug for Extracted<F, T, S> {
 
 /// A function of 1 to 8 extractors that returns a key. `T` is the tuple of them.
 ///
-/// Implemented for closures and functions; not meant to be implemented elsewhere.
+/// Implemented for closures and functions, and for nothing else: the trait is sealed. It is what
+/// [`extracted`] asks of its argument.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no function of 1 to 8 extractors that returns a key",
     label = "not a key function of extractors",
     note = "its arguments have types that are written out (`|Path(id): Path<u64>| ..`), and it returns a `LockKey`, a \
             `String`, an `Option` or `Result` of these, or anything else that is `IntoRequestKey`; it is not async"
 )]
-pub trait ExtractorFn<T> {
+pub trait ExtractorFn<T>: sealed::Function<T> {
     /// Calls it.
     ///
     /// # Errors
@@ -181,9 +182,21 @@ pub trait ExtractorFn<T> {
     fn call(&self, arguments: T) -> Result<RequestKey, BoxError>;
 }
 
+mod sealed {
+    /// Nobody else can name it, so nobody else can implement what needs it.
+    pub trait Function<T> {}
+}
+
 macro_rules! functions_of {
     ($(($($extractor:ident)+))+) => {
         $(
+            impl<F, $($extractor,)+ K> sealed::Function<($($extractor,)+)> for F
+            where
+                F: Fn($($extractor),+) -> K,
+                K: IntoRequestKey,
+            {
+            }
+
             impl<F, $($extractor,)+ K> ExtractorFn<($($extractor,)+)> for F
             where
                 F: Fn($($extractor),+) -> K,

@@ -59,7 +59,7 @@ pub(super) fn only_value<'a>(
     }
 }
 
-/// A header that is to be the key cannot be it.
+/// A header that is to be the key cannot be it: see [`header()`] and [`metadata()`](super::metadata()).
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HeaderError {

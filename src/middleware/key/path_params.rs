@@ -89,7 +89,7 @@ fn value<'a>(params: Option<&'a RawPathParams>, name: &str) -> Result<&'a str, P
     }
 }
 
-/// A parameter of the route that is to be in the key is not to be had.
+/// A parameter of the route that is to be in the key is not to be had: see [`path_params()`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PathParamsError {

@@ -252,6 +252,21 @@ impl fmt::Debug for Redlock {
 }
 
 /// Sets up a [`Redlock`]; made by [`Redlock::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::{Redlock, storage::MemoryStorage};
+///
+/// // Nodes may be storages of different types.
+/// let redlock = Redlock::builder()
+///     .node(MemoryStorage::new())
+///     .node(MemoryStorage::new())
+///     .node(MemoryStorage::new())
+///     .node_timeout(Duration::from_millis(50))
+///     .build()?;
+/// assert_eq!((redlock.nodes(), redlock.quorum()), (3, 2));
+/// # Ok::<(), tower_distributed_lock::error::InvalidSettings>(())
+/// ```
 #[must_use]
 pub struct RedlockBuilder {
     nodes: Vec<Arc<dyn DynStorage>>,
