@@ -50,6 +50,9 @@ const NEAR: Duration = Duration::from_millis(1);
 /// How much is read at once.
 const READ: usize = 16 * 1024;
 
+/// Room for so many calls is kept.
+const ROOM: usize = 1024;
+
 /// A reply that is longer is none of those that are asked for here.
 const LONGEST: usize = 64 << 20;
 
@@ -173,6 +176,15 @@ impl Calls {
         }
     }
 
+    /// Replies have come.
+    fn settle(&mut self) {
+        self.crowd -= self.crowd.saturating_sub(self.callers.len()) / 16;
+        if self.callers.is_empty() && self.callers.capacity() > ROOM {
+            // A crowd has gone.
+            self.callers.shrink_to(ROOM);
+        }
+    }
+
     /// A part was answered, after this time.
     fn answered(&mut self, after: Duration) {
         self.is_near = after < NEAR;
@@ -267,6 +279,8 @@ impl Pipe {
             read: ways.read,
             bytes: vec![0; READ],
             come: 0,
+            replies: Vec::new(),
+            told: Vec::new(),
             is_due: false,
         });
         Self(Arc::new(InUse(shared)))
@@ -349,6 +363,9 @@ struct Reader {
     /// What has come, and is no whole reply: so many bytes at the beginning.
     bytes: Vec<u8>,
     come: usize,
+    /// Those that have come and are not handed out. Empty but while it is polled.
+    replies: Vec<Value>,
+    told: Vec<(oneshot::Sender<Answer>, Value)>,
     /// Whether it has let others run first, and now writes what there is.
     is_due: bool,
 }
@@ -373,32 +390,40 @@ impl Reader {
 
     /// Gives the replies that have come to whom they belong.
     fn tell(&mut self) -> Result<(), RedisError> {
-        let mut told = Vec::new();
         let mut at = 0;
-        let mut calls = lock(&self.shared.calls);
         let read = loop {
             match frame::first(&self.bytes[at..self.come]) {
                 Ok(Some((reply, length))) => {
                     at += length;
                     // Said unasked.
                     if !matches!(reply, Value::Push { .. }) {
-                        told.extend(calls.replied(reply));
+                        self.replies.push(reply);
                     }
                 }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
-        calls.crowd -= calls.crowd.saturating_sub(calls.callers.len()) / 16;
         self.bytes.copy_within(at..self.come, 0);
         self.come -= at;
+        if self.come == 0 && self.bytes.len() > READ {
+            // Something unusual has come.
+            self.bytes.truncate(READ);
+            self.bytes.shrink_to_fit();
+        }
         self.shared.health.replied();
+
+        let mut calls = lock(&self.shared.calls);
+        for reply in self.replies.drain(..) {
+            self.told.extend(calls.replied(reply));
+        }
+        calls.settle();
         if calls.parts.is_empty() && calls.unwritten > 0 {
             self.shared.write(calls);
         } else {
             drop(calls);
         }
-        for (tell, reply) in told {
+        for (tell, reply) in self.told.drain(..) {
             let answer = Ok(reply);
             self.shared.health.judge(&answer);
             // Whoever has stopped waiting needs no reply.
@@ -421,6 +446,8 @@ impl Reader {
         }
         let mut calls = lock(&self.shared.calls);
         if calls.is_left {
+            // What was asked for is sent, though nobody hears of the replies.
+            self.shared.write(calls);
             return Poll::Ready(gone());
         }
         let is_due = std::mem::replace(&mut self.is_due, std::mem::take(&mut calls.is_due));
