@@ -145,8 +145,15 @@ impl Panel {
         }
         *y += 20.0;
         if self.scale == Scale::Logarithmic {
-            let x = LEFT - 10.0;
-            text(body, x, bottom + 18.0, "tick", "end", "logarithmic scale");
+            // Left of the first tick, which is centred at the beginning of the bars.
+            text(
+                body,
+                MARGIN,
+                bottom + 18.0,
+                "tick",
+                "start",
+                "logarithmic scale",
+            );
         }
     }
 }
@@ -374,15 +381,23 @@ mod tests {
             for (x, width) in rectangles(&svg) {
                 assert!(x >= LEFT && x + width <= RIGHT + 0.1, "{x} and {width}");
             }
+            let document = roxmltree::Document::parse(&svg).expect("valid XML");
+            let values =
+                { document.descendants() }.filter(|node| node.attribute("class") == Some("value"));
+            for value in values {
+                // 8 for each character is more than the font has.
+                let width = 8.0 * value.text().expect("a value").len() as f64;
+                assert!(attribute(value, "x") + width <= WIDTH, "{value:?}");
+            }
         }
     }
 
     #[test]
-    fn ours_stands_out() {
-        let bars = vec![bar("ours", &[1.0]), bar("theirs", &[1.0])];
-        let svg = chart(Scale::Linear, Unit::Number, bars).svg();
+    fn ours_alone_stands_out() {
+        let bars = ["ours", "theirs", "others"].map(|label| bar(label, &[1.0]));
+        let svg = chart(Scale::Linear, Unit::Number, bars.into()).svg();
         assert_eq!(svg.matches("class=\"bar ours\"").count(), 1);
-        assert_eq!(svg.matches("class=\"bar\"").count(), 1);
+        assert_eq!(svg.matches("class=\"bar\"").count(), 2);
     }
 
     #[test]

@@ -160,6 +160,8 @@ fn panel(results: &Results, scale: Scale, title: &str, parts: &[Part]) -> Option
             }
         }
     }
+    // Ours side by side, in whatever rows they were.
+    bars.sort_by_key(|bar: &Bar| !bar.ours);
     Some(Panel {
         title: title.to_owned(),
         scale,
@@ -224,6 +226,20 @@ mod tests {
             let value = figure.unit.text(figure.series.median);
             assert!(texts.contains(&value.as_str()), "{value} in {texts:?}");
         }
+    }
+
+    #[test]
+    fn ours_are_side_by_side_also_from_two_rows() {
+        let mut results = sample();
+        let mut fenced = results.rows[0].clone();
+        fenced.name = "uncontended_64_fenced".to_owned();
+        results.rows.push(fenced);
+        let charts = charts(&results);
+        let bars = &charts[0].1.panels[0].bars;
+        let labels: Vec<&str> = bars.iter().map(|bar| bar.label.as_str()).collect();
+        // Of the second row ours alone, for the others have no tokens.
+        let theirs = ["by hand (redis-rs)", "rslock <&\"x\">"];
+        assert_eq!(labels, [&[OURS, FENCED][..], &theirs].concat());
     }
 
     #[test]

@@ -164,6 +164,12 @@ mod tests {
     }
 
     #[test]
+    fn the_document_of_this_repository_has_a_place_for_figures() {
+        let document = include_str!("../../../../docs/benchmarks.md");
+        with_figures(document, "new figures\n").expect("markers");
+    }
+
+    #[test]
     fn all_ratios_are_in_the_table_with_their_goals() {
         let text = figures(&sample(), "charts", &[("hot", "One lock")]);
         let by_hand = "| by_hand | 0.940 (0.860 to 0.960) | at least 1 | **short** |";

@@ -2,10 +2,12 @@
 //! `axum_distinct`: each request with a key of its own; `axum_distinct_fenced`: the same with fencing
 //! tokens, which nobody else has. `axum_hot`: all with the same key.
 
+use figures::results::Unit;
+
 use crate::{
     Error,
     peers::Peer,
-    report::{Unit, over},
+    report::over,
     run::{Bench, Outcome, Work},
 };
 
@@ -35,7 +37,11 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
         "axum_hot",
         Work::hot(1, 64),
         Peer::AxumOurs,
-        &[(Peer::AxumMutex, "mutex"), (Peer::AxumNone, "no_lock")],
+        &[
+            (Peer::AxumByHand, "by_hand"),
+            (Peer::AxumMutex, "mutex"),
+            (Peer::AxumNone, "no_lock"),
+        ],
     )
 }
 
@@ -59,5 +65,9 @@ fn row(
         bench.report.figure(row, name, Unit::PerSecond, &their_rate);
         bench.report.ratio(row, name, &over(&our_rate, &their_rate));
     }
-    Ok(())
+    // The mutexes, and no lock, have no server.
+    let with_server = |peer: &Peer| !matches!(peer, Peer::AxumMutex | Peer::AxumNone);
+    let mut named = vec![(ours, "ours")];
+    named.extend(against.iter().filter(|(peer, _)| with_server(peer)));
+    bench.costs(row, work, &rounds, &named)
 }
