@@ -40,13 +40,13 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) const FULL: Self = Self {
         rounds: 7,
-        window: Duration::from_secs(3),
+        window: Duration::from_secs(2),
         handoffs: 400,
         handoff_time: Duration::from_secs(6),
     };
     pub(crate) const QUICK: Self = Self {
         rounds: 3,
-        window: Duration::from_millis(1_500),
+        window: Duration::from_millis(900),
         handoffs: 150,
         handoff_time: Duration::from_secs(3),
     };
@@ -228,10 +228,20 @@ impl Bench {
 
     /// Each peer in turn, and all over again.
     pub(crate) fn rounds(&mut self, peers: &[Peer], work: Work) -> Result<Rounds, Error> {
+        self.rounds_of(self.plan.window, peers, work)
+    }
+
+    /// The same, and a run is this long.
+    pub(crate) fn rounds_of(
+        &mut self,
+        window: Duration,
+        peers: &[Peer],
+        work: Work,
+    ) -> Result<Rounds, Error> {
         let mut rounds: Vec<_> = peers.iter().map(|&peer| (peer, Vec::new())).collect();
         for _ in 0..self.plan.rounds {
             for (peer, outcomes) in &mut rounds {
-                outcomes.push(self.run(*peer, work, self.plan.window, Besides::Nothing)?);
+                outcomes.push(self.run(*peer, work, window, Besides::Nothing)?);
             }
         }
         Ok(Rounds(rounds))

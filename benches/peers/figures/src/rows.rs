@@ -38,8 +38,12 @@ pub fn what(row: &str) -> Option<&'static str> {
         "axum_distinct" => {
             "requests per second to a service with axum, 64 connections, a key each, fencing off"
         }
-        "axum_distinct_fenced" => "the same, ours with fencing tokens",
-        "axum_hot" => "the same, one key for all",
+        "axum_distinct_fenced" => {
+            "requests per second to a service with axum, 64 connections, a key each, ours with fencing tokens"
+        }
+        "axum_hot" => {
+            "requests per second to a service with axum, 64 connections, one key for all, ours with fencing tokens"
+        }
         _ => return None,
     })
 }

@@ -1,5 +1,4 @@
-//! distributed-lock with its Redis backend: one `SET NX` an attempt, and a task that renews, whose first renewal is at
-//! once.
+//! distributed-lock with its Redis backend: one `SET NX` an attempt, and a task for each lock that renews it.
 //!
 //! It does not wait: its `acquire` answers that the time is over when the first attempt finds the lock taken, whatever
 //! time it was given. Over several servers it leaves locks behind on those that answered last, until they expire. So it

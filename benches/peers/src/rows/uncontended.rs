@@ -63,6 +63,8 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
 
     let work = Work::uncontended(64);
     let rounds = bench.rounds(&peers, work)?;
+    // The same rounds, and so the same costs.
+    let mut costed = Vec::new();
     for Variant {
         ours,
         rate,
@@ -85,8 +87,13 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
         report.ratio(server_cpu, "by_hand", &over(&our_cpu, &their_cpu));
 
         let mut named = vec![(*ours, "ours")];
-        named.extend(*rate_against);
+        named.extend(
+            rate_against
+                .iter()
+                .filter(|(peer, _)| !costed.contains(peer)),
+        );
         bench.costs(rate, work, &rounds, &named)?;
+        costed.extend(named.iter().map(|(peer, _)| *peer));
     }
     Ok(())
 }
