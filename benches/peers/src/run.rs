@@ -46,7 +46,7 @@ impl Plan {
     };
     pub(crate) const QUICK: Self = Self {
         rounds: 3,
-        window: Duration::from_millis(900),
+        window: Duration::from_millis(800),
         handoffs: 150,
         handoff_time: Duration::from_secs(3),
     };
@@ -275,12 +275,20 @@ impl Bench {
             return Ok(());
         }
         for &(peer, who) in peers {
-            let counted = self.run(peer, work, COUNTED, Besides::Counting)?;
+            // Without a count the row is still whole. MONITOR is much for a machine that has other work to do: the
+            // servers of a Redlock then answer too late, or have not heard of all releases at the end.
+            let counted = match self.run(peer, work, COUNTED, Besides::Counting) {
+                Ok(outcome) => Some(outcome.client_commands()),
+                Err(error) => {
+                    println!("# {row}: the commands of {who} were not counted: {error}");
+                    None
+                }
+            };
             let cost = Cost {
                 who: who.to_owned(),
                 server_cpu_seconds: Series::of(&rounds.of(peer, Outcome::server_cpu)),
                 server_commands: Series::of(&rounds.of(peer, Outcome::server_commands)),
-                client_commands: Some(counted.client_commands()),
+                client_commands: counted,
             };
             self.report.cost(row, cost);
         }
