@@ -1,7 +1,7 @@
 //! What is printed: `ratio <row> <peer> <number>`, and lines for people that begin with `#`. And what is kept for the
 //! JSON file.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command, thread, time::SystemTime};
+use std::{fs, path::Path, process::Command, thread, time::SystemTime};
 
 use figures::{
     Results,
@@ -103,7 +103,7 @@ impl Report {
                 window_seconds: plan.window.as_secs_f64(),
                 threads: THREADS,
             },
-            versions: versions(include_str!("../Cargo.lock")),
+            versions: figures::versions(include_str!("../Cargo.lock"), &LIBRARIES),
             rows: self.rows,
         }
     }
@@ -182,24 +182,6 @@ const LIBRARIES: [&str; 6] = [
     "tower-distributed-lock",
 ];
 
-/// The versions of these libraries, where there are several the last one.
-fn versions(lockfile: &str) -> BTreeMap<String, String> {
-    let quoted = |line: &str, name: &str| {
-        let value = line.strip_prefix(name)?.strip_prefix(" = \"")?;
-        Some(value.strip_suffix('"')?.to_owned())
-    };
-    let mut versions = BTreeMap::new();
-    let mut name = None;
-    for line in lockfile.lines() {
-        if let Some(next) = quoted(line, "name") {
-            name = Some(next).filter(|name| LIBRARIES.contains(&name.as_str()));
-        } else if let (Some(version), Some(name)) = (quoted(line, "version"), name.take()) {
-            versions.insert(name, version);
-        }
-    }
-    versions
-}
-
 /// What was built, if this is a git repository. `None` says that nobody knows, not that something failed.
 fn commit() -> Option<String> {
     let described = Command::new("git")
@@ -223,16 +205,6 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::rows::GROUPS;
-
-    #[test]
-    fn the_versions_are_those_that_are_built() {
-        let versions = versions(include_str!("../Cargo.lock"));
-        assert_eq!(versions.len(), LIBRARIES.len(), "{versions:?}");
-        // Ours needs no registry: its version is in its own manifest.
-        let manifest = include_str!("../../../Cargo.toml");
-        let ours = format!("version = \"{}\"", versions["tower-distributed-lock"]);
-        assert!(manifest.lines().any(|line| line == ours), "{ours}");
-    }
 
     #[test]
     fn every_row_says_what_it_measures() {

@@ -9,10 +9,12 @@ mod files;
 pub mod results;
 mod rows;
 mod text;
+mod versions;
 
 pub use files::{remake, write};
 pub use results::Results;
 pub use rows::{goal, what};
+pub use versions::versions;
 
 /// Whatever went wrong, in words for whoever runs the benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
