@@ -1,7 +1,8 @@
-//! What the library costs, beside what others use: `scripts/bench [--quick] [row ..]`.
+//! What the library costs, beside what others use: `scripts/bench [--quick] [--out FOLDER] [row ..]`.
 //!
 //! One redis-server (for the rows of Redlock several), one load after the other, ours and the others' in turn; each load comes from
-//! processes of its own. What each row measures is written at the top of its file in `rows/`.
+//! processes of its own. What each row measures is written at the top of its file in `rows/`. What becomes of the
+//! figures is the business of `figures/`, a package that needs none of the libraries compared.
 
 mod clock;
 mod load;
@@ -14,7 +15,12 @@ mod stats;
 mod team;
 mod worker;
 
-use std::{env, process::ExitCode};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
 
 use crate::{
     report::Report,
@@ -42,39 +48,58 @@ fn main() -> ExitCode {
 
 fn bench(arguments: Vec<String>) -> Result<(), Error> {
     let known = || GROUPS.iter().flat_map(|group| group.rows);
-    let (options, mut rows): (Vec<_>, Vec<_>) = arguments
-        .into_iter()
-        .partition(|argument| argument.starts_with('-'));
-    let plan = match options.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => Plan::FULL,
-        ["--quick"] => Plan::QUICK,
-        _ => return Err(usage(known())),
-    };
+    let mut plan = Plan::FULL;
+    let mut out = None;
+    let mut rows = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => plan = Plan::QUICK,
+            "--out" => {
+                out = Some(PathBuf::from(
+                    arguments.next().ok_or_else(|| usage(known()))?,
+                ))
+            }
+            row if known().any(|known| *known == row) => rows.push(argument),
+            _ => return Err(usage(known())),
+        }
+    }
     if rows.is_empty() {
         rows = known().map(|row| (*row).to_owned()).collect();
-    } else if rows.iter().any(|row| known().all(|known| known != row)) {
-        return Err(usage(known()));
+        // A run of less does not take the place of one of all.
+        if plan == Plan::FULL && out.is_none() {
+            out = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs"));
+        }
     }
 
+    let began = SystemTime::now();
     let mut server = Server::start()?;
-    report::print_machine(&server.version()?, &plan);
+    let machine = report::machine(server.version()?);
+    report::print_machine(&machine, &plan);
     let mut bench = Bench {
         servers: vec![server],
         plan,
-        report: Report { rows },
+        report: Report::of(rows),
     };
     for group in &GROUPS {
         if group.rows.iter().any(|row| bench.report.wants(row)) {
             (group.measure)(&mut bench)?;
         }
     }
-    Ok(())
+    println!("# {} s in all", began.elapsed()?.as_secs());
+    match out {
+        Some(folder) => {
+            let results = bench.report.into_results(began, machine, &plan);
+            report::write(&results, &folder)
+        }
+        None => Ok(()),
+    }
 }
 
 fn usage<'a>(rows: impl Iterator<Item = &'a &'a str>) -> Error {
     let rows: Vec<&str> = rows.copied().collect();
     format!(
-        "usage: scripts/bench [--quick] [row ..]\nrows: {}",
+        "usage: scripts/bench [--quick] [--out FOLDER] [row ..]\n       scripts/bench --charts FILE.json\nrows: {}",
         rows.join(" ")
     )
     .into()

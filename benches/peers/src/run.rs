@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use figures::results::{Cost, Series};
+
 use crate::{
     Error, clock,
     load::{self, Job, Tally, Window},
     peers::Peer,
     report::Report,
-    server::Server,
+    server::{Server, Usage},
     team::Worker,
     worker::Errand,
 };
@@ -18,11 +20,14 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// From the word that starts the workers to the moment when all have surely heard it.
 const START: Duration = Duration::from_millis(20);
 
+/// How long a run is in which only commands are counted.
+const COUNTED: Duration = Duration::from_millis(300);
+
 /// How long those who wait at the end may take to get their locks.
 const DRAIN: Duration = Duration::from_secs(90);
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// One run under load.
@@ -35,13 +40,13 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) const FULL: Self = Self {
         rounds: 7,
-        window: Duration::from_secs(3),
+        window: Duration::from_secs(2),
         handoffs: 400,
         handoff_time: Duration::from_secs(6),
     };
     pub(crate) const QUICK: Self = Self {
         rounds: 3,
-        window: Duration::from_millis(1_500),
+        window: Duration::from_millis(800),
         handoffs: 150,
         handoff_time: Duration::from_secs(3),
     };
@@ -90,8 +95,8 @@ pub(crate) struct Outcome {
     /// All processes together.
     pub(crate) sum: Tally,
     seconds: f64,
-    server_cpu: f64,
-    commands: u64,
+    servers: Usage,
+    client_commands: u64,
 }
 
 impl Outcome {
@@ -100,14 +105,19 @@ impl Outcome {
         self.sum.entered as f64 / self.seconds
     }
 
-    /// The server's CPU time for one section, in seconds.
+    /// The CPU time of all servers for one section, in seconds.
     pub(crate) fn server_cpu(&self) -> f64 {
-        self.server_cpu / self.sum.all as f64
+        self.servers.cpu / self.sum.all as f64
     }
 
-    /// The clients' commands for one section. Only in runs that count them.
-    pub(crate) fn commands(&self) -> f64 {
-        self.commands as f64 / self.sum.all as f64
+    /// The commands that all servers carried out for one section, those that scripts called among them.
+    pub(crate) fn server_commands(&self) -> f64 {
+        self.servers.commands as f64 / self.sum.all as f64
+    }
+
+    /// The commands that clients sent for one section. Only in runs that count them.
+    pub(crate) fn client_commands(&self) -> f64 {
+        self.client_commands as f64 / self.sum.all as f64
     }
 
     /// 99 % waited at most so long, in seconds.
@@ -195,17 +205,43 @@ impl Bench {
         urls.join(",")
     }
 
-    /// The CPU time of all servers, in seconds.
-    fn cpu(&mut self) -> Result<f64, Error> {
-        self.servers.iter_mut().map(Server::cpu).sum()
+    /// What all servers have done until now.
+    pub(crate) fn usage(&mut self) -> Result<Usage, Error> {
+        let mut sum = Usage::default();
+        for server in &mut self.servers {
+            let Usage { cpu, commands } = server.usage()?;
+            sum.cpu += cpu;
+            sum.commands += commands;
+        }
+        Ok(sum)
+    }
+
+    /// What all servers have done since then, without being asked.
+    pub(crate) fn usage_since(&mut self, before: Usage) -> Result<Usage, Error> {
+        let now = self.usage()?;
+        Ok(Usage {
+            cpu: now.cpu - before.cpu,
+            // The first question was counted after its answer.
+            commands: now.commands - before.commands - self.servers.len() as u64,
+        })
     }
 
     /// Each peer in turn, and all over again.
     pub(crate) fn rounds(&mut self, peers: &[Peer], work: Work) -> Result<Rounds, Error> {
+        self.rounds_of(self.plan.window, peers, work)
+    }
+
+    /// The same, and a run is this long.
+    pub(crate) fn rounds_of(
+        &mut self,
+        window: Duration,
+        peers: &[Peer],
+        work: Work,
+    ) -> Result<Rounds, Error> {
         let mut rounds: Vec<_> = peers.iter().map(|&peer| (peer, Vec::new())).collect();
         for _ in 0..self.plan.rounds {
             for (peer, outcomes) in &mut rounds {
-                outcomes.push(self.run(*peer, work, self.plan.window, Besides::Nothing)?);
+                outcomes.push(self.run(*peer, work, window, Besides::Nothing)?);
             }
         }
         Ok(Rounds(rounds))
@@ -224,6 +260,39 @@ impl Bench {
     /// A run in which the clients' commands are counted.
     pub(crate) fn count(&mut self, peer: Peer, work: Work) -> Result<Outcome, Error> {
         self.run(peer, work, self.plan.window / 2, Besides::Counting)
+    }
+
+    /// Puts down what the peers' sections in these rounds cost the servers, by the names that the peers have in the
+    /// row. Counts their commands in a run of its own for each: MONITOR slows the server down.
+    pub(crate) fn costs(
+        &mut self,
+        row: &str,
+        work: Work,
+        rounds: &Rounds,
+        peers: &[(Peer, &str)],
+    ) -> Result<(), Error> {
+        if !self.report.wants(row) {
+            return Ok(());
+        }
+        for &(peer, who) in peers {
+            // Without a count the row is still whole. MONITOR is much for a machine that has other work to do: the
+            // servers of a Redlock then answer too late, or have not heard of all releases at the end.
+            let counted = match self.run(peer, work, COUNTED, Besides::Counting) {
+                Ok(outcome) => Some(outcome.client_commands()),
+                Err(error) => {
+                    println!("# {row}: the commands of {who} were not counted: {error}");
+                    None
+                }
+            };
+            let cost = Cost {
+                who: who.to_owned(),
+                server_cpu_seconds: Series::of(&rounds.of(peer, Outcome::server_cpu)),
+                server_commands: Series::of(&rounds.of(peer, Outcome::server_commands)),
+                client_commands: counted,
+            };
+            self.report.cost(row, cost);
+        }
+        Ok(())
     }
 
     fn run(
@@ -249,11 +318,15 @@ impl Bench {
         let errands = (0..work.processes).map(|_| Errand::Load(job.clone()));
         let mut team = Worker::team(&self.url(), errands)?;
 
-        let commands = match besides {
-            Besides::Counting => Some(self.servers[0].count_commands()?),
-            _ => None,
-        };
-        let cpu = self.cpu()?;
+        let counts = match besides {
+            Besides::Counting => self
+                .servers
+                .iter_mut()
+                .map(Server::count_commands)
+                .collect(),
+            _ => Ok(Vec::new()),
+        }?;
+        let usage = self.usage()?;
         let from = clock::now() + (START + WARM_UP).as_nanos() as u64;
         let window = Window {
             from,
@@ -267,12 +340,12 @@ impl Bench {
             let within = clock::until(window.until) + DRAIN;
             tallies.push(Tally::from_line(&worker.hear("done", within)?)?);
         }
-        let server_cpu = self.cpu()? - cpu;
-        let commands = match commands {
-            // The two questions for the CPU time are not the clients'.
-            Some(count) => count.stop(&mut self.servers[0])? - 2,
-            None => 0,
-        };
+        let usage = self.usage_since(usage)?;
+        let mut client_commands = 0;
+        for (count, server) in counts.into_iter().zip(&mut self.servers) {
+            // The two questions for what the server has done are not the clients'.
+            client_commands += count.stop(server)? - 2;
+        }
         for worker in team {
             worker.end()?;
         }
@@ -289,8 +362,8 @@ impl Bench {
             team: tallies,
             sum,
             seconds: window.seconds(),
-            server_cpu,
-            commands,
+            servers: usage,
+            client_commands,
         })
     }
 
@@ -306,7 +379,7 @@ impl Bench {
                 let errors: String = server.run(&["INFO", "errorstats"])?;
                 return Err(format!("{name}: {failures} commands failed: {errors}").into());
             }
-            for prefix in ["", "distributed-locks:", "redlock:"] {
+            for prefix in ["", "distributed-locks:", "redlock:", "distributed-lock:"] {
                 let left: Vec<String> = server.run(&["KEYS", &format!("{prefix}{lock}")])?;
                 if let Some(key) = left.first() {
                     let count = left.len();

@@ -27,6 +27,15 @@ pub(crate) struct Server {
     connection: Connection,
 }
 
+/// What servers have done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// CPU time, in seconds.
+    pub(crate) cpu: f64,
+    /// Commands, those that scripts called among them.
+    pub(crate) commands: u64,
+}
+
 /// Counts the servers of this process.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -98,11 +107,14 @@ impl Server {
         self.run::<()>(&["CONFIG", "RESETSTAT"])
     }
 
-    /// How much CPU time the server has used, in seconds.
-    pub(crate) fn cpu(&mut self) -> Result<f64, Error> {
-        let info: String = self.run(&["INFO", "cpu"])?;
-        Ok(field(&info, "used_cpu_user")?.parse::<f64>()?
-            + field(&info, "used_cpu_sys")?.parse::<f64>()?)
+    /// What the server has done until now. One command.
+    pub(crate) fn usage(&mut self) -> Result<Usage, Error> {
+        let info: String = self.run(&["INFO"])?;
+        Ok(Usage {
+            cpu: field(&info, "used_cpu_user")?.parse::<f64>()?
+                + field(&info, "used_cpu_sys")?.parse::<f64>()?,
+            commands: field(&info, "total_commands_processed")?.parse()?,
+        })
     }
 
     pub(crate) fn version(&mut self) -> Result<String, Error> {

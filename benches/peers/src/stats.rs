@@ -1,26 +1,8 @@
-//! Medians, spreads, and a histogram of durations that can be sent from process to process.
+//! A histogram of durations that can be sent from process to process.
 
 use std::fmt;
 
 use crate::Error;
-
-/// The middle of the values; the mean of the two in the middle if their number is even.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
-}
-
-/// The smallest and the largest of the values.
-pub(crate) fn spread(values: &[f64]) -> (f64, f64) {
-    let min = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    (min, max)
-}
 
 /// Buckets per doubling are `1 << BITS`: durations are kept to within 0.4 %.
 const BITS: u32 = 7;
@@ -138,12 +120,5 @@ mod tests {
         assert_eq!(twice.count(), 200);
         assert!((twice.quantile(0.5) - 50.0).abs() < f64::EPSILON);
         assert!((twice.quantile(0.99) - 99.0).abs() < f64::EPSILON);
-    }
-
-    #[test]
-    fn medians() {
-        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
-        assert_eq!(spread(&[2.0, 1.0, 3.0]), (1.0, 3.0));
     }
 }

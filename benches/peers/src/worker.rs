@@ -11,6 +11,7 @@ use crate::{
     peers::{
         Locks, Peer,
         by_hand::ByHand,
+        distributed_lock::DistributedLock,
         ours::{Dispatched, Ours},
         ping::Ping,
         pubsub::Pubsub,
@@ -88,6 +89,9 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
                     carry_out(url, errand, Ours::redlock(url, false).await?).await
                 }
                 Peer::RedisLock => carry_out(url, errand, RedisLock::connect(url).await?).await,
+                Peer::DistributedLock => {
+                    carry_out(url, errand, DistributedLock::connect(url).await?).await
+                }
                 Peer::AxumOurs => {
                     let service = Service::layered(Ours::connect(url).await?).await?;
                     carry_out(url, errand, service).await

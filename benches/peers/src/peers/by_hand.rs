@@ -1,7 +1,7 @@
 //! The lock of the Redis documentation, written by hand: `SET NX PX`, and a script that deletes the
-//! key if it has our token. It does not wait for a lock that is taken.
+//! key if it has our token. Whoever finds the lock taken asks again after a random delay.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use redis::aio::MultiplexedConnection;
 
@@ -12,6 +12,9 @@ const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then
     return redis.call('DEL', KEYS[1])
 end
 return 0";
+
+/// The longest delay.
+const RETRY: Duration = Duration::from_millis(5);
 
 #[derive(Clone)]
 pub(crate) struct ByHand {
@@ -40,8 +43,8 @@ impl Locks for ByHand {
 
     async fn lock(&self, key: &str) -> Result<Guard, Error> {
         let token = token();
-        if !set_if_free(&mut self.connection.clone(), key, &token).await? {
-            return Err(format!("the lock {key} is taken").into());
+        while !set_if_free(&mut self.connection.clone(), key, &token).await? {
+            tokio::time::sleep(RETRY.mul_f64(fastrand::f64())).await;
         }
         let key = key.to_owned();
         Ok(Guard { key, token })

@@ -1,6 +1,7 @@
 //! What is compared: our library, and what others use or write by hand.
 
 pub(crate) mod by_hand;
+pub(crate) mod distributed_lock;
 pub(crate) mod ours;
 pub(crate) mod ping;
 pub(crate) mod pubsub;
@@ -44,7 +45,7 @@ pub(crate) enum Peer {
     OursDispatched,
     /// This library without fencing tokens, and each lock counts when a replica has it.
     OursReplicated,
-    /// `SET NX PX` and compare-and-delete.
+    /// `SET NX PX` and compare-and-delete; whoever finds the lock taken asks again.
     ByHand,
     /// rslock as it comes.
     RslockDefault,
@@ -60,6 +61,8 @@ pub(crate) enum Peer {
     OursRedlockUnfenced,
     /// redis-lock, over any number of servers.
     RedisLock,
+    /// distributed-lock with its Redis backend. It does not wait.
+    DistributedLock,
     /// A service with axum and our layer.
     AxumOurs,
     /// The same without fencing tokens.
@@ -75,7 +78,7 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Ours,
         Self::OursUnfenced,
         Self::OursDispatched,
@@ -88,6 +91,7 @@ impl Peer {
         Self::OursRedlock,
         Self::OursRedlockUnfenced,
         Self::RedisLock,
+        Self::DistributedLock,
         Self::AxumOurs,
         Self::AxumOursUnfenced,
         Self::AxumByHand,
@@ -109,7 +113,8 @@ impl Peer {
             Self::Pubsub => "pubsub",
             Self::OursRedlock => "ours_redlock",
             Self::OursRedlockUnfenced => "ours_redlock_unfenced",
-            Self::RedisLock => "redis_lock",
+            Self::RedisLock => "redis-lock",
+            Self::DistributedLock => "distributed-lock",
             Self::AxumOurs => "axum_ours",
             Self::AxumOursUnfenced => "axum_ours_unfenced",
             Self::AxumByHand => "axum_by_hand",

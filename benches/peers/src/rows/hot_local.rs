@@ -2,36 +2,40 @@
 //! done inside. `hot_local_commands`: how many commands the process sends for one section, in a run
 //! of its own under MONITOR.
 
+use figures::results::Unit;
+
 use crate::{
     Error,
     peers::Peer,
-    report::{RSLOCKS, Unit, best, over},
+    report::{WAITING, best, over},
     run::{Bench, Outcome, Work},
 };
 
 pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
     let work = Work::hot(1, 64);
-    let [default, tuned] = RSLOCKS;
-    let peers = [Peer::Ours, default, tuned];
+    let row = "hot_local";
 
-    if bench.report.wants("hot_local") {
-        bench.check(&peers, work)?;
-        let rounds = bench.rounds(&peers, work)?;
-        let rates = peers.map(|peer| rounds.of(peer, Outcome::rate));
-        for (peer, rates) in peers.iter().zip(&rates) {
-            bench
-                .report
-                .figure("hot_local", peer.name(), Unit::PerSecond, rates);
+    if bench.report.wants(row) {
+        bench.check(&WAITING, work)?;
+        let rounds = bench.rounds(&WAITING, work)?;
+        let rates = WAITING.map(|peer| rounds.of(peer, Outcome::rate));
+        let report = &mut bench.report;
+        for (peer, rates) in WAITING.iter().zip(&rates) {
+            report.figure(row, peer.name(), Unit::PerSecond, rates);
         }
-        let [ours, default, tuned] = &rates;
-        let ratios = over(ours, &best(default, tuned, f64::max));
-        bench.report.ratio("hot_local", "rslock", &ratios);
+        let [ours, default, tuned, by_hand, redis_lock] = &rates;
+        let rslock = best(default, tuned, f64::max);
+        report.ratio(row, "rslock", &over(ours, &rslock));
+        report.ratio(row, "by_hand", &over(ours, by_hand));
+        report.ratio(row, "redis-lock", &over(ours, redis_lock));
+        let named = WAITING.map(|peer| (peer, peer.name()));
+        bench.costs(row, work, &rounds, &named)?;
     }
 
     if bench.report.wants("hot_local_commands") {
         let mut commands = Vec::new();
         for _ in 0..bench.plan.rounds {
-            commands.push(bench.count(Peer::Ours, work)?.commands());
+            commands.push(bench.count(Peer::Ours, work)?.client_commands());
         }
         bench.report.ratio("hot_local_commands", "-", &commands);
     }

@@ -8,10 +8,12 @@
 
 use std::time::Duration;
 
+use figures::results::Unit;
+
 use crate::{
     Error,
     peers::Peer,
-    report::{Unit, over},
+    report::over,
     run::{Bench, Outcome, Work},
 };
 
@@ -25,22 +27,22 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
 
     let rounds = bench.rounds(&peers, paused)?;
     let [ours, ping] = peers.map(|peer| rounds.of(peer, Outcome::median_cycle));
-    let report = &bench.report;
-    report.figure("latency_1", "ours after a pause", Unit::Time, &ours);
-    report.figure("latency_1", "ping after a pause", Unit::Time, &ping);
+    let report = &mut bench.report;
+    report.figure("latency_1", "ours after a pause", Unit::Seconds, &ours);
+    report.figure("latency_1", "ping after a pause", Unit::Seconds, &ping);
     let ratios = over(&ours, &ping);
     report.figure(
         "latency_1",
         "ours over ping after a pause",
-        Unit::Count,
+        Unit::Number,
         &ratios,
     );
 
     let rounds = bench.rounds(&peers, at_once)?;
     let [ours, ping] = peers.map(|peer| rounds.of(peer, Outcome::median_cycle));
-    let report = &bench.report;
-    report.figure("latency_1", "ours", Unit::Time, &ours);
-    report.figure("latency_1", "ping", Unit::Time, &ping);
+    let report = &mut bench.report;
+    report.figure("latency_1", "ours", Unit::Seconds, &ours);
+    report.figure("latency_1", "ping", Unit::Seconds, &ping);
     report.ratio("latency_1", "ping", &over(&ours, &ping));
     Ok(())
 }

@@ -2,10 +2,12 @@
 //! key each. `server_cpu`: what one of these cycles costs the server. `.._fenced`: the same with
 //! fencing tokens, which nobody else has.
 
+use figures::results::Unit;
+
 use crate::{
     Error,
     peers::Peer,
-    report::{Unit, over},
+    report::over,
     run::{Bench, Outcome, Work},
 };
 
@@ -22,7 +24,12 @@ const VARIANTS: &[Variant] = &[
         ours: Peer::OursUnfenced,
         rate: "uncontended_64",
         // Its retry delay plays no part where all locks are free.
-        rate_against: &[(Peer::ByHand, "by_hand"), (Peer::RslockDefault, "rslock")],
+        rate_against: &[
+            (Peer::ByHand, "by_hand"),
+            (Peer::RslockDefault, "rslock"),
+            (Peer::RedisLock, "redis-lock"),
+            (Peer::DistributedLock, "distributed-lock"),
+        ],
         server_cpu: "server_cpu",
     },
     Variant {
@@ -54,7 +61,10 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
         }
     }
 
-    let rounds = bench.rounds(&peers, Work::uncontended(64))?;
+    let work = Work::uncontended(64);
+    let rounds = bench.rounds(&peers, work)?;
+    // The same rounds, and so the same costs.
+    let mut costed = Vec::new();
     for Variant {
         ours,
         rate,
@@ -62,7 +72,7 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
         server_cpu,
     } in variants
     {
-        let report = &bench.report;
+        let report = &mut bench.report;
         let our_rate = rounds.of(*ours, Outcome::rate);
         report.figure(rate, "ours", Unit::PerSecond, &our_rate);
         for (peer, name) in *rate_against {
@@ -72,9 +82,18 @@ pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
         }
         let our_cpu = rounds.of(*ours, Outcome::server_cpu);
         let their_cpu = rounds.of(Peer::ByHand, Outcome::server_cpu);
-        report.figure(server_cpu, "ours", Unit::Time, &our_cpu);
-        report.figure(server_cpu, "by_hand", Unit::Time, &their_cpu);
+        report.figure(server_cpu, "ours", Unit::Seconds, &our_cpu);
+        report.figure(server_cpu, "by_hand", Unit::Seconds, &their_cpu);
         report.ratio(server_cpu, "by_hand", &over(&our_cpu, &their_cpu));
+
+        let mut named = vec![(*ours, "ours")];
+        named.extend(
+            rate_against
+                .iter()
+                .filter(|(peer, _)| !costed.contains(peer)),
+        );
+        bench.costs(rate, work, &rounds, &named)?;
+        costed.extend(named.iter().map(|(peer, _)| *peer));
     }
     Ok(())
 }
