@@ -70,7 +70,7 @@ use crate::{
     error::{LockError, LossReason, NotObtained, TooManyWaiters, WaiterScope},
     key::LockName,
     options::LockOptions,
-    storage::{AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
+    storage::{self, AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -332,7 +332,7 @@ impl Coordinator {
             hint: place.filter(|_| in_parts),
             fencing: self.fencing(attempt.fencing),
         };
-        let reply = Arc::clone(&self.storage).acquire(request);
+        let reply = storage::acquire(&self.storage, request);
         Flight::new(attempt, now + self.limits.storage_timeout, reply)
     }
 

@@ -30,7 +30,7 @@ use crate::{
         table::Cell,
     },
     error::{LossReason, StorageError, StorageErrorKind},
-    storage::{BoxFuture, ReleaseReply, ReleaseRequest, Requeue},
+    storage::{self, Call, ReleaseReply, ReleaseRequest, Requeue},
 };
 
 /// A release that is not answered is sent again at least this often.
@@ -54,7 +54,7 @@ enum State {
 
 struct Sent {
     errand: Errand,
-    call: BoxFuture<Answer>,
+    call: Call<Answer>,
     /// The runtime from which it was sent.
     here: Option<runtime::Id>,
     /// Since it is waited for.
@@ -71,21 +71,25 @@ impl Release {
     ) -> Self {
         let mut errand = Errand::new(coordinator, cell, give_back);
         let mut call = errand.call();
+        let mut here = None;
+        let can_be_sent = call.is_done() || {
+            coordinator.keeper.ensure_running(coordinator);
+            here = keeper::here();
+            coordinator.keeper.is_running() && here.is_some()
+        };
         // Only the call itself is polled: a timer made here would end with this runtime, which need
         // not be the one that follows it.
-        coordinator.keeper.ensure_running(coordinator);
-        let here = keeper::here();
-        if coordinator.keeper.is_running() && here.is_some() {
+        if can_be_sent {
             let mut cx = Context::from_waker(Waker::noop());
             // A storage with timers of its own panics in a runtime that has none, or that has ended
             // while the keeper goes on in another. This may be a `drop`, where nobody can catch
             // that.
-            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
+            match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut call).poll(&mut cx))) {
                 Ok(Poll::Ready(Ok(reply))) => {
                     errand.answered(&Ok(reply));
                     return Self(State::Answered(Ok(reply)));
                 }
-                Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
+                Ok(Poll::Ready(failed)) => call = Call::done(failed),
                 Ok(Poll::Pending) => {}
                 Err(_) => call = errand.call(),
             }
@@ -161,7 +165,7 @@ impl Sent {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
-        let answer = match (self.call.as_mut().poll(cx), &mut self.limit) {
+        let answer = match (Pin::new(&mut self.call).poll(cx), &mut self.limit) {
             (Poll::Ready(answer), _) => answer,
             (Poll::Pending, None) => return Poll::Pending,
             (Poll::Pending, Some(limit)) => {
@@ -171,7 +175,7 @@ impl Sent {
         };
         self.errand.answered(&answer);
         if let Err(error) = &answer {
-            self.call = Box::pin(std::future::ready(Err(error.clone())));
+            self.call = Call::done(Err(error.clone()));
         }
         Poll::Ready(answer)
     }
@@ -269,7 +273,7 @@ impl Errand {
     }
 
     /// The call, to be sent by its first poll.
-    fn call(&self) -> BoxFuture<Answer> {
+    fn call(&self) -> Call<Answer> {
         let request = ReleaseRequest {
             name: self.cell.name.clone(),
             token: self.claim.token,
@@ -283,7 +287,7 @@ impl Errand {
             }),
             quiet: self.quiet,
         };
-        Arc::clone(&self.coordinator.storage).release(request)
+        storage::release(&self.coordinator.storage, request)
     }
 
     /// Tells those who wait for the answer.
@@ -313,7 +317,7 @@ impl Errand {
     }
 
     /// Follows the release to its end, and sends it again if need be.
-    async fn run(mut self, mut call: BoxFuture<Answer>) {
+    async fn run(mut self, mut call: Call<Answer>) {
         let coordinator = Arc::clone(&self.coordinator);
         let runs_out = coordinator.clock.now() + coordinator.storage_ttl(self.claim.ttl);
         let mut failures = 0;
