@@ -96,8 +96,9 @@ enum Phase {
         repeated: bool,
         /// From that attempt, if it was given a place in the storage's queue.
         baseline: Option<Baseline>,
-        /// A grant that arrived before the reply.
-        pushed: Option<PushedGrant>,
+        /// A grant that arrived before the reply. In a box: it is rare, and the phase is moved with
+        /// each lock.
+        pushed: Option<Box<PushedGrant>>,
         /// Messages may have been missed since it was sent: a denial is not the last word.
         ask_again: bool,
         /// A release of ours was on its way when it was sent, and may be carried out after it.
@@ -724,7 +725,7 @@ impl<W> KeyState<W> {
         match &mut self.phase {
             // Which of the two was carried out first is known when the reply is here.
             Phase::Asking { claim, pushed, .. } if claim.token == grant.token => {
-                *pushed = Some(grant.clone());
+                *pushed = Some(Box::new(grant.clone()));
                 Effects::none()
             }
             Phase::BackOff {
