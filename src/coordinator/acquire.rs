@@ -238,9 +238,10 @@ impl Waiter {
             }
             let hurried = self.options.max_wait().is_zero();
             let shared = hurried.then_some(self.landed);
+            let (cell, waker) = (&self.cell, cx.waker());
             match self
                 .coordinator
-                .step(&self.cell, self.place, self.since, shared, now, cx.waker())
+                .step(cell, self.place, self.since, shared, now, waker, end)
             {
                 Next::Turn(turn) => {
                     self.queued = false;
@@ -260,6 +261,7 @@ impl Waiter {
                     return Err(self.given_up(now));
                 }
                 Next::WaitUntil(at) => return Ok(Progress::Until(at.min(end))),
+                Next::Wait if self.coordinator.rings(end) => return Ok(Progress::Armed),
                 Next::Wait => return Ok(Progress::Until(end)),
             }
         }

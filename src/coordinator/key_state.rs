@@ -1164,9 +1164,14 @@ impl<W> KeyState<W> {
 
     /// Takes the wakers of all waiters, so that each looks at the world again.
     pub(crate) fn wake_all(&mut self) -> Vec<W> {
-        self.queue
-            .iter_mut()
-            .filter_map(|waiter| waiter.wake.take())
+        self.wake_some(|_| true)
+    }
+
+    /// The same for those whose time has come.
+    pub(crate) fn wake_some(&mut self, mut is_time: impl FnMut(&W) -> bool) -> Vec<W> {
+        let waiters = self.queue.iter_mut();
+        waiters
+            .filter_map(|waiter| waiter.wake.take_if(|wake| is_time(wake)))
             .collect()
     }
 
