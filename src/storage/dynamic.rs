@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,7 +14,10 @@ use super::{
     AcquireReply, AcquireRequest, Inbox, LockRecord, LockStorage, RaiseReply, RaiseRequest,
     ReleaseReply, ReleaseRequest, RenewReply, RenewRequest, Survey, SurveyRequest,
 };
-use crate::{error::StorageError, key::LockName};
+use crate::{
+    error::{StorageError, StorageErrorKind},
+    key::LockName,
+};
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Reply<T> = Result<T, StorageError>;
@@ -53,12 +57,18 @@ impl<T> Future for Call<T> {
     }
 }
 
+/// Code of others, in the midst of what must come to its end.
+fn carried_out<T>(call: impl FnOnce() -> Option<Reply<T>>) -> Option<Reply<T>> {
+    let unavailable = |_| Some(Err(StorageError::new(StorageErrorKind::Unavailable)));
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(unavailable)
+}
+
 /// See [`LockStorage::acquire`]. Sent by its first poll, unless it could be carried out at once.
 pub(crate) fn acquire(
     storage: &Arc<dyn DynStorage>,
     request: AcquireRequest,
 ) -> Call<Reply<AcquireReply>> {
-    match storage.acquire_at_once(&request) {
+    match carried_out(|| storage.acquire_at_once(&request)) {
         Some(reply) => Call::done(reply),
         None => Call::Sent(Arc::clone(storage).acquire(request)),
     }
@@ -69,7 +79,7 @@ pub(crate) fn release(
     storage: &Arc<dyn DynStorage>,
     request: ReleaseRequest,
 ) -> Call<Reply<ReleaseReply>> {
-    match storage.release_at_once(&request) {
+    match carried_out(|| storage.release_at_once(&request)) {
         Some(reply) => Call::done(reply),
         None => Call::Sent(Arc::clone(storage).release(request)),
     }

@@ -131,7 +131,8 @@ pub trait LockStorage: Send + Sync + 'static {
     /// saves each caller a future. `None`, as the default answers, means that nothing was done;
     /// then [`acquire`](Self::acquire) is called.
     ///
-    /// It may be called outside of a runtime.
+    /// It may be called outside of a runtime. A panic in it counts as an error of the kind
+    /// [`Unavailable`](crate::error::StorageErrorKind::Unavailable).
     fn acquire_at_once(
         &self,
         request: &AcquireRequest,
