@@ -47,6 +47,11 @@ impl Flight {
         }
     }
 
+    /// Whether the storage has answered at once.
+    pub(crate) fn is_immediate(&self) -> bool {
+        self.reply.is_done()
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reply> {
         let reply = ready!(Pin::new(&mut self.reply).poll(cx));
         Poll::Ready(match reply {

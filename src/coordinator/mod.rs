@@ -267,26 +267,18 @@ impl Coordinator {
         joined
     }
 
-    /// `shared`: for a caller that is content with one outcome, how many there were when it came.
-    /// `ends`: when its wait is over.
-    fn step(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        place: Place,
-        since: Timestamp,
-        shared: Option<u32>,
-        now: Timestamp,
-        waker: &Waker,
-        ends: Timestamp,
-    ) -> Next {
+    fn step(self: &Arc<Self>, cell: &Arc<Cell>, poll: &Polled<'_>, now: Timestamp) -> Next {
+        let Polled {
+            place, since, ends, ..
+        } = *poll;
         let (next, due) = self.update(cell, |slot| {
             let state = &slot.state;
+            let shared = poll.shared;
             if shared.is_some_and(|landed| landed != state.landed()) && !state.is_for(place) {
                 return ((Next::Over, None), Effects::none());
             }
-            let (step, effects) =
-                slot.state
-                    .poll(place, now, || Bell::new(waker, ends), || self.new_token());
+            let bell = || Bell::new(poll.waker, ends);
+            let (step, effects) = slot.state.poll(place, now, bell, || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
                     let (coordinator, waited) = (Arc::clone(self), now.since(since));
@@ -672,6 +664,18 @@ impl fmt::Debug for Coordinator {
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
+}
+
+/// A waiter that was polled.
+struct Polled<'a> {
+    place: Place,
+    /// When it came.
+    since: Timestamp,
+    /// When its wait is over.
+    ends: Timestamp,
+    /// Of one that is content with one outcome: how many there were when it came.
+    shared: Option<u32>,
+    waker: &'a Waker,
 }
 
 /// What a waiter does next.
