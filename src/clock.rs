@@ -12,6 +12,9 @@ impl Timestamp {
     #[cfg(any(test, fuzzing))]
     pub(crate) const ORIGIN: Self = Self(0);
 
+    /// After all others.
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
     pub(crate) const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }

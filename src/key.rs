@@ -1,8 +1,17 @@
 //! What may be locked, and how it is written in the storage.
 
-use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
-use crate::error::{InvalidKey, InvalidSettings};
+use crate::{
+    error::{InvalidKey, InvalidSettings},
+    text::{Draft, Text},
+};
 
 /// What a lock is about: `orders/42`, `account:17`.
 ///
@@ -34,7 +43,7 @@ use crate::error::{InvalidKey, InvalidSettings};
 /// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LockKey(Arc<str>);
+pub struct LockKey(Text);
 
 impl LockKey {
     /// The longest key, in bytes before encoding.
@@ -48,12 +57,7 @@ impl LockKey {
     pub fn new(key: impl AsRef<[u8]>) -> Result<Self, InvalidKey> {
         let key = key.as_ref();
         check_len(key.len())?;
-        if let Ok(text) = str::from_utf8(key)
-            && key.iter().all(|&byte| is_plain(byte))
-        {
-            return Ok(Self(text.into()));
-        }
-        Ok(Self(encode(key).into()))
+        Ok(Self(encoded(key)))
     }
 
     /// Makes a key of several parts, joined by `/`, so that no two lists of parts give the same
@@ -74,23 +78,23 @@ impl LockKey {
     pub fn from_parts<P: AsRef<[u8]>>(
         parts: impl IntoIterator<Item = P>,
     ) -> Result<Self, InvalidKey> {
-        let mut encoded = String::new();
+        let mut encoded = Draft::new();
         let mut len = 0;
         for (index, part) in parts.into_iter().enumerate() {
             if index > 0 {
-                encoded.push('/');
+                encoded.push_str("/");
                 len += 1;
             }
             len += part.as_ref().len();
             if len > Self::MAX_LEN {
                 break;
             }
-            for &byte in part.as_ref() {
-                push(&mut encoded, byte, is_plain(byte) && byte != b'/');
-            }
+            push(&mut encoded, part.as_ref(), |byte| {
+                is_plain(byte) && byte != b'/'
+            });
         }
         check_len(len)?;
-        Ok(Self(encoded.into()))
+        Ok(Self(encoded.finish()))
     }
 
     /// Takes a key as it is stored, as [`LockKey::as_str`] and
@@ -138,11 +142,13 @@ fn check_encoded(encoded: &str) -> Result<(), InvalidKey> {
 
 /// Bytes in the characters of a key.
 pub(crate) fn encode(bytes: &[u8]) -> String {
-    let mut encoded = String::with_capacity(bytes.len() * 2);
-    for &byte in bytes {
-        push(&mut encoded, byte, is_plain(byte));
-    }
-    encoded
+    String::from(&*encoded(bytes))
+}
+
+fn encoded(bytes: &[u8]) -> Text {
+    let mut encoded = Draft::new();
+    push(&mut encoded, bytes, is_plain);
+    encoded.finish()
 }
 
 /// The bytes of a key, or of what [`encode`] made. `None` if neither has made it: what need not be
@@ -173,20 +179,28 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'%' | b'{' | b'}')
 }
 
-fn push(encoded: &mut String, byte: u8, plain: bool) {
+fn push(encoded: &mut Draft, bytes: &[u8], is_plain: impl Fn(u8) -> bool) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    if plain {
-        encoded.push(char::from(byte));
-    } else {
-        encoded.push('%');
-        encoded.push(char::from(HEX[usize::from(byte >> 4)]));
-        encoded.push(char::from(HEX[usize::from(byte & 15)]));
+    // Mostly all of it is plain.
+    if bytes.iter().all(|&byte| is_plain(byte))
+        && let Ok(text) = str::from_utf8(bytes)
+    {
+        return encoded.push_str(text);
+    }
+    for &byte in bytes {
+        if is_plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push('%');
+            encoded.push(char::from(HEX[usize::from(byte >> 4)]));
+            encoded.push(char::from(HEX[usize::from(byte & 15)]));
+        }
     }
 }
 
 impl fmt::Debug for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LockKey({})", self.0)
+        write!(f, "LockKey({})", &*self.0)
     }
 }
 
@@ -304,13 +318,13 @@ impl KeyPrefix {
     }
 
     pub(crate) fn name(&self, key: &LockKey) -> LockName {
-        let mut name = String::with_capacity(self.0.len() + 1 + key.0.len());
+        let mut name = Draft::new();
         name.push_str(&self.0);
-        name.push(':');
+        name.push_str(":");
         name.push_str(&key.0);
         LockName {
             key_at: self.0.len() + 1,
-            name: name.into(),
+            name: name.finish(),
         }
     }
 }
@@ -323,9 +337,9 @@ impl Default for KeyPrefix {
 
 /// The full name of a lock in a storage: `prefix:key`, encoded. A [`LockStorage`](crate::storage::LockStorage) is asked by
 /// it; [`LockKey`] is the part that users choose.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct LockName {
-    name: Arc<str>,
+    name: Text,
     key_at: usize,
 }
 
@@ -370,9 +384,16 @@ impl LockName {
     }
 }
 
+// Two names of one text are equal, so the text is enough.
+impl Hash for LockName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
 impl fmt::Debug for LockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LockName({})", self.name)
+        write!(f, "LockName({})", &*self.name)
     }
 }
 

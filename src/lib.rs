@@ -21,6 +21,7 @@ pub mod middleware;
 mod options;
 pub mod storage;
 mod sync;
+mod text;
 
 pub use crate::{
     clock::Clock,

@@ -99,13 +99,13 @@ types! {
     + + + - - + Lock;
     + + + - - + LockFactory;
     + + + + + + LockFactoryBuilder<MemoryStorage>;
-    + - - - - - LockFuture;
+    + - + - - - LockFuture;
     + + + - - - LockGuard;
     + + + + + + LockKey;
     + + + + + + LockOptions;
     + + + + + + LockOptionsBuilder;
     + + + - - + LockSet;
-    + - - - - - LockSetFuture;
+    + - + - - - LockSetFuture;
     + + + - - - LockSetGuard;
     + + + + + + Unlocked;
 
@@ -151,7 +151,7 @@ types! {
     + + + - - - Rejection;
     + + + + + + RequestKey;
     + + + - - - RequestLock;
-    + - - - - - ResponseFuture<Inner, Req, Key, DefaultOnReject, DefaultOnAcquired>;
+    + - + - - - ResponseFuture<Inner, Req, Key, DefaultOnReject, DefaultOnAcquired>;
     + + + + + + ServerTiming<HoldToHead>;
 
     // Storages.

@@ -10,14 +10,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use pin_project::pin_project;
 use tokio::time::Sleep;
 
 use crate::{
     clock::{Clock, Timestamp},
     coordinator::{
-        Coordinator, Next, flight::Flight, keeper, observe::Observed, queue::Place, table::Cell,
-        turn::Turn,
+        Coordinator, Next, Polled, flight::Flight, keeper, observe::Observed, queue::Place,
+        table::Cell, turn::Turn,
     },
     error::{LockError, NotObtained, StorageError, StorageErrorKind},
     key::LockName,
@@ -26,12 +25,11 @@ use crate::{
 };
 
 /// Resolves when the lock is obtained, or not to be had.
-#[pin_project]
 #[derive(Debug)]
 pub(crate) struct Acquire {
     caller: Caller,
-    #[pin]
-    timer: Option<Sleep>,
+    /// In a box: few have one, and this is moved with each request.
+    timer: Option<Pin<Box<Sleep>>>,
     timer_at: Option<Timestamp>,
 }
 
@@ -95,10 +93,10 @@ impl Future for Acquire {
     type Output = Result<Arc<Turn>, LockError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+        let this = self.get_mut();
         let mut joined = this.caller.arrive()?;
         loop {
-            let Caller::Waiting(waiter) = this.caller else {
+            let Caller::Waiting(waiter) = &mut this.caller else {
                 panic!("polled after it was ready");
             };
             // One look at the clock serves for all that happens at once.
@@ -107,27 +105,27 @@ impl Future for Acquire {
                 .unwrap_or_else(|| waiter.coordinator.clock.now());
             let come_again = match waiter.advance(cx, now) {
                 Ok(Progress::Granted(turn)) => {
-                    *this.caller = Caller::Gone;
+                    this.caller = Caller::Gone;
                     return Poll::Ready(Ok(turn));
                 }
                 Ok(Progress::Until(at)) => at,
                 Ok(Progress::Armed) => return Poll::Pending,
                 Err(error) => {
                     waiter.rejected(&error);
-                    *this.caller = Caller::Gone;
+                    this.caller = Caller::Gone;
                     return Poll::Ready(Err(error));
                 }
             };
             if this.timer_at.replace(come_again) != Some(come_again) {
                 let at = Clock::timer_from(now, come_again);
-                match this.timer.as_mut().as_pin_mut() {
-                    Some(timer) => timer.reset(at),
-                    None => this.timer.set(Some(tokio::time::sleep_until(at))),
+                match &mut this.timer {
+                    Some(timer) => timer.as_mut().reset(at),
+                    none => *none = Some(Box::pin(tokio::time::sleep_until(at))),
                 }
             }
-            if let Some(timer) = this.timer.as_mut().as_pin_mut() {
-                ready!(timer.poll(cx));
-                *this.timer_at = None;
+            if let Some(timer) = &mut this.timer {
+                ready!(timer.as_mut().poll(cx));
+                this.timer_at = None;
             }
         }
     }
@@ -198,8 +196,11 @@ impl Waiter {
             if let Some(flight) = &mut self.flight {
                 match flight.poll(cx) {
                     Poll::Ready(reply) => {
-                        // What a reply brings is judged by what the clock shows after it.
-                        now = self.coordinator.clock.now();
+                        // What a reply brings is judged by what the clock shows after it. One that
+                        // came at once has taken no time.
+                        if !flight.is_immediate() {
+                            now = self.coordinator.clock.now();
+                        }
                         self.landed(reply, now)?;
                     }
                     Poll::Pending => {
@@ -237,11 +238,14 @@ impl Waiter {
                 return Err(self.given_up(now));
             }
             let hurried = self.options.max_wait().is_zero();
-            let shared = hurried.then_some(self.landed);
-            match self
-                .coordinator
-                .step(&self.cell, self.place, self.since, shared, now, cx.waker())
-            {
+            let polled = Polled {
+                place: self.place,
+                since: self.since,
+                ends: end,
+                shared: hurried.then_some(self.landed),
+                waker: cx.waker(),
+            };
+            match self.coordinator.step(&self.cell, &polled, now) {
                 Next::Turn(turn) => {
                     self.queued = false;
                     turn.observe(std::mem::take(&mut self.observed), now);
@@ -260,6 +264,7 @@ impl Waiter {
                     return Err(self.given_up(now));
                 }
                 Next::WaitUntil(at) => return Ok(Progress::Until(at.min(end))),
+                Next::Wait if self.coordinator.rings(end) => return Ok(Progress::Armed),
                 Next::Wait => return Ok(Progress::Until(end)),
             }
         }

@@ -1,10 +1,11 @@
-//! How a caller is woken when its call of the storage takes too long.
+//! How a caller is woken when its call of the storage, or its wait in the queue, takes too long.
 //!
-//! Almost every call is answered long before that. Still, a timer of tokio's for each would be much
-//! of what a lock costs that nobody else wants: a runtime keeps its timers in one place for all its
-//! threads. So a caller leaves in its key's cell when it has to be woken, and the keeper, which
-//! looks at the cells when something is due there, wakes it. (A key stays in the table for as long
-//! as an attempt, or the release of a lock that was held to the end, is on its way.)
+//! Almost every call is answered long before that, and almost every wait is over. Still, a timer of
+//! tokio's for each would be much of what a lock costs: a runtime keeps its timers in one place for
+//! all its threads. So a caller leaves in its key's cell when it has to be woken, and the keeper,
+//! which looks at the cells when something is due there, wakes it. (A key stays in the table for as
+//! long as somebody waits for it, or an attempt, or the release of a lock that was held to the end,
+//! is on its way.)
 //!
 //! This is good only where the keeper runs on the caller's own runtime. Another may stand still, or
 //! end; there, a caller has a timer of its own. When the keeper ends, it wakes all whom it was to
@@ -17,7 +18,7 @@ use tokio::runtime;
 use crate::{
     clock::Timestamp,
     coordinator::{
-        Coordinator,
+        Coordinator, keeper,
         lease::Claim,
         table::{Cell, Slot},
     },
@@ -35,7 +36,39 @@ pub(super) struct Alarm {
     waker: Waker,
 }
 
+/// How somebody in the queue is woken.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    waker: Waker,
+    /// When its wait is over.
+    ends: Timestamp,
+}
+
+impl Bell {
+    pub(super) fn new(waker: &Waker, ends: Timestamp) -> Self {
+        Self {
+            waker: waker.clone(),
+            ends,
+        }
+    }
+
+    pub(super) fn ring(self) {
+        self.waker.wake();
+    }
+}
+
 impl Coordinator {
+    /// Whether somebody in the queue, who has left a [`Bell`] there, is woken when its wait is over.
+    /// If not, it has to see to that by itself. To be called at each poll.
+    pub(super) fn rings(self: &Arc<Self>, ends: Timestamp) -> bool {
+        // A keeper that ends after this look finds the bell.
+        let rings = self.keeper.is_on(keeper::here());
+        if rings {
+            self.keeper.look_by(self, ends);
+        }
+        rings
+    }
+
     /// Has `waker` woken at this time, unless [`Slot::disarm`] comes before. `false`: the caller
     /// has to see to that by itself. To be called at each poll, from the runtime `here`.
     pub(super) fn arm(
@@ -82,16 +115,32 @@ impl Slot {
         self.alarm.take_if(|alarm| alarm.claim == claim)
     }
 
-    /// Whom to wake now, or when somebody has to be woken.
-    pub(super) fn ring(&mut self, now: Timestamp) -> (Option<Waker>, Option<Timestamp>) {
-        match self.alarm.take_if(|alarm| alarm.at <= now) {
-            Some(alarm) => (Some(alarm.waker), None),
-            None => (None, self.alarm.as_ref().map(|alarm| alarm.at)),
+    /// Adds those whom to wake now to `late`. When somebody has to be woken next.
+    pub(super) fn ring(&mut self, now: Timestamp, late: &mut Vec<Waker>) -> Timestamp {
+        if let Some(alarm) = self.alarm.take_if(|alarm| alarm.at <= now) {
+            late.push(alarm.waker);
         }
+        if self.ends <= now {
+            // Whoever it was may have gone long ago.
+            let mut next = Timestamp::NEVER;
+            let over = self.state.wake_some(|bell| {
+                let is_over = bell.ends <= now;
+                if !is_over {
+                    next = next.min(bell.ends);
+                }
+                is_over
+            });
+            late.extend(over.into_iter().map(|bell| bell.waker));
+            self.ends = next;
+        }
+        let alarm = self.alarm.as_ref();
+        alarm.map_or(self.ends, |alarm| alarm.at.min(self.ends))
     }
 
     /// Whom to wake because nobody will do it later.
-    pub(super) fn ring_early(&mut self) -> Option<Waker> {
-        self.alarm.take().map(|alarm| alarm.waker)
+    pub(super) fn ring_early(&mut self) -> Vec<Waker> {
+        let waiters = self.state.wake_all().into_iter();
+        let caller = self.alarm.take().map(|alarm| alarm.waker);
+        waiters.map(|bell| bell.waker).chain(caller).collect()
     }
 }

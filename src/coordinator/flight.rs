@@ -7,6 +7,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -22,7 +23,7 @@ use crate::{
         table::Cell,
     },
     error::{StorageError, StorageErrorKind},
-    storage::{AcquireReply, BoxFuture},
+    storage::{AcquireReply, Call},
 };
 
 pub(crate) struct Flight {
@@ -31,13 +32,13 @@ pub(crate) struct Flight {
     repeated: bool,
     /// A reply after this moment is not waited for.
     pub(crate) limit: Timestamp,
-    reply: BoxFuture<Reply>,
+    reply: Call<Reply>,
 }
 
 type Reply = Result<AcquireReply, StorageError>;
 
 impl Flight {
-    pub(crate) fn new(attempt: Attempt, limit: Timestamp, reply: BoxFuture<Reply>) -> Self {
+    pub(crate) fn new(attempt: Attempt, limit: Timestamp, reply: Call<Reply>) -> Self {
         Self {
             claim: attempt.claim,
             repeated: attempt.repeated,
@@ -46,8 +47,13 @@ impl Flight {
         }
     }
 
+    /// Whether the storage has answered at once.
+    pub(crate) fn is_immediate(&self) -> bool {
+        self.reply.is_done()
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reply> {
-        let reply = ready!(self.reply.as_mut().poll(cx));
+        let reply = ready!(Pin::new(&mut self.reply).poll(cx));
         Poll::Ready(match reply {
             // It would be asked again at once, and for ever.
             Ok(AcquireReply::Unknown) if !self.repeated => Err(StorageError::with_source(

@@ -96,8 +96,9 @@ enum Phase {
         repeated: bool,
         /// From that attempt, if it was given a place in the storage's queue.
         baseline: Option<Baseline>,
-        /// A grant that arrived before the reply.
-        pushed: Option<PushedGrant>,
+        /// A grant that arrived before the reply. In a box: it is rare, and the phase is moved with
+        /// each lock.
+        pushed: Option<Box<PushedGrant>>,
         /// Messages may have been missed since it was sent: a denial is not the last word.
         ask_again: bool,
         /// A release of ours was on its way when it was sent, and may be carried out after it.
@@ -724,7 +725,7 @@ impl<W> KeyState<W> {
         match &mut self.phase {
             // Which of the two was carried out first is known when the reply is here.
             Phase::Asking { claim, pushed, .. } if claim.token == grant.token => {
-                *pushed = Some(grant.clone());
+                *pushed = Some(Box::new(grant.clone()));
                 Effects::none()
             }
             Phase::BackOff {
@@ -1163,9 +1164,14 @@ impl<W> KeyState<W> {
 
     /// Takes the wakers of all waiters, so that each looks at the world again.
     pub(crate) fn wake_all(&mut self) -> Vec<W> {
-        self.queue
-            .iter_mut()
-            .filter_map(|waiter| waiter.wake.take())
+        self.wake_some(|_| true)
+    }
+
+    /// The same for those whose time has come.
+    pub(crate) fn wake_some(&mut self, mut is_time: impl FnMut(&W) -> bool) -> Vec<W> {
+        let waiters = self.queue.iter_mut();
+        waiters
+            .filter_map(|waiter| waiter.wake.take_if(|wake| is_time(wake)))
             .collect()
     }
 

@@ -10,7 +10,7 @@
 //! | `table` | the keys in use |
 //! | `acquire`, `flight` | a caller that wants a lock, and its attempt at the storage |
 //! | `overdue` | attempts without an answer that may still be carried out |
-//! | `alarm` | how a caller is woken when a call takes too long |
+//! | `alarm` | how a caller is woken when a call, or its wait, takes too long |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `inquiry`, `note` | what processes ask and tell each other about their locks, and how it is written |
@@ -53,6 +53,7 @@ use tokio::{
 pub(crate) use self::key_state::live;
 pub(crate) use self::{acquire::Acquire, inquiry::Account};
 use self::{
+    alarm::Bell,
     flight::Flight,
     inquiry::{Hearing, Inquiries},
     keeper::{Job, Keeper},
@@ -70,7 +71,7 @@ use crate::{
     error::{LockError, LossReason, NotObtained, TooManyWaiters, WaiterScope},
     key::LockName,
     options::LockOptions,
-    storage::{AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
+    storage::{self, AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -266,24 +267,18 @@ impl Coordinator {
         joined
     }
 
-    /// `shared`: for a caller that is content with one outcome, how many there were when it came.
-    fn step(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        place: Place,
-        since: Timestamp,
-        shared: Option<u32>,
-        now: Timestamp,
-        waker: &Waker,
-    ) -> Next {
+    fn step(self: &Arc<Self>, cell: &Arc<Cell>, poll: &Polled<'_>, now: Timestamp) -> Next {
+        let Polled {
+            place, since, ends, ..
+        } = *poll;
         let (next, due) = self.update(cell, |slot| {
             let state = &slot.state;
+            let shared = poll.shared;
             if shared.is_some_and(|landed| landed != state.landed()) && !state.is_for(place) {
                 return ((Next::Over, None), Effects::none());
             }
-            let (step, effects) =
-                slot.state
-                    .poll(place, now, || waker.clone(), || self.new_token());
+            let bell = || Bell::new(poll.waker, ends);
+            let (step, effects) = slot.state.poll(place, now, bell, || self.new_token());
             let next = match step {
                 Step::Granted(granted) => {
                     let (coordinator, waited) = (Arc::clone(self), now.since(since));
@@ -294,7 +289,10 @@ impl Coordinator {
                 }
                 Step::Ask(attempt) => (Next::Ask(attempt), None),
                 Step::AskAt(at) => (Next::WaitUntil(at), None),
-                Step::Wait => (Next::Wait, None),
+                Step::Wait => {
+                    slot.ends = slot.ends.min(ends);
+                    (Next::Wait, None)
+                }
             };
             (next, effects)
         });
@@ -332,7 +330,7 @@ impl Coordinator {
             hint: place.filter(|_| in_parts),
             fencing: self.fencing(attempt.fencing),
         };
-        let reply = Arc::clone(&self.storage).acquire(request);
+        let reply = storage::acquire(&self.storage, request);
         Flight::new(attempt, now + self.limits.storage_timeout, reply)
     }
 
@@ -375,7 +373,7 @@ impl Coordinator {
             ((slot.disarm(claim), slot.state.wake_hurried()), effects)
         });
         drop(alarm);
-        hurried.into_iter().for_each(Waker::wake);
+        hurried.into_iter().for_each(Bell::ring);
     }
 
     // --- a holder's turn -------------------------------------------------------------------------
@@ -428,9 +426,8 @@ impl Coordinator {
         let mut done = Vec::new();
         let mut late = Vec::new();
         self.table.visit(|cell, slot| {
-            let (waker, alarm) = slot.ring(now);
-            late.extend(waker);
-            if let Some(at) = alarm {
+            let at = slot.ring(now, &mut late);
+            if at != Timestamp::NEVER {
                 let at = at.max(now + alarm::COARSE);
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
@@ -526,19 +523,17 @@ impl Coordinator {
         }
     }
 
-    /// Wakes the tasks that hold a lock, or have called the storage, so that they look at the world
-    /// again.
+    /// Wakes the tasks that hold a lock, wait for one, or have called the storage, so that they look
+    /// at the world again.
     fn wake_callers(&self) {
         for cell in self.table.cells() {
             let mut slot = cell.lock();
-            let (holder, caller) = (slot.holder.clone(), slot.ring_early());
+            let (holder, callers) = (slot.holder.clone(), slot.ring_early());
             drop(slot);
             if let Some(holder) = holder {
                 holder.wake();
             }
-            if let Some(caller) = caller {
-                caller.wake();
-            }
+            callers.into_iter().for_each(Waker::wake);
         }
     }
 
@@ -549,7 +544,7 @@ impl Coordinator {
         self.draining.store(true, SeqCst);
         for cell in self.table.cells() {
             let wakers = cell.lock().state.wake_all();
-            wakers.into_iter().for_each(Waker::wake);
+            wakers.into_iter().for_each(Bell::ring);
         }
         self.stop_idling();
         if timeout(grace, self.emptied()).await.is_err() {
@@ -592,7 +587,7 @@ impl Coordinator {
     fn update<R>(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
-        event: impl FnOnce(&mut Slot) -> (R, Effects<Waker>),
+        event: impl FnOnce(&mut Slot) -> (R, Effects<Bell>),
     ) -> R {
         self.update_and_send(cell, event).0
     }
@@ -601,7 +596,7 @@ impl Coordinator {
     fn update_and_send<R>(
         self: &Arc<Self>,
         cell: &Arc<Cell>,
-        event: impl FnOnce(&mut Slot) -> (R, Effects<Waker>),
+        event: impl FnOnce(&mut Slot) -> (R, Effects<Bell>),
     ) -> (R, Option<Release>) {
         let mut slot = cell.lock();
         let (result, effects) = event(&mut slot);
@@ -619,7 +614,7 @@ impl Coordinator {
         self: &Arc<Self>,
         cell: &Arc<Cell>,
         told: Told,
-        effects: Effects<Waker>,
+        effects: Effects<Bell>,
     ) -> Option<Release> {
         let lost = told.lost.zip(effects.lost);
         if let Some((holder, reason)) = &lost {
@@ -636,8 +631,8 @@ impl Coordinator {
                 Release::send(self, cell, give_back)
             }
         });
-        if let Some(waker) = effects.wake {
-            waker.wake();
+        if let Some(bell) = effects.wake {
+            bell.ring();
         }
         drop(effects.old);
         // Last: this runs code of others.
@@ -671,6 +666,18 @@ impl fmt::Debug for Coordinator {
     }
 }
 
+/// A waiter that was polled.
+struct Polled<'a> {
+    place: Place,
+    /// When it came.
+    since: Timestamp,
+    /// When its wait is over.
+    ends: Timestamp,
+    /// Of one that is content with one outcome: how many there were when it came.
+    shared: Option<u32>,
+    waker: &'a Waker,
+}
+
 /// What a waiter does next.
 enum Next {
     /// It has the lock.
@@ -692,7 +699,7 @@ struct Told {
 }
 
 impl Told {
-    fn take(slot: &mut Slot, effects: &Effects<Waker>) -> Self {
+    fn take(slot: &mut Slot, effects: &Effects<Bell>) -> Self {
         Self {
             prolonged: effects.deadline.and_then(|_| slot.holder.clone()),
             lost: effects.lost.and_then(|_| slot.holder.clone()),

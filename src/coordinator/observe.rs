@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tracing::{Span, field::Empty, level_filters::LevelFilter};
+use tracing::{Span, Value, field::Empty, level_filters::LevelFilter};
 
 use crate::{
     clock::Timestamp,
@@ -108,16 +108,23 @@ pub(super) fn warn_of_loss(span: Span, key: &str, reason: LossReason) {
 
 /// One caller's lock as it is seen from outside, from the caller's arrival to the end of its turn.
 #[derive(Debug, Default)]
-pub(crate) struct Observed(Option<Box<Inner>>);
+pub(crate) struct Observed(Option<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    span: Span,
-    label: Option<Arc<str>>,
+    /// In a box: a span costs its subscriber more than that, and mostly there is none.
+    seen: Option<Box<Seen>>,
     meter: Option<Meter>,
     arrived: Timestamp,
     acquired: Option<Timestamp>,
     is_lost: bool,
+}
+
+/// What those see of it who look at spans.
+#[derive(Debug)]
+struct Seen {
+    span: Span,
+    label: Option<Arc<str>>,
 }
 
 impl Observed {
@@ -192,8 +199,10 @@ impl Observed {
     #[inline]
     pub(super) fn span(&self) -> Span {
         match &self.0 {
-            Some(inner) => tell(|| inner.span.clone()).unwrap_or_else(Span::none),
-            None => Span::none(),
+            Some(Inner {
+                seen: Some(seen), ..
+            }) => tell(|| seen.span.clone()).unwrap_or_else(Span::none),
+            _ => Span::none(),
         }
     }
 }
@@ -206,7 +215,7 @@ impl Inner {
         label: Option<&Arc<str>>,
         key: &str,
         arrived: Timestamp,
-    ) -> Option<Box<Self>> {
+    ) -> Option<Self> {
         let span = tracing::info_span!(
             target: TARGET,
             "lock",
@@ -219,17 +228,26 @@ impl Inner {
             outcome = Empty,
         );
         let meter = meters.meter(arrived);
-        if span.is_disabled() && meter.is_none() {
+        let seen = (!span.is_disabled()).then(|| {
+            let label = label.cloned();
+            Box::new(Seen { span, label })
+        });
+        if seen.is_none() && meter.is_none() {
             return None;
         }
-        Some(Box::new(Self {
-            span,
-            label: label.cloned(),
+        Some(Self {
+            seen,
             meter,
             arrived,
             acquired: None,
             is_lost: false,
-        }))
+        })
+    }
+
+    fn record(&self, field: &'static str, value: impl Value) {
+        if let Some(seen) = &self.seen {
+            seen.span.record(field, value);
+        }
     }
 
     #[cold]
@@ -242,17 +260,14 @@ impl Inner {
 
     #[cold]
     fn blocked(&self, cell: &Cell) {
-        if self.span.is_disabled() {
-            return;
-        }
+        let Some(seen) = &self.seen else { return };
         let slot = cell.lock();
         // A holder that has lost the lock is there until it gives up what it had.
         let by_this_process = slot.holder.is_some() && slot.state.owner().is_some();
         drop(slot);
         if by_this_process {
-            let label = self.label.as_deref();
-            self.span
-                .record("blocked_by", label.unwrap_or(THIS_PROCESS));
+            let label = seen.label.as_deref();
+            self.record("blocked_by", label.unwrap_or(THIS_PROCESS));
         }
     }
 
@@ -260,10 +275,10 @@ impl Inner {
     fn with(&mut self, source: Source, fencing: Option<u64>, now: Timestamp) {
         let waited = now.since(self.arrived);
         self.acquired = Some(now);
-        self.span.record("wait_ms", ms(waited));
-        self.span.record("source", source.word());
+        self.record("wait_ms", ms(waited));
+        self.record("source", source.word());
         if let Some(token) = fencing {
-            self.span.record("fencing_token", token);
+            self.record("fencing_token", token);
         }
         if let Some(meter) = &mut self.meter {
             meter.waited(Waited::Acquired, waited);
@@ -273,7 +288,7 @@ impl Inner {
 
     #[cold]
     fn loses(&mut self, reason: LossReason) {
-        self.span.record("outcome", lost(reason));
+        self.record("outcome", lost(reason));
         if let Some(meter) = &mut self.meter {
             meter.lost(reason);
         }
@@ -282,9 +297,9 @@ impl Inner {
     #[cold]
     fn ends(&mut self, now: Timestamp) {
         let held = now.since(self.acquired.unwrap_or(now));
-        self.span.record("hold_ms", ms(held));
+        self.record("hold_ms", ms(held));
         if !self.is_lost {
-            self.span.record("outcome", "released");
+            self.record("outcome", "released");
         }
         if let Some(meter) = &mut self.meter {
             meter.held(held);
@@ -294,8 +309,8 @@ impl Inner {
     #[cold]
     fn without(&mut self, how: Waited, now: Timestamp) {
         let waited = now.since(self.arrived);
-        self.span.record("wait_ms", ms(waited));
-        self.span.record("outcome", how.word());
+        self.record("wait_ms", ms(waited));
+        self.record("outcome", how.word());
         if let Some(meter) = &mut self.meter {
             meter.waited(how, waited);
         }

@@ -1,6 +1,7 @@
 //! A first-in-first-out queue from whose middle anybody can leave in constant time.
 //!
 //! A doubly linked list whose nodes live in a slab, so that a waiter's id finds its node at once.
+//! Most keys have one waiter at a time: that one's node is in the queue itself.
 
 use slab::Slab;
 
@@ -16,17 +17,75 @@ struct Node<T> {
     after: Option<usize>,
 }
 
+/// Nodes by their number.
+#[derive(Debug)]
+#[cfg_attr(any(test, fuzzing), derive(Clone))]
+struct Nodes<T> {
+    /// Number 0.
+    one: Option<Node<T>>,
+    /// The numbers from 1 on.
+    more: Slab<Node<T>>,
+}
+
+impl<T> Nodes<T> {
+    const fn new() -> Self {
+        Self {
+            one: None,
+            more: Slab::new(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.one.is_some()) + self.more.len()
+    }
+
+    #[cfg(test)]
+    fn get(&self, number: usize) -> Option<&Node<T>> {
+        match number.checked_sub(1) {
+            None => self.one.as_ref(),
+            Some(number) => self.more.get(number),
+        }
+    }
+
+    fn get_mut(&mut self, number: usize) -> Option<&mut Node<T>> {
+        match number.checked_sub(1) {
+            None => self.one.as_mut(),
+            Some(number) => self.more.get_mut(number),
+        }
+    }
+
+    fn insert(&mut self, node: Node<T>) -> usize {
+        if self.one.is_none() {
+            self.one = Some(node);
+            return 0;
+        }
+        self.more.insert(node) + 1
+    }
+
+    fn remove(&mut self, number: usize) -> Option<Node<T>> {
+        let Some(number) = number.checked_sub(1) else {
+            return self.one.take();
+        };
+        let node = self.more.try_remove(number);
+        // A crowd that has left should not keep its room.
+        if self.more.is_empty() && self.more.capacity() > 16 {
+            self.more = Slab::new();
+        }
+        node
+    }
+}
+
 #[derive(Debug)]
 #[cfg_attr(any(test, fuzzing), derive(Clone))]
 pub(crate) struct Queue<T> {
-    nodes: Slab<Node<T>>,
+    nodes: Nodes<T>,
     ends: Option<(usize, usize)>,
 }
 
 impl<T> Queue<T> {
     pub(crate) const fn new() -> Self {
         Self {
-            nodes: Slab::new(),
+            nodes: Nodes::new(),
             ends: None,
         }
     }
@@ -41,39 +100,31 @@ impl<T> Queue<T> {
 
     pub(crate) fn push(&mut self, item: T) -> Place {
         let before = self.ends.map(|(_, last)| last);
-        if self.nodes.capacity() == 0 {
-            // Most keys have one waiter at a time, and keep its room while they are held.
-            self.nodes.reserve_exact(1);
-        }
         let new = self.nodes.insert(Node {
             item,
             before,
             after: None,
         });
-        if let Some(last) = before {
-            self.nodes[last].after = Some(new);
+        if let Some(last) = before.and_then(|last| self.nodes.get_mut(last)) {
+            last.after = Some(new);
         }
         self.ends = Some((self.ends.map_or(new, |(first, _)| first), new));
         Place(new)
     }
 
     pub(crate) fn remove(&mut self, place: Place) -> Option<T> {
-        let node = self.nodes.try_remove(place.0)?;
-        if let Some(before) = node.before {
-            self.nodes[before].after = node.after;
+        let node = self.nodes.remove(place.0)?;
+        if let Some(before) = node.before.and_then(|before| self.nodes.get_mut(before)) {
+            before.after = node.after;
         }
-        if let Some(after) = node.after {
-            self.nodes[after].before = node.before;
+        if let Some(after) = node.after.and_then(|after| self.nodes.get_mut(after)) {
+            after.before = node.before;
         }
         self.ends = self.ends.and_then(|(first, last)| {
             let first = if first == place.0 { node.after? } else { first };
             let last = if last == place.0 { node.before? } else { last };
             Some((first, last))
         });
-        // A crowd that has left should not keep its room.
-        if self.nodes.is_empty() && self.nodes.capacity() > 16 {
-            self.nodes = Slab::new();
-        }
         Some(node.item)
     }
 
@@ -101,7 +152,9 @@ impl<T> Queue<T> {
 
     /// All items, in no particular order.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.nodes.iter_mut().map(|(_, node)| &mut node.item)
+        let more = self.nodes.more.iter_mut().map(|(_, node)| node);
+        let nodes = self.nodes.one.iter_mut().chain(more);
+        nodes.map(|node| &mut node.item)
     }
 }
 
@@ -139,13 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_of_one_has_room_for_one() {
+    fn one_item_at_a_time_takes_no_room_of_its_own() {
         let mut queue = Queue::new();
         for item in 0..10 {
             let place = queue.push(item);
             queue.remove(place);
         }
-        assert_eq!(queue.nodes.capacity(), 1);
+        assert_eq!(queue.nodes.more.capacity(), 0);
     }
 
     #[test]
@@ -155,6 +208,6 @@ mod tests {
         places.into_iter().for_each(|place| {
             queue.remove(place);
         });
-        assert_eq!(queue.nodes.capacity(), 0);
+        assert_eq!(queue.nodes.more.capacity(), 0);
     }
 }

@@ -23,14 +23,14 @@ use crate::{
     clock::Timestamp,
     coordinator::{
         Coordinator, backoff, keeper,
-        key_events::{GiveBack, Outcome, Rejoin},
+        key_events::{GiveBack, Outcome},
         lease::Claim,
         meters::Operation,
         observe,
         table::Cell,
     },
     error::{LossReason, StorageError, StorageErrorKind},
-    storage::{BoxFuture, ReleaseReply, ReleaseRequest, Requeue},
+    storage::{self, Call, ReleaseReply, ReleaseRequest, Requeue},
 };
 
 /// A release that is not answered is sent again at least this often.
@@ -54,7 +54,7 @@ enum State {
 
 struct Sent {
     errand: Errand,
-    call: BoxFuture<Answer>,
+    call: Call<Answer>,
     /// The runtime from which it was sent.
     here: Option<runtime::Id>,
     /// Since it is waited for.
@@ -69,23 +69,34 @@ impl Release {
         cell: &Arc<Cell>,
         give_back: GiveBack,
     ) -> Self {
+        let mut call =
+            storage::release(&coordinator.storage, request(coordinator, cell, &give_back));
+        if let Call::Done(Some(Ok(ReleaseReply::Released))) = call
+            && give_back.rejoin.is_none()
+        {
+            coordinator.release_is_done(cell, give_back.claim);
+            return Self(State::Answered(Ok(ReleaseReply::Released)));
+        }
         let mut errand = Errand::new(coordinator, cell, give_back);
-        let mut call = errand.call();
+        let mut here = None;
+        let can_be_sent = call.is_done() || {
+            coordinator.keeper.ensure_running(coordinator);
+            here = keeper::here();
+            coordinator.keeper.is_running() && here.is_some()
+        };
         // Only the call itself is polled: a timer made here would end with this runtime, which need
         // not be the one that follows it.
-        coordinator.keeper.ensure_running(coordinator);
-        let here = keeper::here();
-        if coordinator.keeper.is_running() && here.is_some() {
+        if can_be_sent {
             let mut cx = Context::from_waker(Waker::noop());
             // A storage with timers of its own panics in a runtime that has none, or that has ended
             // while the keeper goes on in another. This may be a `drop`, where nobody can catch
             // that.
-            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx))) {
+            match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut call).poll(&mut cx))) {
                 Ok(Poll::Ready(Ok(reply))) => {
                     errand.answered(&Ok(reply));
                     return Self(State::Answered(Ok(reply)));
                 }
-                Ok(Poll::Ready(failed)) => call = Box::pin(std::future::ready(failed)),
+                Ok(Poll::Ready(failed)) => call = Call::done(failed),
                 Ok(Poll::Pending) => {}
                 Err(_) => call = errand.call(),
             }
@@ -152,7 +163,7 @@ impl Future for Release {
 impl Sent {
     /// Whether whoever asks can wait for the answer itself.
     fn is_waited_for(&mut self) -> bool {
-        if self.limit.is_none() && self.errand.rejoin.is_none() {
+        if self.limit.is_none() && self.errand.give_back.rejoin.is_none() {
             self.limit = Limit::new(&self.errand, self.here);
         }
         // Others of this process wait for the answer as well, if it is about their place: then it
@@ -161,7 +172,7 @@ impl Sent {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
-        let answer = match (self.call.as_mut().poll(cx), &mut self.limit) {
+        let answer = match (Pin::new(&mut self.call).poll(cx), &mut self.limit) {
             (Poll::Ready(answer), _) => answer,
             (Poll::Pending, None) => return Poll::Pending,
             (Poll::Pending, Some(limit)) => {
@@ -171,7 +182,7 @@ impl Sent {
         };
         self.errand.answered(&answer);
         if let Err(error) = &answer {
-            self.call = Box::pin(std::future::ready(Err(error.clone())));
+            self.call = Call::done(Err(error.clone()));
         }
         Poll::Ready(answer)
     }
@@ -212,7 +223,9 @@ impl Limit {
         if let Some(timer) = &mut self.timer {
             return timer.as_mut().poll(cx);
         }
-        let is_armed = coordinator.arm(cell, errand.claim, self.at, cx.waker(), || self.here);
+        let is_armed = coordinator.arm(cell, errand.give_back.claim, self.at, cx.waker(), || {
+            self.here
+        });
         let now = coordinator.clock.now();
         if now >= self.at {
             return Poll::Ready(());
@@ -238,18 +251,38 @@ fn unavailable() -> StorageError {
     StorageError::new(StorageErrorKind::Unavailable)
 }
 
+/// What the storage is asked.
+fn request(coordinator: &Coordinator, cell: &Cell, give_back: &GiveBack) -> ReleaseRequest {
+    ReleaseRequest {
+        name: cell.name.clone(),
+        token: give_back.claim.token,
+        ttl: coordinator.storage_ttl(give_back.claim.ttl),
+        unwanted: give_back.unwanted,
+        requeue: give_back.rejoin.as_ref().map(|rejoin| Requeue {
+            token: rejoin.claim.token,
+            ttl: coordinator.storage_ttl(rejoin.claim.ttl),
+            place: coordinator.place(rejoin.claim.ttl, rejoin.interval),
+            fencing: coordinator.fencing(rejoin.fencing),
+        }),
+        quiet: give_back.quiet,
+    }
+}
+
+impl Coordinator {
+    /// A release has come to its end, whatever the storage said.
+    fn release_is_done(self: &Arc<Self>, cell: &Arc<Cell>, claim: Claim) {
+        let alarm = self.update(cell, |slot| (slot.disarm(claim), slot.state.release_done()));
+        drop(alarm);
+    }
+}
+
 /// What is to be done about a claim that is given up, whoever does it.
 struct Errand {
     coordinator: Arc<Coordinator>,
     cell: Arc<Cell>,
-    claim: Claim,
-    unwanted: bool,
-    /// Until the first answer.
-    rejoin: Option<Box<Rejoin>>,
-    quiet: bool,
-    /// Its holder does not know of a loss. Until the first answer: one that was carried out before
-    /// finds nothing either.
-    was_held: bool,
+    /// Its `rejoin` and its `was_held` are there until the first answer: a release that was carried
+    /// out before it finds nothing either.
+    give_back: GiveBack,
     /// Who is told the first answer.
     done: Option<oneshot::Sender<Answer>>,
 }
@@ -259,36 +292,20 @@ impl Errand {
         Self {
             coordinator: Arc::clone(coordinator),
             cell: Arc::clone(cell),
-            claim: give_back.claim,
-            unwanted: give_back.unwanted,
-            rejoin: give_back.rejoin,
-            quiet: give_back.quiet,
-            was_held: give_back.was_held,
+            give_back,
             done: None,
         }
     }
 
     /// The call, to be sent by its first poll.
-    fn call(&self) -> BoxFuture<Answer> {
-        let request = ReleaseRequest {
-            name: self.cell.name.clone(),
-            token: self.claim.token,
-            ttl: self.coordinator.storage_ttl(self.claim.ttl),
-            unwanted: self.unwanted,
-            requeue: self.rejoin.as_ref().map(|rejoin| Requeue {
-                token: rejoin.claim.token,
-                ttl: self.coordinator.storage_ttl(rejoin.claim.ttl),
-                place: self.coordinator.place(rejoin.claim.ttl, rejoin.interval),
-                fencing: self.coordinator.fencing(rejoin.fencing),
-            }),
-            quiet: self.quiet,
-        };
-        Arc::clone(&self.coordinator.storage).release(request)
+    fn call(&self) -> Call<Answer> {
+        let request = request(&self.coordinator, &self.cell, &self.give_back);
+        storage::release(&self.coordinator.storage, request)
     }
 
     /// Tells those who wait for the answer.
     fn answered(&mut self, answer: &Answer) {
-        if let Some(rejoin) = self.rejoin.take() {
+        if let Some(rejoin) = self.give_back.rejoin.take() {
             let outcome = match answer {
                 Ok(ReleaseReply::Requeued { ttl, stamp }) => Outcome::Denied {
                     holder_ttl: Some(*ttl),
@@ -301,7 +318,9 @@ impl Errand {
             self.coordinator
                 .replied(&self.cell, rejoin.claim, outcome, rejoin.interval, now);
         }
-        if std::mem::take(&mut self.was_held) && matches!(answer, Ok(ReleaseReply::NotOurs)) {
+        if std::mem::take(&mut self.give_back.was_held)
+            && matches!(answer, Ok(ReleaseReply::NotOurs))
+        {
             self.coordinator.meters.found_lost();
             let key = self.cell.name.key();
             observe::warn_of_loss(Span::none(), key, LossReason::NotOurs);
@@ -313,9 +332,9 @@ impl Errand {
     }
 
     /// Follows the release to its end, and sends it again if need be.
-    async fn run(mut self, mut call: BoxFuture<Answer>) {
+    async fn run(mut self, mut call: Call<Answer>) {
         let coordinator = Arc::clone(&self.coordinator);
-        let runs_out = coordinator.clock.now() + coordinator.storage_ttl(self.claim.ttl);
+        let runs_out = coordinator.clock.now() + coordinator.storage_ttl(self.give_back.claim.ttl);
         let mut failures = 0;
         loop {
             let answer = timeout(coordinator.limits.storage_timeout, call).await;
@@ -340,9 +359,7 @@ impl Drop for Errand {
     fn drop(&mut self) {
         // Only the end of a runtime leaves anybody without an answer.
         self.answered(&Err(unavailable()));
-        let alarm = self.coordinator.update(&self.cell, |slot| {
-            (slot.disarm(self.claim), slot.state.release_done())
-        });
-        drop(alarm);
+        let claim = self.give_back.claim;
+        self.coordinator.release_is_done(&self.cell, claim);
     }
 }

@@ -4,15 +4,17 @@
 //! none before and after, so the table's size follows the keys in use and not the keys ever seen.
 //! The table is split into shards, each with its own lock. Lock order: shard, then cell.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    task::Waker,
-};
+use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 
 use crate::{
-    coordinator::{alarm::Alarm, key_state::KeyState, turn::Turn},
+    clock::Timestamp,
+    coordinator::{
+        alarm::{Alarm, Bell},
+        key_state::KeyState,
+        turn::Turn,
+    },
     key::LockName,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -32,11 +34,13 @@ pub(crate) struct Cell {
 /// What a [`Cell`] guards.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    pub(crate) state: KeyState<Waker>,
+    pub(crate) state: KeyState<Bell>,
     /// The turn that is out, to be told of renewals and of its end.
     pub(crate) holder: Option<Arc<Turn>>,
     /// Of a call that is on its way.
     pub(super) alarm: Option<Alarm>,
+    /// When the first wait is over of those that the keeper ends, or before.
+    pub(super) ends: Timestamp,
 }
 
 impl Cell {
@@ -48,6 +52,7 @@ impl Cell {
                 state: KeyState::new().in_parts(in_parts),
                 holder: None,
                 alarm: None,
+                ends: Timestamp::NEVER,
             }),
         }
     }

@@ -18,8 +18,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use pin_project::pin_project;
-
 pub use self::{
     factory::{LockFactory, LockFactoryBuilder},
     guard::{LockGuard, Unlocked},
@@ -111,11 +109,9 @@ impl fmt::Debug for Lock {
 /// # Panics
 ///
 /// If it is polled again after it has resolved.
-#[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct LockFuture {
-    #[pin]
     acquire: Acquire,
 }
 
@@ -123,7 +119,7 @@ impl Future for LockFuture {
     type Output = Result<LockGuard, LockError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let turn = self.project().acquire.poll(cx);
+        let turn = Pin::new(&mut self.get_mut().acquire).poll(cx);
         turn.map(|result| result.map(LockGuard::new))
     }
 }

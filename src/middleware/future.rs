@@ -171,8 +171,15 @@ where
                     // Before the poll: the handler does nothing at or past the deadline. And after
                     // it, because one poll may have taken longer than the lock lasted.
                     let mut answer = None;
-                    if held.lock.poll_cancelled(cx).is_pending() {
-                        answer = Some(ready!(response.poll(cx)));
+                    if held.lock.cancelled().is_none() {
+                        match response.poll(cx) {
+                            Poll::Ready(ready) => answer = Some(ready),
+                            // Only now is there anybody to be woken.
+                            Poll::Pending if held.lock.poll_cancelled(cx).is_pending() => {
+                                return Poll::Pending;
+                            }
+                            Poll::Pending => {}
+                        }
                     }
                     let lost = held.lock.cancelled();
                     let Held { lock, context } = slot.take().unwrap_or_else(polled_again);

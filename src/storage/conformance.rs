@@ -11,7 +11,12 @@
 //! #     .block_on(conformance::check(MemoryStorage::new()));
 //! ```
 
-use std::{future::Future, pin::pin, sync::OnceLock, time::Duration};
+use std::{
+    future::{Future, ready},
+    pin::pin,
+    sync::OnceLock,
+    time::Duration,
+};
 
 use futures_util::future::{join_all, select};
 use tokio::{
@@ -36,14 +41,24 @@ const SHORT: Duration = Duration::from_millis(300);
 /// How late a lock may disappear: the storage's own 0.1 %, and a busy machine.
 const LATE: Duration = Duration::from_secs(5);
 
-/// Runs `storage` through the contract. Takes about two seconds; uses locks under the prefix
+/// Runs `storage` through the contract. Takes about two seconds, and twice that for a storage that
+/// [answers at once](LockStorage::acquire_at_once), which is asked both ways; uses locks under the prefix
 /// `conformance` with random keys.
 ///
 /// # Panics
 ///
 /// When the storage breaks the contract, with a sentence that says which part.
 pub async fn check<S: LockStorage>(storage: S) {
-    let subject = Subject::new(storage);
+    let mut subject = Subject::new(storage);
+    check_all(&subject).await;
+    if subject.answers_at_once().await {
+        subject.run = random();
+        subject.at_once = true;
+        check_all(&subject).await;
+    }
+}
+
+async fn check_all<S: LockStorage>(subject: &Subject<S>) {
     subject.a_free_lock_is_granted_and_a_held_one_is_not().await;
     subject
         .a_repeated_attempt_is_granted_again_for_the_whole_ttl()
@@ -65,9 +80,15 @@ pub async fn check<S: LockStorage>(storage: S) {
     subject.a_storage_that_listens_keeps_a_queue().await;
 }
 
+fn random() -> u128 {
+    u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..))
+}
+
 struct Subject<S> {
     storage: S,
     run: u128,
+    /// Whether it is asked at once.
+    at_once: bool,
     /// Whether the storage can fence: known from the first grant that was asked to bring tokens.
     fences: OnceLock<bool>,
 }
@@ -81,10 +102,10 @@ struct Fence {
 
 impl<S: LockStorage> Subject<S> {
     fn new(storage: S) -> Self {
-        let run = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
         Self {
             storage,
-            run,
+            run: random(),
+            at_once: false,
             fences: OnceLock::new(),
         }
     }
@@ -102,6 +123,39 @@ impl<S: LockStorage> Subject<S> {
         OwnerToken::new(self.run, number)
     }
 
+    /// Whether the storage does without futures.
+    async fn answers_at_once(&self) -> bool {
+        let request = AcquireRequest {
+            name: self.name("at once"),
+            token: self.token(1),
+            ttl: LONG,
+            again: false,
+            repeated: false,
+            queue: None,
+            hint: None,
+            fencing: 0,
+        };
+        let answer = self.storage.acquire_at_once(&request);
+        self.quiet_release("at once", 1).await;
+        answer.is_some()
+    }
+
+    async fn ask(&self, request: &AcquireRequest) -> AcquireReply {
+        let reply = self.at_once.then(|| self.storage.acquire_at_once(request));
+        match reply.flatten() {
+            Some(reply) => answer("acquire_at_once", ready(reply)).await,
+            None => answer("acquire", self.storage.acquire(request)).await,
+        }
+    }
+
+    async fn ask_to_release(&self, request: &ReleaseRequest) -> ReleaseReply {
+        let reply = self.at_once.then(|| self.storage.release_at_once(request));
+        match reply.flatten() {
+            Some(reply) => answer("release_at_once", ready(reply)).await,
+            None => answer("release", self.storage.release(request)).await,
+        }
+    }
+
     async fn acquire(&self, key: &str, token: u64, ttl: Duration, again: bool) -> AcquireReply {
         let request = AcquireRequest {
             name: self.name(key),
@@ -113,7 +167,7 @@ impl<S: LockStorage> Subject<S> {
             hint: None,
             fencing: 0,
         };
-        let reply = answer("acquire", self.storage.acquire(&request)).await;
+        let reply = self.ask(&request).await;
         if self.storage.is_divided() && !matches!(reply, AcquireReply::Granted { .. }) {
             self.quiet_release(key, token).await;
         }
@@ -130,7 +184,7 @@ impl<S: LockStorage> Subject<S> {
             unwanted: false,
             quiet: true,
         };
-        answer("release", self.storage.release(&request)).await;
+        self.ask_to_release(&request).await;
     }
 
     async fn takes(&self, key: &str, token: u64, ttl: Duration) -> bool {
@@ -183,7 +237,7 @@ impl<S: LockStorage> Subject<S> {
             requeue,
             quiet: false,
         };
-        answer("release", self.storage.release(&request)).await
+        self.ask_to_release(&request).await
     }
 
     async fn a_free_lock_is_granted_and_a_held_one_is_not(&self) {
@@ -375,12 +429,12 @@ impl<S: LockStorage> Subject<S> {
 
         // A denied attempt has none, and whoever comes after an expiry has higher ones.
         let request = self.fenced_request(key, 5, SHORT, false, 7);
-        let granted = answer("acquire", self.storage.acquire(&request)).await;
+        let granted = self.ask(&request).await;
         self.check_block(&mut fence, 7, granted);
         let request = self.fenced_request(key, 6, LONG, false, 1);
         let started = Instant::now();
         loop {
-            match answer("acquire", self.storage.acquire(&request)).await {
+            match self.ask(&request).await {
                 AcquireReply::Held { .. } | AcquireReply::Undecided | AcquireReply::Unknown => {
                     if self.storage.is_divided() {
                         self.quiet_release(key, 6).await;
@@ -463,7 +517,7 @@ impl<S: LockStorage> Subject<S> {
     /// Takes a lock that has to be granted, with so many fencing tokens.
     async fn grants(&self, fence: &mut Fence, key: &str, token: u64, again: bool, fencing: u32) {
         let request = self.fenced_request(key, token, LONG, again, fencing);
-        let reply = answer("acquire", self.storage.acquire(&request)).await;
+        let reply = self.ask(&request).await;
         self.check_block(fence, fencing, reply);
     }
 
@@ -911,7 +965,7 @@ impl<S: LockStorage> Subject<S> {
             hint,
             fencing: 0,
         };
-        answer("acquire", self.storage.acquire(&request)).await
+        self.ask(&request).await
     }
 
     async fn gives_up(&self, key: &str, token: OwnerToken) {
@@ -923,7 +977,7 @@ impl<S: LockStorage> Subject<S> {
             unwanted: false,
             quiet: false,
         };
-        answer("release", self.storage.release(&request)).await;
+        self.ask_to_release(&request).await;
     }
 
     /// Asks for a place in the queue of a held lock, and says when it was had.
@@ -954,7 +1008,7 @@ impl<S: LockStorage> Subject<S> {
             hint: None,
             fencing,
         };
-        answer("acquire", self.storage.acquire(&request)).await
+        self.ask(&request).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Locks of one process, in memory.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -144,6 +144,14 @@ impl MemoryStorage {
     fn acquire_now(&self, request: &AcquireRequest) -> AcquireReply {
         let now = self.clock.now();
         let mut locks = self.locks();
+        if !request.repeated
+            && let Entry::Vacant(free) = locks.locks.entry(request.name.clone())
+        {
+            free.insert(Lock::owned(request, now));
+            let fencing = locks.fencing(request.fencing);
+            locks.sweep(now);
+            return AcquireReply::granted().with_fencing(fencing);
+        }
         if request.repeated && !locks.knows(&request.name, request.token, now) {
             return AcquireReply::Unknown;
         }
@@ -181,10 +189,7 @@ impl MemoryStorage {
         let lock = locks.locks.entry(request.name.clone()).or_default();
         lock.queue.retain(|place| place.token != request.token);
         lock.forget_hint(request.token.inbox());
-        lock.owner = Some(Owner {
-            token: request.token,
-            until: now + request.ttl,
-        });
+        lock.owner = Some(Owner::of(request, now));
         let reply = if lock.has_no_waiters() {
             AcquireReply::granted()
         } else {
@@ -215,9 +220,10 @@ impl MemoryStorage {
     fn release_now(&self, request: &ReleaseRequest) -> ReleaseReply {
         let now = self.clock.now();
         let mut locks = self.locks();
-        let Some(lock) = locks.locks.get_mut(&request.name) else {
+        let Entry::Occupied(mut known) = locks.locks.entry(request.name.clone()) else {
             return ReleaseReply::NotOurs;
         };
+        let lock = known.get_mut();
         let owner = lock.owner(now);
         let ours = owner.is_some_and(|owner| owner.token == request.token);
         if !request.quiet {
@@ -226,15 +232,18 @@ impl MemoryStorage {
         if !ours {
             lock.queue.retain(|place| place.token != request.token);
             if owner.is_none() && lock.has_no_waiters() {
-                locks.remove(&request.name);
+                known.remove();
+                locks.shrink();
             }
             return ReleaseReply::NotOurs;
         }
         lock.owner = None;
+        if lock.has_no_waiters() {
+            known.remove();
+            locks.shrink();
+            return ReleaseReply::Released;
+        }
         if request.quiet {
-            if lock.has_no_waiters() {
-                locks.remove(&request.name);
-            }
             return ReleaseReply::Released;
         }
         for hint in std::mem::take(&mut lock.hints) {
@@ -243,7 +252,8 @@ impl MemoryStorage {
         let next = locks.pass_on(&request.name, None, now);
         match (next, request.requeue) {
             (None, _) => {
-                locks.remove(&request.name);
+                locks.locks.remove(&request.name);
+                locks.shrink();
                 ReleaseReply::Released
             }
             (Some(_), None) => ReleaseReply::Released,
@@ -287,7 +297,23 @@ impl Default for Locks {
     }
 }
 
+impl Owner {
+    fn of(request: &AcquireRequest, now: Timestamp) -> Self {
+        Self {
+            token: request.token,
+            until: now + request.ttl,
+        }
+    }
+}
+
 impl Lock {
+    fn owned(request: &AcquireRequest, now: Timestamp) -> Self {
+        Self {
+            owner: Some(Owner::of(request, now)),
+            ..Self::default()
+        }
+    }
+
     fn owner(&self, now: Timestamp) -> Option<Owner> {
         self.owner.filter(|owner| owner.until > now)
     }
@@ -393,8 +419,8 @@ impl Locks {
         }
     }
 
-    fn remove(&mut self, name: &LockName) {
-        self.locks.remove(name);
+    /// A lock was removed.
+    fn shrink(&mut self) {
         // What a crowd needed is given back when it has gone.
         if self.locks.capacity() > 64 && self.locks.len() < self.locks.capacity() / 8 {
             self.sweep_at = self.locks.capacity() / 4;
@@ -431,6 +457,20 @@ impl LockStorage for MemoryStorage {
 
     async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
         Ok(self.release_now(request))
+    }
+
+    fn acquire_at_once(
+        &self,
+        request: &AcquireRequest,
+    ) -> Option<Result<AcquireReply, StorageError>> {
+        Some(Ok(self.acquire_now(request)))
+    }
+
+    fn release_at_once(
+        &self,
+        request: &ReleaseRequest,
+    ) -> Option<Result<ReleaseReply, StorageError>> {
+        Some(Ok(self.release_now(request)))
     }
 
     async fn listen(&self, inbox: Inbox) {

@@ -27,7 +27,7 @@ mod token;
 
 use std::future::Future;
 
-pub(crate) use self::dynamic::{BoxFuture, DynStorage, shared};
+pub(crate) use self::dynamic::{BoxFuture, Call, DynStorage, acquire, release, shared};
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStorage;
 pub use self::{
@@ -88,7 +88,8 @@ pub use crate::key::LockName;
 ///
 /// A storage that passes its calls on to another, to count or delay them, has to pass on all of them,
 /// also those that have a default here: with the defaults, locks over it can be neither
-/// [inspected](crate::inspect) nor heard of. Those are [`listen`](LockStorage::listen),
+/// [inspected](crate::inspect) nor heard of. (Without [`acquire_at_once`](LockStorage::acquire_at_once)
+/// and [`release_at_once`](LockStorage::release_at_once) all calls come by the other two.) Those are [`listen`](LockStorage::listen),
 /// [`raise`](LockStorage::raise), [`survey`](LockStorage::survey), [`look`](LockStorage::look),
 /// [`force_release`](LockStorage::force_release), [`tell`](LockStorage::tell),
 /// [`is_divided`](LockStorage::is_divided) and [`settled`](LockStorage::settled).
@@ -207,6 +208,29 @@ pub trait LockStorage: Send + Sync + 'static {
         &self,
         request: &ReleaseRequest,
     ) -> impl Future<Output = Result<ReleaseReply, StorageError>> + Send;
+
+    /// Carries an [`acquire`](Self::acquire) out here and now, where nothing has to be waited for: it
+    /// saves each caller a future. `None`, as the default answers, means that nothing was done;
+    /// then [`acquire`](Self::acquire) is called.
+    ///
+    /// It may be called outside of a runtime. A panic in it counts as an error of the kind
+    /// [`Unavailable`](crate::error::StorageErrorKind::Unavailable).
+    fn acquire_at_once(
+        &self,
+        request: &AcquireRequest,
+    ) -> Option<Result<AcquireReply, StorageError>> {
+        let _ = request;
+        None
+    }
+
+    /// The same for a [`release`](Self::release).
+    fn release_at_once(
+        &self,
+        request: &ReleaseRequest,
+    ) -> Option<Result<ReleaseReply, StorageError>> {
+        let _ = request;
+        None
+    }
 
     /// Listens to messages for this process, as long as it is polled, and delivers them.
     ///

@@ -34,7 +34,8 @@ fn short() -> LockOptions {
 fn a_guard_that_outlives_its_runtime_can_be_dropped_and_the_factory_goes_on_in_another() {
     for new_runtime in RUNTIMES {
         let memory = MemoryStorage::new();
-        let factory = LockFactory::new(memory.clone());
+        // Its calls need a runtime.
+        let factory = LockFactory::new(FaultyStorage::new(memory.clone()));
         let lock = factory.create_lock("key").unwrap();
         let runtime = new_runtime();
         let guard = runtime.block_on(lock.lock(short())).unwrap();
@@ -59,6 +60,77 @@ fn a_guard_that_outlives_its_runtime_can_be_dropped_and_the_factory_goes_on_in_a
             assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
         });
         assert!(memory.is_empty());
+    }
+}
+
+#[test]
+fn a_lock_in_memory_is_free_at_once_when_its_guard_is_dropped_outside_of_a_runtime() {
+    let memory = MemoryStorage::new();
+    let factory = LockFactory::new(memory.clone());
+    let lock = factory.create_lock("key").unwrap();
+    let runtime = one_thread();
+    let guard = runtime.block_on(lock.lock(short())).unwrap();
+    drop(runtime);
+    drop(guard);
+    assert!(memory.is_empty());
+    assert_eq!(factory.keys(), 0);
+}
+
+/// Panics wherever it is asked to answer at once.
+struct Panics(MemoryStorage);
+
+impl LockStorage for Panics {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        self.0.acquire(request).await
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        self.0.renew(requests).await
+    }
+
+    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        self.0.release(request).await
+    }
+
+    fn acquire_at_once(&self, _: &AcquireRequest) -> Option<Result<AcquireReply, StorageError>> {
+        panic!("a storage that panics")
+    }
+}
+
+#[test]
+fn a_storage_that_panics_when_it_is_asked_is_unavailable_and_leaves_no_key_behind() {
+    one_thread().block_on(async {
+        let factory = LockFactory::new(Panics(MemoryStorage::new()));
+        let lock = factory.create_lock("key").unwrap();
+        let error = lock.try_lock(short()).await.unwrap_err();
+        assert!(
+            matches!(&error, LockError::Storage(error) if error.kind() == StorageErrorKind::Unavailable),
+            "{error:?}"
+        );
+        while factory.keys() > 0 {
+            yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn who_waits_is_woken_when_the_runtime_of_the_background_task_ends_and_gives_up_in_time_on_another()
+{
+    for new_runtime in RUNTIMES {
+        let factory = LockFactory::new(MemoryStorage::new());
+        let lock = factory.create_lock("key").unwrap();
+        let runtime = new_runtime();
+        let guard = runtime.block_on(lock.lock(short())).unwrap();
+        let mut waiting = tokio_test::task::spawn(lock.lock(short().within(ms(100))));
+        runtime.block_on(async { assert!(waiting.poll().is_pending()) });
+        drop(runtime);
+        assert!(waiting.is_woken());
+
+        let other = new_runtime();
+        let waited = other.block_on(async { timeout(ms(900), waiting).await });
+        let error = waited.unwrap().unwrap_err();
+        assert!(matches!(error, LockError::NotObtained(_)), "{error:?}");
+        drop(guard);
     }
 }
 

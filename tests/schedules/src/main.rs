@@ -30,6 +30,8 @@ mod nodes;
 mod options;
 #[path = "../../../src/storage/mod.rs"]
 mod storage;
+#[path = "../../../src/text.rs"]
+mod text;
 
 /// In the place of the crate's own.
 mod sync {
