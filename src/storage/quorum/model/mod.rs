@@ -42,7 +42,7 @@ use self::{
     wire::{CallId, Time, What},
     world::{Fault, Step, World},
 };
-use super::{fence::WriteBack, *};
+use super::fence::WriteBack;
 use crate::explorer::{Broken, Order, Plan, Report, System, explore};
 
 /// What has to hold.
@@ -117,7 +117,7 @@ impl Scenario {
         of: &[],
         promise: Promise::Majority,
         exact: false,
-        states: 1_000_000,
+        states: 1_000,
         settled: 32,
     };
 
@@ -184,6 +184,7 @@ impl Scenario {
     /// The shortest way to this.
     fn ends_with(self, what: &str) {
         let plan = Self {
+            states: 1_000_000,
             settled: u64::MAX,
             ..self
         };
@@ -256,22 +257,44 @@ impl System for Search {
     }
 }
 
-const fn call(process: u8, node: u8, what: What, token: u64) -> CallId {
+const fn call(process: u8, node: u8, what: What) -> CallId {
     CallId {
         process,
         node,
         what,
-        token,
+        token: 0,
         nth: 0,
     }
 }
 
 const fn acquires(process: u8, node: u8) -> Step {
-    Step::Answer(call(process, node, What::Acquire, 0))
+    Step::Answer(call(process, node, What::Acquire))
 }
 
-/// The first process has the lock, from all nodes.
+/// A has the lock, from all nodes.
 const HELD: &[Step] = &[Step::Ask(0), acquires(0, 0), acquires(0, 1), acquires(0, 2)];
+
+/// A has the lock from two nodes, and the third has not been reached.
+const BARELY_HELD: &[Step] = &[Step::Ask(0), acquires(0, 0), acquires(0, 1)];
+
+/// The same, and B asks for it.
+const BARELY_HELD_AND_WANTED: &[Step] =
+    &[Step::Ask(0), acquires(0, 0), acquires(0, 1), Step::Ask(1)];
+
+/// A has the lock from all nodes, renews it, and gives it back meanwhile.
+const RENEWED_AND_RELEASED: &[Step] = &[
+    Step::Ask(0),
+    acquires(0, 0),
+    acquires(0, 1),
+    acquires(0, 2),
+    Step::Renew(0),
+    Step::Release(0),
+];
+
+/// Both ask, and the nodes are divided.
+const DIVIDED: &[Step] = &[Step::Ask(0), Step::Ask(1), acquires(0, 0), acquires(1, 2)];
+
+const SHORT: Time = 300;
 
 // --- where all assumptions hold --------------------------------------------------------------
 
@@ -280,8 +303,19 @@ fn who_is_alone_gets_the_lock_and_keeps_it() {
     Scenario {
         name: "alone",
         processes: 1,
-        rounds: 2,
         renewals: 1,
+        fencing: true,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn who_is_alone_gets_the_lock_though_replies_are_late() {
+    Scenario {
+        name: "alone, late replies",
+        processes: 1,
+        rounds: 2,
         fencing: true,
         late: 2,
         ..Scenario::PLAIN
@@ -297,11 +331,233 @@ fn two_processes_want_the_lock() {
     }
     .holds();
 }
+
 #[test]
-fn two_processes_want_the_lock_fencing() {
+fn two_processes_want_the_lock_and_a_fencing_token() {
     Scenario {
         name: "two processes, fencing",
         fencing: true,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn two_processes_want_the_lock_twice() {
+    Scenario {
+        name: "two processes, twice",
+        start: BARELY_HELD,
+        rounds: 2,
+        fencing: true,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn two_processes_divide_the_nodes() {
+    Scenario {
+        name: "divided",
+        start: DIVIDED,
+        rounds: 2,
+        late: 1,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn three_processes_want_the_lock() {
+    Scenario {
+        name: "three processes",
+        start: DIVIDED,
+        processes: 3,
+        fencing: true,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_lock_of_one_node() {
+    Scenario {
+        name: "one node",
+        nodes: 1,
+        rounds: 2,
+        renewals: 1,
+        fencing: true,
+        late: 1,
+        faults: 1,
+        of: &[Fault::Losses, Fault::Repetition],
+        passes: 1,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn callers_leave_and_nothing_is_left() {
+    Scenario {
+        name: "callers leave",
+        processes: 1,
+        fencing: true,
+        leaves: 1,
+        late: 1,
+        passes: 1,
+        rounds: 2,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn calls_and_replies_are_lost() {
+    Scenario {
+        name: "losses",
+        start: BARELY_HELD_AND_WANTED,
+        fencing: true,
+        passes: 2,
+        faults: 1,
+        of: &[Fault::Losses],
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn calls_are_lost_while_the_lock_is_renewed() {
+    Scenario {
+        name: "losses, renewals",
+        start: HELD,
+        processes: 1,
+        renewals: 1,
+        passes: 2,
+        faults: 1,
+        of: &[Fault::Losses],
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_lock_is_given_back_while_it_is_renewed() {
+    Scenario {
+        name: "renewed and released",
+        start: RENEWED_AND_RELEASED,
+        processes: 1,
+        renewals: 1,
+        late: 1,
+        passes: 1,
+        faults: 1,
+        of: &[Fault::Losses, Fault::ClockForward],
+        promise: Promise::Fencing,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn calls_arrive_twice_and_nodes_refuse() {
+    Scenario {
+        name: "repetitions, refusals",
+        start: BARELY_HELD_AND_WANTED,
+        fencing: true,
+        passes: 1,
+        faults: 1,
+        of: &[Fault::Repetition, Fault::Refusal],
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_crashed_holder_is_outlived() {
+    Scenario {
+        name: "crash",
+        start: BARELY_HELD_AND_WANTED,
+        ttl: SHORT,
+        fencing: true,
+        passes: 4,
+        faults: 1,
+        of: &[Fault::Crash],
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_process_that_stands_still_relies_on_nothing_afterwards() {
+    Scenario {
+        name: "pauses",
+        start: BARELY_HELD_AND_WANTED,
+        ttl: SHORT,
+        fencing: true,
+        renewals: 1,
+        passes: 4,
+        faults: 1,
+        of: &[Fault::Pause],
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn locks_run_out_while_they_are_asked_for_and_renewed() {
+    Scenario {
+        name: "ttls",
+        start: BARELY_HELD_AND_WANTED,
+        ttl: SHORT,
+        fencing: true,
+        renewals: 2,
+        late: 1,
+        passes: 5,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+/// "Delayed restarts" of the Redis documentation.
+#[test]
+fn a_node_that_forgets_and_stays_away_for_a_ttl_lets_nobody_in() {
+    Scenario {
+        name: "amnesia, and away",
+        start: BARELY_HELD_AND_WANTED,
+        ttl: SHORT,
+        renewals: 1,
+        passes: 4,
+        faults: 1,
+        of: &[Fault::LateAmnesia],
+        promise: Promise::Exclusion,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_node_that_forgets_lets_nobody_in_while_all_others_have_the_lock() {
+    Scenario {
+        name: "amnesia of one of three",
+        start: HELD,
+        renewals: 1,
+        faults: 1,
+        of: &[Fault::Amnesia],
+        promise: Promise::Exclusion,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+/// Two holders have different tokens, and the later the higher.
+#[test]
+fn tokens_are_in_order_whatever_nodes_forget() {
+    Scenario {
+        name: "amnesia, tokens",
+        start: BARELY_HELD,
+        rounds: 2,
+        fencing: true,
+        faults: 1,
+        of: &[Fault::Amnesia, Fault::ClockForward],
+        promise: Promise::Fencing,
         ..Scenario::PLAIN
     }
     .holds();
@@ -319,4 +575,27 @@ fn a_node_that_forgets_within_the_ttl_lets_a_second_holder_in() {
         ..Scenario::PLAIN
     }
     .ends_with("two holders");
+}
+
+#[test]
+fn a_clock_that_is_set_forward_lets_a_second_holder_in() {
+    Scenario {
+        name: "a clock is set",
+        faults: 1,
+        of: &[Fault::ClockForward],
+        promise: Promise::Exclusion,
+        ..Scenario::PLAIN
+    }
+    .ends_with("two holders");
+}
+
+#[test]
+fn without_the_second_round_a_token_is_not_above_the_last() {
+    Scenario {
+        name: "no second round",
+        fencing: true,
+        write_back: WriteBack::LeftOut,
+        ..Scenario::PLAIN
+    }
+    .ends_with("was granted after");
 }

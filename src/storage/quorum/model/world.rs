@@ -108,6 +108,23 @@ pub(super) enum Stage {
     },
 }
 
+impl Stage {
+    /// What it is, without whose.
+    fn words(self, now: Time) -> [u64; 4] {
+        match self {
+            Self::Idle => [0, 0, 0, 0],
+            Self::Asking { token, sent, above } => {
+                [1, token.number(), u64::from(now - sent), above]
+            }
+            Self::Holding { token, deadline } => {
+                let left = u64::from(deadline.saturating_sub(now));
+                [2, token.number(), left, 0]
+            }
+            Self::Releasing { token } => [3, token.number(), 0, 0],
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Outcome {
     Acquired(Result<AcquireReply, StorageError>),
@@ -932,24 +949,35 @@ impl World {
     /// The same for states that differ in the names of nodes and processes alone: neither matters to
     /// anybody.
     pub(super) fn fingerprint(&self) -> u64 {
-        let nodes = orders(self.nodes.len() as u8);
-        let processes = orders(self.processes.len() as u8);
+        let ahead = |at: Time| u64::from(at.saturating_sub(self.now));
+        let wire = self.wire();
+        let calls_of = |of: &dyn Fn(CallId) -> bool| {
+            let calls = wire.calls.iter().filter(|call| of(call.id));
+            let kinds = calls.map(|call| hash([call.id.what as u64, call.id.token].into_iter()));
+            kinds.fold(0_u64, u64::wrapping_add)
+        };
+        // What can be told of each without the names of others. Only where that is the same, both
+        // ways to name them have to be tried.
+        let nodes = self.nodes.iter().zip(0..).map(|(node, index)| {
+            let until = node.owner(self.now).map_or(0, |(_, until)| ahead(until));
+            let calls = calls_of(&|id| id.node == index);
+            hash([until, node.counter, ahead(node.away_until), calls].into_iter())
+        });
+        let nodes = names(&nodes.collect::<Vec<_>>());
+        let processes = self.processes.iter().zip(0..).map(|(process, index)| {
+            let calls = calls_of(&|id| id.process == index);
+            let seen = process.seen.len() as u64;
+            let stage = process.stage.words(self.now);
+            let all = [calls, seen, process.tokens, process.rounds.into()];
+            hash(all.into_iter().chain(stage))
+        });
+        let processes = names(&processes.collect::<Vec<_>>());
+        drop(wire);
         let all = nodes.iter().flat_map(|nodes| {
-            processes
-                .iter()
-                .map(|processes| self.named(nodes, processes))
+            let processes = processes.iter();
+            processes.map(|processes| self.named(nodes, processes))
         });
         all.min().expect("at least one way to name them")
-    }
-
-    pub(super) fn debug(&self) -> String {
-        format!(
-            "{:?} {:?} {:?} {:?}",
-            self.processes[0].seen,
-            self.processes[0].stage,
-            self.wire().calls.iter().map(|c| c.id).collect::<Vec<_>>(),
-            self.nodes
-        )
     }
 
     /// The state if the nodes and processes had these numbers.
@@ -984,15 +1012,7 @@ impl World {
         }
         for index in in_order(processes) {
             let process = &self.processes[index];
-            let stage = match process.stage {
-                Stage::Idle => [0, 0, 0, 0],
-                Stage::Asking { token, sent, above } => {
-                    [1, token.number(), u64::from(self.now - sent), above]
-                }
-                Stage::Holding { token, deadline } => [2, token.number(), ahead(deadline), 0],
-                Stage::Releasing { token } => [3, token.number(), 0, 0],
-            };
-            words.extend(stage);
+            words.extend(process.stage.words(self.now));
             let ages = [&process.op, &process.renewal];
             words.extend(ages.map(|op| {
                 let age = |op: &Op| u64::from(self.now - op.since) << 8 | op.token.number();
@@ -1086,18 +1106,24 @@ fn is_fault(step: Step) -> bool {
     )
 }
 
-/// All ways to give so many their numbers.
-fn orders(count: u8) -> Vec<Vec<u8>> {
-    if count == 0 {
-        return vec![Vec::new()];
-    }
-    let mut all = Vec::new();
-    for shorter in orders(count - 1) {
-        for at in 0..count as usize {
-            let mut order = shorter.clone();
-            order.insert(at, count - 1);
-            all.push(order);
-        }
+/// All ways to number them in their order, the same among each other in any.
+fn names(of: &[u64]) -> Vec<Vec<u8>> {
+    let mut all = vec![Vec::new()];
+    for last in 0..of.len() {
+        let longer = all.iter().flat_map(|names: &Vec<u8>| {
+            (0..=last as u8).map(move |at| {
+                let moved = names.iter().map(|name| name + u8::from(*name >= at));
+                moved.chain([at]).collect()
+            })
+        });
+        all = longer.collect();
+        all.retain(|names: &Vec<u8>| {
+            (0..last).all(|it| match of[it].cmp(&of[last]) {
+                std::cmp::Ordering::Less => names[it] < names[last],
+                std::cmp::Ordering::Greater => names[it] > names[last],
+                std::cmp::Ordering::Equal => true,
+            })
+        });
     }
     all
 }
