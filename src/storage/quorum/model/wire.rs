@@ -279,3 +279,70 @@ impl LockStorage for Line {
         }
     }
 }
+
+/// Panics if some call has another answer than a storage in memory gives.
+pub(super) async fn agrees_with_memory() {
+    use crate::{
+        clock::Clock,
+        key::{KeyPrefix, LockKey},
+        storage::MemoryStorage,
+    };
+
+    fastrand::seed(1);
+    let name = KeyPrefix::default().name(&LockKey::from_parts(["k"]).unwrap());
+    let memory = MemoryStorage::with_clock(Clock::tokio());
+    memory.restart(0);
+    let (mut node, mut now) = (Node::new(0), 0);
+    let mut highest = 0;
+    for _ in 0..5_000 {
+        let passed = fastrand::u32(..4) * 50;
+        tokio::time::advance(Duration::from_millis(passed.into())).await;
+        now += passed;
+        let token = OwnerToken::new(fastrand::u128(1..3), fastrand::u64(..2));
+        let (name, ttl) = (name.clone(), Duration::from_millis(300));
+        let (request, reply) = match fastrand::u8(..4) {
+            0 => {
+                let request = AcquireRequest {
+                    name,
+                    token,
+                    ttl,
+                    again: fastrand::bool(),
+                    repeated: false,
+                    queue: None,
+                    hint: None,
+                    fencing: fastrand::u32(..3),
+                };
+                let reply = memory.acquire(&request).await.unwrap();
+                if let AcquireReply::Granted { fencing, .. } = reply {
+                    highest = fencing.map_or(highest, |block| block.last());
+                }
+                (Request::Acquire(request), Reply::Acquire(reply))
+            }
+            1 => {
+                let request = RenewRequest { name, token, ttl };
+                let reply = memory.renew(std::slice::from_ref(&request)).await.remove(0);
+                (Request::Renew(request), Reply::Renew(reply.unwrap()))
+            }
+            2 => {
+                let request = ReleaseRequest {
+                    name,
+                    token,
+                    ttl,
+                    unwanted: false,
+                    requeue: None,
+                    quiet: fastrand::bool(),
+                };
+                let reply = memory.release(&request).await.unwrap();
+                (Request::Release(request), Reply::Release(reply))
+            }
+            _ => {
+                let above = highest + fastrand::u64(..3);
+                let request = RaiseRequest { name, token, above };
+                let reply = memory.raise(&request).await.unwrap();
+                (Request::Raise(request), Reply::Raise(reply))
+            }
+        };
+        let answer = node.carry_out(&request, now);
+        assert_eq!(answer.word(), reply.word(), "{request:?}");
+    }
+}
