@@ -81,6 +81,8 @@ struct Scenario {
     /// How often each process asks for the lock, and renews it each time.
     rounds: u8,
     renewals: u8,
+    /// A renewal may also begin while the lock is being given back, by another thread.
+    races: bool,
     ttl: Time,
     fencing: bool,
     /// The fencing tokens that the nodes have given.
@@ -110,6 +112,7 @@ impl Scenario {
         nodes: 3,
         rounds: 1,
         renewals: 0,
+        races: false,
         ttl: 10_000,
         fencing: false,
         counters: [0, 0, 5],
@@ -456,6 +459,22 @@ fn a_lock_is_given_back_while_it_is_renewed() {
         passes: 1,
         faults: 1,
         of: &[Fault::Losses, Fault::ClockForward],
+        promise: Promise::Fencing,
+        ..Scenario::PLAIN
+    }
+    .holds();
+}
+
+#[test]
+fn a_renewal_begins_while_the_lock_is_given_back() {
+    Scenario {
+        name: "renewal behind a release",
+        start: HELD,
+        processes: 1,
+        renewals: 1,
+        races: true,
+        faults: 1,
+        of: &[Fault::ClockForward],
         promise: Promise::Fencing,
         ..Scenario::PLAIN
     }

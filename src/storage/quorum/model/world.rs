@@ -450,7 +450,7 @@ impl World {
     fn renew(&mut self, index: u8) {
         let (now, name) = (self.now, self.name.clone());
         let process = &mut self.processes[usize::from(index)];
-        let Stage::Holding { token, .. } = process.stage else {
+        let (Stage::Holding { token, .. } | Stage::Releasing { token }) = process.stage else {
             unreachable!("only a holder renews")
         };
         process.renewals -= 1;
@@ -863,6 +863,11 @@ impl World {
                     steps.push(Step::Renew(index));
                 }
                 steps.push(Step::Release(index));
+            }
+            Stage::Releasing { .. } if self.scenario.races => {
+                if process.renewal.is_none() && process.renewals > 0 {
+                    steps.push(Step::Renew(index));
+                }
             }
             _ => {}
         }
