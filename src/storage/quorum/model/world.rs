@@ -864,10 +864,10 @@ impl World {
                 }
                 steps.push(Step::Release(index));
             }
-            Stage::Releasing { .. } if self.scenario.races => {
-                if process.renewal.is_none() && process.renewals > 0 {
-                    steps.push(Step::Renew(index));
-                }
+            Stage::Releasing { .. }
+                if self.scenario.races && process.renewal.is_none() && process.renewals > 0 =>
+            {
+                steps.push(Step::Renew(index));
             }
             _ => {}
         }
