@@ -9,6 +9,8 @@ mod coordinator;
 #[cfg_attr(docsrs, doc(cfg(feature = "dashboard")))]
 pub mod dashboard;
 pub mod error;
+#[cfg(test)]
+mod explorer;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;

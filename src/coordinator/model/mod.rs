@@ -34,7 +34,7 @@
 //! # Why not with a library
 //!
 //! `stateright` would bring 40 packages, a web server among them that cannot be left out. The search
-//! itself is [`explorer`], 100 lines; the work is in the world, which would be the same. Its "eventually"
+//! itself is [`explorer`](crate::explorer), 100 lines; the work is in the world, which would be the same. Its "eventually"
 //! does not see a cycle, or two ways that meet; [`World::settle`] goes each way to its end.
 
 #![allow(
@@ -43,14 +43,11 @@
 )]
 
 mod canon;
-mod explorer;
 mod trace;
 
-use self::{
-    canon::Canon,
-    explorer::{Broken, Order, Plan, Report, System, explore},
-};
+use self::canon::Canon;
 use super::*;
+use crate::explorer::{Broken, Order, Plan, Report, System, explore, hash};
 
 /// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -524,22 +521,6 @@ impl System for Search {
         let words = Canon::of(&self.world).words;
         hash(std::iter::once(left).chain(words))
     }
-}
-
-/// 64 bits out of all: a product's halves, folded, with each word.
-fn hash(words: impl Iterator<Item = u64>) -> u64 {
-    let fold = |a: u64, b: u64| {
-        let product = u128::from(a) * u128::from(b);
-        product as u64 ^ (product >> 64) as u64
-    };
-    let mut number = 0_u64;
-    let sum = words.fold(0x243f_6a88_85a3_08d3, |sum, word| {
-        number += 1;
-        // Nothing is lost where one of the factors is small.
-        let mixed = fold(word ^ 0x9e37_79b9_7f4a_7c15, sum ^ 0xd1b5_4a32_d192_ed03);
-        mixed ^ sum.rotate_left(23) ^ word.wrapping_mul(0xff51_afd7_ed55_8ccd)
-    });
-    fold(sum ^ number, 0xe703_7ed1_a0b4_28db) ^ sum
 }
 
 // --- where all assumptions hold --------------------------------------------------------------

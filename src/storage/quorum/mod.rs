@@ -77,6 +77,8 @@ mod stragglers;
 mod survey;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

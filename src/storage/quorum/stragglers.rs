@@ -147,6 +147,27 @@ impl Stragglers {
         let open = self.open();
         open.calls.len() + open.aside.len()
     }
+
+    /// What was put aside, if nothing else is under way but the task that comes by: tokens and nodes,
+    /// and whether it has come by once; and when that was.
+    #[cfg(test)]
+    #[expect(clippy::type_complexity, reason = "for tests")]
+    pub(super) fn at_rest(&self) -> Option<(Vec<(OwnerToken, usize, bool)>, Option<Instant>)> {
+        let open = self.open();
+        let is_busy = [
+            &open.calls.len(),
+            &open.renewing.len(),
+            &open.releasing.len(),
+        ];
+        if is_busy.into_iter().any(|it| *it > 0) {
+            return None;
+        }
+        let aside = open.aside.iter().flat_map(|(token, aside)| {
+            let calls = aside.calls.iter();
+            calls.map(|(node, _)| (*token, *node, aside.is_old))
+        });
+        Some((aside.collect(), open.swept_at))
+    }
 }
 
 /// A call in the background.

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// What can be explored. It has to be finite.
-pub(super) trait System: Clone {
+pub(crate) trait System: Clone {
     type Step: Copy;
 
     /// What can happen now, in an order that depends on the state alone.
@@ -29,7 +29,7 @@ pub(super) trait System: Clone {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// The shortest trace is found first. Keeps as many states as are reached in the same number of
     /// steps.
     Breadth,
@@ -38,34 +38,34 @@ pub(super) enum Order {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
-    pub(super) order: Order,
+pub(crate) struct Plan {
+    pub(crate) order: Order,
     /// The exploration ends there, complete or not.
-    pub(super) most_states: usize,
+    pub(crate) most_states: usize,
     /// Of so many states one is settled, and so is each at which nothing more can happen.
-    pub(super) settled: u64,
+    pub(crate) settled: u64,
 }
 
 /// What was seen.
 #[derive(Clone, Debug)]
-pub(super) struct Report<S> {
-    pub(super) states: usize,
-    pub(super) steps: usize,
+pub(crate) struct Report<S> {
+    pub(crate) states: usize,
+    pub(crate) steps: usize,
     /// Of the longest way that was gone.
-    pub(super) depth: usize,
-    pub(super) settled: usize,
-    pub(super) time: Duration,
-    pub(super) is_complete: bool,
-    pub(super) broken: Option<Broken<S>>,
+    pub(crate) depth: usize,
+    pub(crate) settled: usize,
+    pub(crate) time: Duration,
+    pub(crate) is_complete: bool,
+    pub(crate) broken: Option<Broken<S>>,
 }
 
 /// How a promise was broken.
 #[derive(Clone, Debug)]
-pub(super) struct Broken<S> {
-    pub(super) what: String,
-    pub(super) trace: Vec<S>,
+pub(crate) struct Broken<S> {
+    pub(crate) what: String,
+    pub(crate) trace: Vec<S>,
     /// By the last step, or by what follows when nothing more goes wrong.
-    pub(super) when_settled: bool,
+    pub(crate) when_settled: bool,
 }
 
 /// Fingerprints are hashes already.
@@ -134,7 +134,7 @@ impl<T: System> Search<T> {
 }
 
 /// Explores until all is seen, a promise is broken, or there are too many states.
-pub(super) fn explore<T: System>(start: T, plan: Plan) -> Report<T::Step> {
+pub(crate) fn explore<T: System>(start: T, plan: Plan) -> Report<T::Step> {
     let started = Instant::now();
     let mut search = Search {
         known: HashSet::default(),
@@ -218,4 +218,20 @@ pub(super) fn explore<T: System>(start: T, plan: Plan) -> Report<T::Step> {
     }
     report.time = started.elapsed();
     report
+}
+
+/// 64 bits out of all: a product's halves, folded, with each word.
+pub(crate) fn hash(words: impl Iterator<Item = u64>) -> u64 {
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let mut number = 0_u64;
+    let sum = words.fold(0x243f_6a88_85a3_08d3, |sum, word| {
+        number += 1;
+        // Nothing is lost where one of the factors is small.
+        let mixed = fold(word ^ 0x9e37_79b9_7f4a_7c15, sum ^ 0xd1b5_4a32_d192_ed03);
+        mixed ^ sum.rotate_left(23) ^ word.wrapping_mul(0xff51_afd7_ed55_8ccd)
+    });
+    fold(sum ^ number, 0xe703_7ed1_a0b4_28db) ^ sum
 }
