@@ -8,7 +8,7 @@
 
 use redis::{ErrorKind, RedisError, Value};
 
-/// How deep arrays may be in each other. Redis's own are in three at the most.
+/// How deep arrays may be in each other. Redis's own are in four at the most.
 const DEEPEST: usize = 32;
 
 /// The first reply, and how many bytes it has. `None`: not all of it is there.

@@ -39,13 +39,16 @@ const MANY: usize = 16;
 /// In how many.
 const PARTS: usize = 4;
 
-/// The most calls that wait to be written together.
+/// With so many calls that are not written, nobody waits for more.
 const LARGEST: usize = 32;
 
 /// A server is near if a part is answered within this time. Calls to one that is farther away would gain nothing by
 /// waiting for each other: it is not the work that takes the time. On a busy machine a part takes several times as long
 /// to its own server and back as on an idle one.
 const NEAR: Duration = Duration::from_millis(1);
+
+/// How many times a thread writes what others have added meanwhile.
+const ROUNDS: usize = 4;
 
 /// How much is read at once.
 const READ: usize = 16 * 1024;
@@ -54,7 +57,7 @@ const READ: usize = 16 * 1024;
 const ROOM: usize = 1024;
 
 /// A reply that is longer is none of those that are asked for here.
-const LONGEST: usize = 64 << 20;
+const LONGEST: usize = 8 << 20;
 
 pub(super) type Answer = Result<Value, RedisError>;
 
@@ -100,7 +103,7 @@ struct Calls {
     is_wanted: bool,
     /// Whether there is something to be written soon, by the reading task.
     is_due: bool,
-    /// Whether nobody will make calls any more.
+    /// Whether nobody can make calls any more.
     is_left: bool,
     /// Whether there will be no replies any more.
     is_over: bool,
@@ -185,6 +188,13 @@ impl Calls {
         }
     }
 
+    /// Whoever waits to be written, and will not be.
+    fn give_up(&mut self) -> VecDeque<Caller> {
+        self.bytes.clear();
+        let written = self.callers.len() - std::mem::take(&mut self.unwritten);
+        self.callers.split_off(written)
+    }
+
     /// A part was answered, after this time.
     fn answered(&mut self, after: Duration) {
         self.is_near = after < NEAR;
@@ -193,60 +203,88 @@ impl Calls {
 
 /// Where bytes go.
 struct Out {
-    write: Box<dyn AsyncWrite + Send + Unpin>,
-    /// What the socket did not take. The reading task waits for it to take more.
-    left: Vec<u8>,
+    /// `None`: closed. What is written then is for nobody.
+    write: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// What the socket did not take, from the second on. The reading task waits for it to take more.
+    left: (Vec<u8>, usize),
     /// Whether all that it took is on its way.
     is_flushed: bool,
     failed: Option<io::Error>,
 }
 
 impl Out {
-    /// Writes from outside the reading task, which has to go on if this was not all.
-    fn begin(&mut self, bytes: &[u8]) -> bool {
-        let written = self.write(&mut Context::from_waker(Waker::noop()), bytes);
-        written.unwrap_or_else(|error| {
-            self.failed = Some(error);
-            false
-        })
+    fn new(write: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
+        Self {
+            write: Some(write),
+            left: (Vec::new(), 0),
+            is_flushed: true,
+            failed: None,
+        }
     }
 
-    /// Writes as much as there is room for. Whether it was all.
-    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<bool> {
-        if !self.left.is_empty() {
-            self.left.extend_from_slice(bytes);
-            return Ok(false);
+    /// Writes from outside the reading task. Whether that has to go on, or to find out why it cannot.
+    fn begin(&mut self, bytes: &[u8]) -> bool {
+        let (left, _) = &mut self.left;
+        if !left.is_empty() {
+            // It waits already.
+            left.extend_from_slice(bytes);
+            return false;
         }
-        self.is_flushed = false;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match Pin::new(&mut self.write).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(written) => rest = &rest[written?..],
-                Poll::Pending => {
-                    self.left.extend_from_slice(rest);
-                    return Ok(false);
-                }
+        let cx = &mut Context::from_waker(Waker::noop());
+        let written = self.write(cx, bytes);
+        if let Ok(written) = written {
+            left_behind(&mut self.left, &bytes[written..]);
+        }
+        match written.and_then(|_| self.flush(cx)) {
+            Ok(is_done) => !is_done,
+            Err(error) => {
+                self.fail(error);
+                true
             }
         }
-        self.flush(cx)
     }
 
-    /// Writes what was left.
+    /// Writes what was left. Whether nothing is left any more.
     fn go_on(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
+        let (left, at) = std::mem::take(&mut self.left);
+        let written = self.write(cx, &left[at..])?;
+        if at + written < left.len() {
+            self.left = (left, at + written);
         }
-        let left = std::mem::take(&mut self.left);
-        match left.is_empty() {
-            true => self.flush(cx),
-            false => self.write(cx, &left),
+        let is_done = self.flush(cx)?;
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(is_done),
         }
     }
 
+    /// Writes as much as there is room for, and says how much that was.
+    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<usize> {
+        let Some(write) = &mut self.write else {
+            return Ok(bytes.len());
+        };
+        let mut written = 0;
+        while written < bytes.len() {
+            self.is_flushed = false;
+            match Pin::new(&mut *write).poll_write(cx, &bytes[written..]) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(some) => written += some?,
+                Poll::Pending => break,
+            }
+        }
+        Ok(written)
+    }
+
+    /// Whether all that was written is on its way, and nothing is left.
     fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let Some(write) = &mut self.write else {
+            return Ok(true);
+        };
+        if !self.left.0.is_empty() {
+            return Ok(false);
+        }
         if !self.is_flushed {
-            match Pin::new(&mut self.write).poll_flush(cx) {
+            match Pin::new(write).poll_flush(cx) {
                 Poll::Ready(flushed) => flushed?,
                 Poll::Pending => return Ok(false),
             }
@@ -254,6 +292,22 @@ impl Out {
         }
         Ok(true)
     }
+
+    /// Behind a part of a command nothing else may be written.
+    fn fail(&mut self, error: io::Error) {
+        self.close();
+        self.failed = Some(error);
+    }
+
+    fn close(&mut self) {
+        self.write = None;
+        self.left = (Vec::new(), 0);
+    }
+}
+
+fn left_behind((left, at): &mut (Vec<u8>, usize), rest: &[u8]) {
+    left.extend_from_slice(rest);
+    *at = 0;
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -265,12 +319,7 @@ impl Pipe {
     pub(super) fn new(ways: Ways, health: Arc<Health>) -> Self {
         let shared = Arc::new(Shared {
             calls: Mutex::default(),
-            out: Mutex::new(Out {
-                write: ways.write,
-                left: Vec::new(),
-                is_flushed: true,
-                failed: None,
-            }),
+            out: Mutex::new(Out::new(ways.write)),
             reader: AtomicWaker::new(),
             health,
         });
@@ -291,6 +340,7 @@ impl Pipe {
     /// The reply to a command may be a [`Value::ServerError`]. If there are several commands, it is
     /// an array of the replies to each.
     pub(super) fn call<const N: usize>(&self, commands: [Cmd; N]) -> Reply {
+        const { assert!(N > 0, "what asks for nothing is not answered") };
         let shared = &self.0.0;
         let (tell, reply) = Reply::channel();
         let mut calls = lock(&shared.calls);
@@ -316,12 +366,30 @@ impl Pipe {
 impl Shared {
     /// Writes what there is, in the order in which calls were made.
     fn write<'a>(&'a self, mut calls: MutexGuard<'a, Calls>) {
+        if self.health.is_dead() {
+            // Others may have asked elsewhere by now for what these would undo.
+            let unwritten = calls.give_up();
+            drop(calls);
+            // Outside the lock: they are told, and may come back here at once.
+            drop(unwritten);
+            return;
+        }
         calls.is_wanted = true;
         if calls.is_writing {
             return;
         }
         calls.is_writing = true;
+        let mut rounds = 0;
         while std::mem::take(&mut calls.is_wanted) && calls.unwritten > 0 {
+            if rounds == ROUNDS {
+                // This task has others to serve.
+                calls.is_due = true;
+                calls.is_writing = false;
+                drop(calls);
+                self.reader.wake();
+                return;
+            }
+            rounds += 1;
             let bytes = std::mem::take(&mut calls.bytes);
             let part = Part {
                 calls: std::mem::take(&mut calls.unwritten),
@@ -329,12 +397,11 @@ impl Shared {
             };
             calls.parts.push_back(part);
             drop(calls);
-            let is_written = lock(&self.out).begin(&bytes);
-            if !is_written {
+            if lock(&self.out).begin(&bytes) {
                 self.reader.wake();
             }
             calls = lock(&self.calls);
-            if calls.bytes.is_empty() {
+            if calls.bytes.is_empty() && bytes.capacity() <= 4 * READ {
                 calls.bytes = bytes;
                 calls.bytes.clear();
             }
@@ -350,13 +417,15 @@ impl Shared {
         let callers = std::mem::take(&mut calls.callers);
         // Outside the lock: whoever is told may come back here at once.
         drop(calls);
+        // Also for whoever was about to write.
+        lock(&self.out).close();
         for caller in callers {
             let _ = caller.tell.send(Err(error.clone()));
         }
     }
 }
 
-/// The task that reads.
+/// The task that reads, and writes what others could not.
 struct Reader {
     shared: Arc<Shared>,
     read: Box<dyn AsyncRead + Send + Unpin>,
@@ -391,7 +460,7 @@ impl Reader {
     /// Gives the replies that have come to whom they belong.
     fn tell(&mut self) -> Result<(), RedisError> {
         let mut at = 0;
-        let read = loop {
+        let mut read = loop {
             match frame::first(&self.bytes[at..self.come]) {
                 Ok(Some((reply, length))) => {
                     at += length;
@@ -411,14 +480,21 @@ impl Reader {
             self.bytes.truncate(READ);
             self.bytes.shrink_to_fit();
         }
-        self.shared.health.replied();
+        if !self.replies.is_empty() {
+            self.shared.health.replied();
+        }
 
         let mut calls = lock(&self.shared.calls);
         for reply in self.replies.drain(..) {
+            if calls.unwritten >= calls.callers.len() {
+                // Nobody has asked: whose the next one is, nobody would know.
+                read = Err(frame::malformed());
+                break;
+            }
             self.told.extend(calls.replied(reply));
         }
         calls.settle();
-        if calls.parts.is_empty() && calls.unwritten > 0 {
+        if read.is_ok() && calls.parts.is_empty() && calls.unwritten > 0 {
             self.shared.write(calls);
         } else {
             drop(calls);
@@ -434,9 +510,7 @@ impl Reader {
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<RedisError> {
         self.shared.reader.register(cx.waker());
-        if let Err(error) = lock(&self.shared.out).go_on(cx) {
-            return Poll::Ready(error.into());
-        }
+        // Before a look at what could not be written: replies may have come before that.
         loop {
             match self.read(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -445,16 +519,20 @@ impl Reader {
             }
         }
         let mut calls = lock(&self.shared.calls);
-        if calls.is_left {
-            // What was asked for is sent, though nobody hears of the replies.
-            self.shared.write(calls);
-            return Poll::Ready(gone());
-        }
+        let is_left = calls.is_left;
         let is_due = std::mem::replace(&mut self.is_due, std::mem::take(&mut calls.is_due));
-        if is_due {
+        if is_due || is_left {
             self.shared.write(calls);
         } else {
             drop(calls);
+        }
+        match lock(&self.shared.out).go_on(cx) {
+            Err(error) => return Poll::Ready(error.into()),
+            // What was asked for is sent, though nobody hears of the replies.
+            Ok(is_done) if is_left && (is_done || self.shared.health.is_dead()) => {
+                return Poll::Ready(gone());
+            }
+            Ok(_) => {}
         }
         if self.is_due {
             // Where one task has something to send, others may be about to: they run first.
@@ -501,7 +579,7 @@ impl Future for Reply {
     }
 }
 
-/// The runtime that reads the replies has ended.
+/// The stream is over, or the runtime that reads the replies.
 fn gone() -> RedisError {
     io::Error::from(io::ErrorKind::BrokenPipe).into()
 }

@@ -401,15 +401,46 @@ async fn whoever_waits_is_told_when_the_stream_ends_or_makes_no_sense() {
     }
 }
 
-/// A socket that takes nothing, and says nothing.
-struct Broken;
+/// A socket that takes so many bytes, and then does what it is told.
+struct Takes {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    room: usize,
+    then: Then,
+}
 
-impl AsyncWrite for Broken {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    Fails,
+    FailsOnce,
+    /// Flushes only when it was asked twice.
+    FlushesLate,
+}
+
+impl AsyncWrite for Takes {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.room == 0 {
+            if self.then == Then::FailsOnce {
+                self.room = usize::MAX;
+            }
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let some = bytes.len().min(self.room);
+        self.room -= some;
+        self.bytes.lock().unwrap().extend_from_slice(&bytes[..some]);
+        Poll::Ready(Ok(some))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.then == Then::FlushesLate {
+            self.then = Then::Fails;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.bytes.lock().unwrap().extend_from_slice(b"flushed");
         Poll::Ready(Ok(()))
     }
 
@@ -418,18 +449,139 @@ impl AsyncWrite for Broken {
     }
 }
 
-#[tokio::test]
-async fn whoever_waits_is_told_when_nothing_can_be_written() {
-    let (read, _theirs) = duplex(1);
+fn taking(room: usize, then: Then) -> (Pipe, DuplexStream, Arc<Mutex<Vec<u8>>>) {
+    let (read, theirs) = duplex(1 << 12);
+    let bytes = Arc::default();
+    let takes = Takes {
+        bytes: Arc::clone(&bytes),
+        room,
+        then,
+    };
     let ways = Ways {
         read: Box::new(read),
-        write: Box::new(Broken),
+        write: Box::new(takes),
     };
-    let pipe = Pipe::new(ways, Arc::default());
+    (Pipe::new(ways, Arc::default()), theirs, bytes)
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_when_nothing_can_be_written() {
+    let (pipe, _theirs, _) = taking(0, Then::Fails);
     let calls: Vec<_> = (0..9).map(|call| pipe.call([echo(0, call)])).collect();
     let told = timeout(LIMIT, join_all(calls)).await.unwrap();
     assert!(told.iter().all(Result::is_err));
     assert!(pipe.0.0.health.is_dead());
+}
+
+#[tokio::test]
+async fn replies_that_came_before_nothing_could_be_written_count() {
+    let mut command = Vec::new();
+    echo(0, 0).write_packed_command(&mut command);
+    let (pipe, mut theirs, _) = taking(command.len(), Then::Fails);
+    let first = pipe.call([echo(0, 0)]);
+    theirs.write_all(b":7\r\n").await.unwrap();
+    let second = pipe.call([echo(0, 1)]);
+    assert_eq!(timeout(LIMIT, first).await.unwrap().unwrap(), Value::Int(7));
+    assert!(timeout(LIMIT, second).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn nothing_is_written_behind_a_part_of_a_command() {
+    let (pipe, _theirs, bytes) = taking(5, Then::FailsOnce);
+    let calls = [pipe.call([echo(0, 0)]), pipe.call([echo(0, 1)])];
+    let told = timeout(LIMIT, join_all(calls)).await.unwrap();
+    assert!(told.iter().all(Result::is_err));
+    assert_eq!(bytes.lock().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn what_a_stream_has_taken_is_flushed() {
+    let (pipe, _theirs, bytes) = taking(usize::MAX, Then::FlushesLate);
+    let _call = pipe.call([echo(0, 0)]);
+    let flushed = async {
+        while !bytes.lock().unwrap().ends_with(b"flushed") {
+            yield_now().await;
+        }
+    };
+    assert!(timeout(LIMIT, flushed).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_asked_for_ends_the_stream() {
+    let (pipe, mut theirs) = piped(1 << 12);
+    assert!(!pipe.0.0.health.is_dead());
+    theirs.write_all(b":1\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    assert!(timeout(LIMIT, theirs.read_to_end(&mut rest)).await.is_ok());
+    assert!(
+        timeout(LIMIT, pipe.call([echo(0, 0)]))
+            .await
+            .unwrap()
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn a_reply_is_not_for_a_call_that_is_not_written() {
+    let (pipe, _, _, mut calls) = under_way(true).await;
+    let unwritten = pipe.call([echo(0, 8)]);
+    let mut state = lock(&pipe.0.0.calls);
+    state.callers.drain(..8);
+    state.parts.clear();
+    drop(state);
+    let mut reader = reader(&pipe);
+    reader.bytes[..5].copy_from_slice(b"+OK\r\n");
+    reader.come = 5;
+    assert!(reader.tell().is_err());
+    drop(reader);
+    assert!(timeout(LIMIT, unwritten).await.unwrap().is_err());
+    calls.clear();
+}
+
+/// Another reading task for the same stream, that nobody polls.
+fn reader(pipe: &Pipe) -> Reader {
+    Reader {
+        shared: Arc::clone(&pipe.0.0),
+        read: Box::new(tokio::io::empty()),
+        bytes: vec![0; READ],
+        come: 0,
+        replies: Vec::new(),
+        told: Vec::new(),
+        is_due: false,
+    }
+}
+
+#[tokio::test]
+async fn the_other_side_sees_the_end_though_calls_could_still_be_made() {
+    let (pipe, mut theirs) = piped(1 << 12);
+    theirs.write_all(b"what?\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let seen = timeout(LIMIT, theirs.read_to_end(&mut rest)).await.unwrap();
+    assert!(seen.is_ok());
+    drop(pipe);
+}
+
+#[tokio::test]
+async fn what_waits_for_others_is_written_before_a_stream_is_left_unless_that_was_given_up() {
+    for is_given_up in [false, true] {
+        let (pipe, heard, answers, mut calls) = under_way(true).await;
+        calls.push(pipe.call([echo(0, 8)]));
+        let health = Arc::clone(&pipe.0.0.health);
+        if is_given_up {
+            health.kill();
+        }
+        drop(pipe);
+        let told = timeout(LIMIT, join_all(calls)).await.unwrap();
+        assert!(told.iter().all(Result::is_err));
+        if !is_given_up {
+            is_heard(&heard, 9).await;
+        }
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        assert_eq!(lock(&heard).len(), if is_given_up { 8 } else { 9 });
+        drop(answers);
+    }
 }
 
 #[tokio::test]

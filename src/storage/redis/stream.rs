@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     ops::{Deref, DerefMut},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -28,7 +29,8 @@ use tokio::{
 
 use super::address::Endpoint;
 
-/// For how long the kernel waits for the other side before it takes the connection for dead.
+/// For how long nothing has to come before the kernel asks whether anybody is there, and for how long it waits for what was
+/// written to be received.
 const SILENCE: Duration = Duration::from_secs(15);
 
 /// Both directions of a stream.
@@ -100,12 +102,11 @@ impl Drop for Listening {
 
 async fn connect(server: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
     match server.info.addr() {
-        ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?)),
+        ConnectionAddr::Tcp(host, port) => Ok(to_any_of(host, *port, Plain).await?),
         #[cfg(feature = "tls")]
         ConnectionAddr::TcpTls { host, port, .. } => {
-            let stream = tcp(host, *port).await?;
-            let tls = server.tls.as_ref().ok_or_else(no_way)?;
-            Ok(Box::new(tls.wrap(host, stream).await?))
+            let tls = server.tls.clone().ok_or_else(no_way)?;
+            Ok(to_any_of(host, *port, tls).await?)
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => Ok(Box::new(tokio::net::UnixStream::connect(path).await?)),
@@ -113,19 +114,45 @@ async fn connect(server: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
     }
 }
 
+/// What is spoken over a socket.
+pub(super) trait Speak: Clone + Send {
+    fn speak(
+        &self,
+        host: &str,
+        stream: TcpStream,
+    ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send;
+}
+
+#[derive(Clone)]
+struct Plain;
+
+impl Speak for Plain {
+    async fn speak(&self, _: &str, stream: TcpStream) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(stream))
+    }
+}
+
 fn no_way() -> RedisError {
     (ErrorKind::InvalidClientConfig, "no way to such an address").into()
 }
 
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+/// A host may have several addresses: the first at which somebody is there who speaks as we do.
+async fn to_any_of(host: &str, port: u16, way: impl Speak) -> io::Result<Box<dyn Stream>> {
     let addresses = lookup_host((host, port)).await?;
     let attempts: Vec<_> = addresses
-        .map(|address| Box::pin(TcpStream::connect(address)))
+        .map(|address| {
+            let way = way.clone();
+            Box::pin(async move { way.speak(host, tcp(address).await?).await })
+        })
         .collect();
     if attempts.is_empty() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let (stream, _) = select_ok(attempts).await?;
+    Ok(select_ok(attempts).await?.0)
+}
+
+async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
     // What comes together is written together, so there is nothing for Nagle's algorithm to wait for.
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
@@ -137,7 +164,7 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 /// What bytes go over.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     fn into_ways(self: Box<Self>) -> Ways;
 }
 

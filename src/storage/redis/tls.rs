@@ -11,9 +11,12 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 
-use super::address::refused;
+use super::{
+    address::refused,
+    stream::{Speak, Stream},
+};
 use crate::error::{StorageError, StorageErrorKind};
 
 /// What the user wants beside the system's own certificates.
@@ -61,8 +64,12 @@ impl Certificates {
     fn roots(&self) -> Result<RootCertStore, StorageError> {
         let mut roots = RootCertStore::empty();
         if self.roots.is_empty() {
-            // A system may have some that rustls cannot use.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let system = rustls_native_certs::load_native_certs();
+            if system.certs.is_empty() && !system.errors.is_empty() {
+                return Err(refused("the system's certificates cannot be read"));
+            }
+            // There may be some that rustls cannot use.
+            roots.add_parsable_certificates(system.certs);
             return Ok(roots);
         }
         let none = "there is no PEM certificate to trust";
@@ -88,17 +95,12 @@ impl Certificates {
 #[derive(Clone)]
 pub(super) struct Tls(Arc<ClientConfig>);
 
-impl Tls {
+impl Speak for Tls {
     /// Makes sure that it is the host that it should be.
-    pub(super) async fn wrap(
-        &self,
-        host: &str,
-        stream: TcpStream,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    async fn speak(&self, host: &str, stream: TcpStream) -> io::Result<Box<dyn Stream>> {
         let host = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        TlsConnector::from(Arc::clone(&self.0))
-            .connect(host, stream)
-            .await
+        let tls = TlsConnector::from(Arc::clone(&self.0));
+        Ok(Box::new(tls.connect(host, stream).await?))
     }
 }
 
