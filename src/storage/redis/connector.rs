@@ -3,9 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, ProtocolVersion, RedisError, Value, aio::AsyncPushSender,
-};
+use redis::{Cmd, ErrorKind, ProtocolVersion, RedisError, Value};
 use tokio::time::timeout;
 
 use super::{
@@ -13,11 +11,11 @@ use super::{
     error::connect_error,
     health::Health,
     own_pool::{OwnConnection, OwnPool},
-    pipe::Pipe,
+    pipe::{Pipe, Pushes},
     probe::Probe,
     sentinel::{self, Master, Sentinels},
     slot::Counters,
-    stream::{self, Listening},
+    stream,
     wire::{Link, Wire, run_of, run_query},
 };
 use crate::error::{StorageError, StorageErrorKind};
@@ -42,16 +40,13 @@ impl Server {
             Err(error) if knows_no_resp3(&error) => open(ProtocolVersion::RESP2).await?,
             other => other?,
         };
-        Ok(Pipe::new(ways, Arc::clone(health)))
+        Ok(Pipe::new(ways, Arc::clone(health), None))
     }
 
     /// A connection that messages come through.
-    pub(super) async fn listen(
-        &self,
-        limit: Duration,
-        config: AsyncConnectionConfig,
-    ) -> Result<Listening, RedisError> {
-        within(limit, Listening::open(&self.0, config)).await
+    pub(super) async fn listen(&self, limit: Duration, pushes: Pushes) -> Result<Pipe, RedisError> {
+        let ways = within(limit, stream::open(&self.0, ProtocolVersion::RESP3)).await?;
+        Ok(Pipe::new(ways, Arc::default(), Some(pushes)))
     }
 
     fn is_encrypted(&self) -> bool {
@@ -74,9 +69,9 @@ trait Ask {
     async fn ask(&mut self, command: Cmd) -> Result<Value, RedisError>;
 }
 
-impl Ask for Listening {
+impl Ask for Pipe {
     async fn ask(&mut self, command: Cmd) -> Result<Value, RedisError> {
-        self.connection.send_packed_command(&command).await
+        self.call([command]).await
     }
 }
 
@@ -222,8 +217,8 @@ impl Connector {
     /// A connection whose pushes go to `pushes`.
     pub(super) async fn open_resp3(
         &self,
-        pushes: impl AsyncPushSender,
-    ) -> Result<(Listening, Option<u128>), StorageError> {
+        pushes: Pushes,
+    ) -> Result<(Pipe, Option<u128>), StorageError> {
         let refuse = async |_: &OwnPool| {
             Err((
                 ErrorKind::InvalidClientConfig,
@@ -231,11 +226,8 @@ impl Connector {
             )
                 .into())
         };
-        // Whoever asks for something has its own limit.
-        let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let config = config.set_push_sender(pushes);
         let opening = async {
-            let connect = async |server: &Server| server.listen(self.timeout, config).await;
+            let connect = async |server: &Server| server.listen(self.timeout, pushes).await;
             let (mut connection, _) = self.reach(connect, refuse).await?;
             let run = match &self.counters {
                 None => connection.ask(run_query()).await.ok().and_then(run_of),

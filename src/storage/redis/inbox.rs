@@ -1,10 +1,8 @@
 //! The messages of one factory: a subscription to its own channel, on a connection of its own.
 //!
-//! No command about a lock goes over this connection. redis-rs takes an `unsubscribe` message that
-//! nobody asked for as the reply to the oldest command, which would shift all replies after it.
+//! No command about a lock goes over this connection: a server cuts off who does not read its messages soon enough.
 
 use std::{
-    convert::Infallible,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -17,7 +15,9 @@ use tokio::{
 
 use super::{
     connection::Connection,
+    error::{storage_error, value},
     fencing::{self, Seen},
+    pipe::Unasked,
 };
 use crate::{
     error::{StorageError, StorageErrorKind},
@@ -77,30 +77,30 @@ async fn session(
         let (lost, run) = (Arc::clone(&lost), Arc::clone(&run));
         // Called by the task that reads from the connection: a message wakes its waiter without a
         // detour over another task.
-        commands.connector().open_resp3(move |push: PushInfo| {
-            match push.kind {
-                PushKind::Disconnection => lost.notify_one(),
-                PushKind::Message => {
+        commands
+            .connector()
+            .open_resp3(Box::new(move |unasked| match unasked {
+                Unasked::Over => lost.notify_one(),
+                Unasked::Push(push) if push.kind == PushKind::Message => {
                     let run = run.get().copied().flatten();
                     // A server that commands no longer go to may go on giving away locks.
                     let run = run.filter(|_| !is_replaceable && *trusted.borrow() == run);
                     receive(&push, &inbox, &seen, run);
                 }
-                _ => {}
-            }
-            Ok::<_, Infallible>(())
-        })
+                Unasked::Push(_) => {}
+            }))
     };
-    let (mut connection, server_run) = opened.await?;
+    let (connection, server_run) = opened.await?;
     // Before the first message can come. Of a run that is not known, nobody can tell when a grant
     // was made.
     let _ = run.set(server_run.filter(|_| !confirm));
     // As the scripts have it.
     let channel = format!("{}:inbox:{:032x}", inbox.prefix(), inbox.id());
-    let subscribed = timeout(PROBE, connection.subscribe(&channel)).await;
-    subscribed
-        .map_err(|_| StorageError::new(StorageErrorKind::Timeout))?
-        .map_err(super::error::storage_error)?;
+    let mut subscribe = redis::cmd("SUBSCRIBE");
+    subscribe.arg(channel);
+    let subscribed = timeout(PROBE, connection.call([subscribe])).await;
+    let subscribed = subscribed.map_err(|_| StorageError::new(StorageErrorKind::Timeout))?;
+    value(subscribed.map_err(storage_error)?)?;
     *listened = true;
     inbox.deliver(Message::Listening);
     loop {
@@ -117,8 +117,7 @@ async fn session(
             () = sleep(PROBE) => {}
         }
         // Is anybody there?
-        let ping = redis::cmd("PING");
-        let alive = timeout(PROBE, connection.send_packed_command(&ping)).await;
+        let alive = timeout(PROBE, connection.call([redis::cmd("PING")])).await;
         if !matches!(alive, Ok(Ok(_))) {
             return Ok(());
         }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use redis::{Cmd, RedisError, Value};
+use redis::{Cmd, PushInfo, PushKind, RedisError, Value};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::oneshot,
@@ -60,6 +60,16 @@ const ROOM: usize = 1024;
 const LONGEST: usize = 8 << 20;
 
 pub(super) type Answer = Result<Value, RedisError>;
+
+/// What comes unasked.
+pub(super) enum Unasked {
+    Push(PushInfo),
+    /// The stream is over: nothing comes any more.
+    Over,
+}
+
+/// Told by the reading task, which nothing here may hold up.
+pub(super) type Pushes = Box<dyn FnMut(Unasked) + Send>;
 
 /// Where calls are made. The last one that is dropped ends the stream.
 #[derive(Clone)]
@@ -315,8 +325,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pipe {
-    /// Must be called on a runtime, which reads the replies.
-    pub(super) fn new(ways: Ways, health: Arc<Health>) -> Self {
+    /// Must be called on a runtime, which reads the replies. `pushes`: who is told what comes unasked, if somebody
+    /// subscribes.
+    pub(super) fn new(ways: Ways, health: Arc<Health>, pushes: Option<Pushes>) -> Self {
         let shared = Arc::new(Shared {
             calls: Mutex::default(),
             out: Mutex::new(Out::new(ways.write)),
@@ -330,6 +341,7 @@ impl Pipe {
             come: 0,
             replies: Vec::new(),
             told: Vec::new(),
+            pushes,
             is_due: false,
         });
         Self(Arc::new(InUse(shared)))
@@ -435,6 +447,7 @@ struct Reader {
     /// Those that have come and are not handed out. Empty but while it is polled.
     replies: Vec<Value>,
     told: Vec<(oneshot::Sender<Answer>, Value)>,
+    pushes: Option<Pushes>,
     /// Whether it has let others run first, and now writes what there is.
     is_due: bool,
 }
@@ -464,9 +477,15 @@ impl Reader {
             match frame::first(&self.bytes[at..self.come]) {
                 Ok(Some((reply, length))) => {
                     at += length;
-                    // Said unasked.
-                    if !matches!(reply, Value::Push { .. }) {
-                        self.replies.push(reply);
+                    match (reply, &mut self.pushes) {
+                        (Value::Push { kind, data }, Some(pushes))
+                            if kind != PushKind::Subscribe =>
+                        {
+                            pushes(Unasked::Push(PushInfo { kind, data }));
+                        }
+                        (Value::Push { .. }, None) => {}
+                        // `SUBSCRIBE` is answered by a push.
+                        (reply, _) => self.replies.push(reply),
                     }
                 }
                 Ok(None) => break Ok(()),
@@ -542,19 +561,28 @@ impl Reader {
     }
 }
 
+impl Reader {
+    fn end(&mut self, error: &RedisError) {
+        self.shared.end(error);
+        if let Some(mut pushes) = self.pushes.take() {
+            pushes(Unasked::Over);
+        }
+    }
+}
+
 impl Future for Reader {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let error = ready!(self.run(cx));
-        self.shared.end(&error);
+        self.end(&error);
         Poll::Ready(())
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.shared.end(&gone());
+        self.end(&gone());
     }
 }
 

@@ -38,7 +38,7 @@ fn piped(room: usize) -> (Pipe, DuplexStream) {
         read: Box::new(read),
         write: Box::new(write),
     };
-    (Pipe::new(ways, Arc::default()), theirs)
+    (Pipe::new(ways, Arc::default(), None), theirs)
 }
 
 /// The same, to a server that from now on gives as many answers as it may.
@@ -461,7 +461,7 @@ fn taking(room: usize, then: Then) -> (Pipe, DuplexStream, Arc<Mutex<Vec<u8>>>) 
         read: Box::new(read),
         write: Box::new(takes),
     };
-    (Pipe::new(ways, Arc::default()), theirs, bytes)
+    (Pipe::new(ways, Arc::default(), None), theirs, bytes)
 }
 
 #[tokio::test]
@@ -525,10 +525,11 @@ async fn a_reply_that_nobody_asked_for_ends_the_stream() {
 async fn a_reply_is_not_for_a_call_that_is_not_written() {
     let (pipe, _, _, mut calls) = under_way(true).await;
     let unwritten = pipe.call([echo(0, 8)]);
-    let mut state = lock(&pipe.0.0.calls);
-    state.callers.drain(..8);
-    state.parts.clear();
-    drop(state);
+    {
+        let mut state = lock(&pipe.0.0.calls);
+        state.callers.drain(..8);
+        state.parts.clear();
+    }
     let mut reader = reader(&pipe);
     reader.bytes[..5].copy_from_slice(b"+OK\r\n");
     reader.come = 5;
@@ -547,6 +548,7 @@ fn reader(pipe: &Pipe) -> Reader {
         come: 0,
         replies: Vec::new(),
         told: Vec::new(),
+        pushes: None,
         is_due: false,
     }
 }
@@ -599,4 +601,42 @@ async fn the_stream_ends_with_the_last_who_can_make_calls() {
     let mut rest = Vec::new();
     let ended = timeout(LIMIT, theirs.read_to_end(&mut rest)).await.unwrap();
     assert!(ended.is_ok());
+}
+
+#[tokio::test]
+async fn whoever_subscribes_is_told_what_comes_unasked_and_that_nothing_comes_any_more() {
+    let (ours, mut theirs) = duplex(1 << 12);
+    let (read, write) = split(ours);
+    let ways = Ways {
+        read: Box::new(read),
+        write: Box::new(write),
+    };
+    let (tell, mut told) = unbounded_channel();
+    let pushes = Box::new(move |unasked| {
+        let _ = tell.send(match unasked {
+            Unasked::Push(push) => Some(push.data),
+            Unasked::Over => None,
+        });
+    });
+    let pipe = Pipe::new(ways, Arc::default(), Some(pushes));
+    let subscribed = pipe.call([redis::cmd("SUBSCRIBE")]);
+    let ping = pipe.call([redis::cmd("PING")]);
+    let said = b">2\r\n+message\r\n:1\r\n>3\r\n+subscribe\r\n+inbox\r\n:1\r\n>2\r\n+message\r\n:2\r\n+PONG\r\n";
+    theirs.write_all(said).await.unwrap();
+    let reply = timeout(LIMIT, subscribed).await.unwrap().unwrap();
+    assert!(matches!(
+        reply,
+        Value::Push {
+            kind: PushKind::Subscribe,
+            ..
+        }
+    ));
+    let pong = Value::SimpleString("PONG".to_owned());
+    assert_eq!(timeout(LIMIT, ping).await.unwrap().unwrap(), pong);
+    drop(theirs);
+    for expected in [Some(vec![Value::Int(1)]), Some(vec![Value::Int(2)]), None] {
+        let unasked = timeout(LIMIT, told.recv()).await.unwrap();
+        assert_eq!(unasked, Some(expected));
+    }
+    assert_eq!(timeout(LIMIT, told.recv()).await.unwrap(), None, "once");
 }

@@ -10,18 +10,15 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
-use redis::{
-    AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value,
-};
+use redis::{ErrorKind, PushKind, RedisError, ServerErrorKind, Value};
 use tokio::{sync::Notify, time::sleep};
 
-use super::{address::Endpoint, connector::Server};
+use super::{address::Endpoint, connector::Server, pipe::Unasked};
 
 /// How long the last Sentinels are waited for when more than half of them have answered.
 const GRACE: Duration = Duration::from_millis(100);
@@ -189,19 +186,20 @@ async fn watch_one(
 ) -> Result<(), RedisError> {
     let lost = Arc::new(Notify::new());
     let (told, switched_by) = (Arc::clone(&lost), Arc::clone(switched));
-    let config = AsyncConnectionConfig::new()
-        .set_response_timeout(Some(timeout))
-        .set_push_sender(move |push: PushInfo| {
-            match push.kind {
-                PushKind::Disconnection => told.notify_one(),
-                // Of any service: a look tells whether it is ours.
-                PushKind::Message => switched_by.notify_one(),
-                _ => {}
-            }
-            Ok::<_, Infallible>(())
-        });
-    let mut connection = sentinel.listen(timeout, config).await?;
-    connection.subscribe("+switch-master").await?;
+    let pushes = Box::new(move |unasked| match unasked {
+        Unasked::Over => told.notify_one(),
+        // Of any service: a look tells whether it is ours.
+        Unasked::Push(push) if push.kind == PushKind::Message => switched_by.notify_one(),
+        Unasked::Push(_) => {}
+    });
+    let connection = sentinel.listen(timeout, pushes).await?;
+    let ask = async |command| {
+        let reply = tokio::time::timeout(timeout, connection.call([command])).await;
+        reply.map_err(|_| late())??.extract_error()
+    };
+    let mut subscribe = redis::cmd("SUBSCRIBE");
+    subscribe.arg("+switch-master");
+    ask(subscribe).await?;
     *listened = true;
     // Something may have been missed.
     switched.notify_one();
@@ -210,7 +208,7 @@ async fn watch_one(
             return Ok(());
         }
         // Is anybody there?
-        connection.send_packed_command(&redis::cmd("PING")).await?;
+        ask(redis::cmd("PING")).await?;
     }
 }
 

@@ -1,13 +1,11 @@
 //! A stream of bytes to a server that knows who we are.
 //!
 //! The socket is made here, and redis-rs says over it who we are and what we want (`HELLO`, `AUTH`, `SELECT`). Then the
-//! stream is taken back, for the commands of many tasks ([`Pipe`](super::pipe::Pipe)), or stays with redis-rs, which
-//! knows how to subscribe ([`Listening`]).
+//! stream is taken back, for [`Pipe`](super::pipe::Pipe).
 
 use std::{
     io,
     net::SocketAddr,
-    ops::{Deref, DerefMut},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -16,15 +14,13 @@ use std::{
 
 use futures_util::future::select_ok;
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ErrorKind, ProtocolVersion, RedisConnectionInfo,
-    RedisError,
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, ProtocolVersion, RedisError,
     aio::MultiplexedConnection,
     io::tcp::socket2::{SockRef, TcpKeepalive},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
-    task::JoinHandle,
 };
 
 use super::address::Endpoint;
@@ -44,60 +40,13 @@ pub(super) async fn open(server: &Endpoint, protocol: ProtocolVersion) -> Result
     let lent = Lent(Arc::new(Mutex::new(connect(server).await?)));
     let borrowed = Lent(Arc::clone(&lent.0));
     let config = AsyncConnectionConfig::new();
-    let settings = settings(server, protocol);
+    let settings = server.info.redis_settings().clone().set_protocol(protocol);
     let greeted = MultiplexedConnection::new_with_config(&settings, borrowed, config).await;
     // It has read no further than the replies to what it has said.
     drop(greeted?);
     let stream = Arc::into_inner(lent.0).ok_or(io::Error::from(io::ErrorKind::Other))?;
     let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(stream.into_ways())
-}
-
-fn settings(server: &Endpoint, protocol: ProtocolVersion) -> RedisConnectionInfo {
-    server.info.redis_settings().clone().set_protocol(protocol)
-}
-
-/// A connection of redis-rs's that messages come through. Its task ends with it.
-pub(super) struct Listening {
-    pub(super) connection: MultiplexedConnection,
-    driver: JoinHandle<()>,
-}
-
-impl Listening {
-    /// Connects, and says who we are.
-    pub(super) async fn open(
-        server: &Endpoint,
-        config: AsyncConnectionConfig,
-    ) -> Result<Self, RedisError> {
-        let settings = settings(server, ProtocolVersion::RESP3);
-        let stream = connect(server).await?;
-        let (connection, driver) =
-            MultiplexedConnection::new_with_config(&settings, stream, config).await?;
-        Ok(Self {
-            connection,
-            driver: tokio::spawn(driver),
-        })
-    }
-}
-
-impl Deref for Listening {
-    type Target = MultiplexedConnection;
-
-    fn deref(&self) -> &MultiplexedConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Listening {
-    fn deref_mut(&mut self) -> &mut MultiplexedConnection {
-        &mut self.connection
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 async fn connect(server: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {

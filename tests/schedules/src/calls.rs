@@ -172,7 +172,7 @@ impl Server {
             read: Box::new(self.replies.clone()),
             write: Box::new(self.commands.clone()),
         };
-        Pipe::new(ways, Arc::default())
+        Pipe::new(ways, Arc::default(), None)
     }
 
     /// What it has heard.
