@@ -425,8 +425,8 @@ impl Shared {
     fn end(&self, error: &RedisError) {
         self.health.kill();
         let mut calls = lock(&self.calls);
+        let Calls { callers, .. } = std::mem::take(&mut *calls);
         calls.is_over = true;
-        let callers = std::mem::take(&mut calls.callers);
         // Outside the lock: whoever is told may come back here at once.
         drop(calls);
         // Also for whoever was about to write.
