@@ -507,6 +507,20 @@ async fn what_a_stream_has_taken_is_flushed() {
 }
 
 #[tokio::test]
+async fn a_reply_may_say_that_the_connection_is_of_no_more_use() {
+    let (pipe, mut theirs) = piped(1 << 12);
+    for (reply, is_last) in [
+        (&b"-ERR no\r\n"[..], false),
+        (b"-READONLY a replica\r\n", true),
+    ] {
+        let call = pipe.call([echo(0, 0)]);
+        theirs.write_all(reply).await.unwrap();
+        assert!(timeout(LIMIT, call).await.unwrap().is_ok());
+        assert_eq!(pipe.0.0.health.is_dead(), is_last);
+    }
+}
+
+#[tokio::test]
 async fn a_reply_that_nobody_asked_for_ends_the_stream() {
     let (pipe, mut theirs) = piped(1 << 12);
     assert!(!pipe.0.0.health.is_dead());
