@@ -654,3 +654,58 @@ async fn whoever_subscribes_is_told_what_comes_unasked_and_that_nothing_comes_an
     }
     assert_eq!(timeout(LIMIT, told.recv()).await.unwrap(), None, "once");
 }
+
+/// A socket while whose writing others make calls, up to so many times.
+struct Restless {
+    pipe: Arc<Mutex<Option<Pipe>>>,
+    writes: Arc<Mutex<usize>>,
+}
+
+impl Restless {
+    const WRITES: usize = 5 * ROUNDS;
+}
+
+impl AsyncWrite for Restless {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, b: &[u8]) -> Poll<io::Result<usize>> {
+        *lock(&self.writes) += 1;
+        let pipe = lock(&self.pipe).clone();
+        if let Some(pipe) = pipe.filter(|_| *lock(&self.writes) < Self::WRITES) {
+            (0..LARGEST).for_each(|call| drop(pipe.call([echo(1, call)])));
+        }
+        Poll::Ready(Ok(b.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn who_makes_a_call_does_not_write_for_others_without_end() {
+    let (read, _theirs) = duplex(1 << 12);
+    let (pipe, writes) = (Arc::default(), Arc::default());
+    let restless = Restless {
+        pipe: Arc::clone(&pipe),
+        writes: Arc::clone(&writes),
+    };
+    let ways = Ways {
+        read: Box::new(read),
+        write: Box::new(restless),
+    };
+    let made = Pipe::new(ways, Arc::default(), None);
+    *lock(&pipe) = Some(made.clone());
+    let _call = made.call([echo(0, 0)]);
+    assert_eq!(*lock(&writes), ROUNDS);
+    // The reading task goes on with it.
+    let written = async {
+        while *lock(&writes) < Restless::WRITES {
+            yield_now().await;
+        }
+    };
+    assert!(timeout(LIMIT, written).await.is_ok());
+    *lock(&pipe) = None;
+}
