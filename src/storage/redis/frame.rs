@@ -59,10 +59,10 @@ impl<'a> Rest<'a> {
                 Some(blob) => Value::BulkString(blob.into()),
                 None => Value::Nil,
             }),
-            b'_' => {
-                self.line()?;
-                Ok(Value::Nil)
-            }
+            b'_' => match self.line()? {
+                b"" => Ok(Value::Nil),
+                _ => Err(Stop::Malformed),
+            },
             b'*' => {
                 let Some(length) = self.length()? else {
                     return Ok(Value::Nil);
@@ -229,6 +229,7 @@ mod tests {
             b":12a\r\n",
             b"$3\r\nabcd\r\n",
             b"+OK\rx",
+            b"_\x91\r\n",
             b"*1\r\n?",
             &b"*1\r\n".repeat(100),
             &b"~1\r\n".repeat(100),
