@@ -40,10 +40,12 @@ local function fence(count)
   return last - count + 1
 end
 
--- Keeps `queue` for as long as the queue before it.
-local function keep(queue)
+-- Keeps `queue` for as long as the queue before it, and for `place` milliseconds at least.
+local function keep(queue, place)
   if queue == '' then
     redis.call('DEL', KEYS[2])
+  elseif place and redis.call('PTTL', KEYS[2]) < tonumber(place) then
+    redis.call('SET', KEYS[2], queue, 'PX', place)
   else
     redis.call('SET', KEYS[2], queue, 'KEEPTTL')
   end
@@ -52,37 +54,38 @@ end
 -- Gives the free lock to the first in `queue` whose inbox has a subscriber, and answers its ttl and
 -- the server's time. Whoever has no subscriber is gone and is taken out, as is a line that makes no
 -- sense. If `asking` comes first, nobody is given the lock. A process that only wants to hear of it is
--- told that the lock is free if `releasing` gives it up, unless that is its own.
-local function pass_on(queue, asking, releasing)
+-- told that the lock is free if `releasing` gives it up, unless that is its own. The queue is kept for
+-- `place` milliseconds at least, if that is given.
+local function pass_on(queue, asking, releasing, place)
   while true do
-    local line, rest = string.match(queue, '^([^\n]*)\n(.*)$')
-    if not line then
+    local _, last, token, ttl, count = string.find(queue, '^(%S+) (%d+) (%d+)\n')
+    last = last or string.find(queue, '\n', 1, true)
+    if not last then
       redis.call('DEL', KEYS[2])
       return nil
     end
-    local token, ttl, count = string.match(line, '^(%S+) (%d+) (%d+)$')
     local process = token and #token == 32
     if token and token == asking or process and not releasing then
-      keep(queue)
+      keep(queue, place)
       return nil
     end
-    queue = rest
+    queue = string.sub(queue, last + 1)
     if process then
       if token ~= string.sub(releasing, 1, 32) then
         redis.pcall('PUBLISH', inbox(token), 'f ' .. KEYS[1])
       end
     elseif token then
+      local others = queue == '' and 0 or 1
+      redis.call('SET', KEYS[1], others == 1 and token .. '!' or token, 'PX', ttl)
       local tokens = fence(tonumber(count))
       -- Whoever is given the lock without its tokens asks for them, and hears of the error.
       if type(tokens) ~= 'number' then tokens = 0 end
-      local others = queue == '' and 0 or 1
-      redis.call('SET', KEYS[1], others == 1 and token .. '!' or token, 'PX', ttl)
       local time = redis.call('TIME')
-      local grant = table.concat({ 'g', KEYS[1], token, ttl, time[1], time[2], others,
-        string.format('%.0f', tokens), count }, ' ')
+      local grant = 'g ' .. KEYS[1] .. ' ' .. token .. ' ' .. ttl .. ' ' .. time[1] .. ' ' .. time[2] .. ' '
+        .. others .. ' ' .. string.format('%.0f', tokens) .. ' ' .. count
       local heard = redis.pcall('PUBLISH', inbox(token), grant)
       if type(heard) == 'number' and heard > 0 then
-        keep(queue)
+        keep(queue, place)
         return tonumber(ttl), time[1], time[2]
       end
       redis.call('DEL', KEYS[1])

@@ -13,8 +13,8 @@ end
 -- First of all that which also a full server does: after it, the rest cannot fail for want of memory.
 redis.call('DEL', KEYS[1])
 if not queue or ARGV[2] == 'quiet' then return 1 end
-if ARGV[2] then queue = stand(queue, ARGV[2], ARGV[3], ARGV[4], ARGV[5]) end
-local ttl, seconds, micros = pass_on(queue, ARGV[2], ARGV[1])
+if ARGV[2] then queue = queue .. ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. ARGV[4] .. '\n' end
+local ttl, seconds, micros = pass_on(queue, ARGV[2], ARGV[1], ARGV[5])
 if not ttl then
   -- All others were gone.
   redis.call('DEL', KEYS[2])
