@@ -167,6 +167,7 @@ async fn run(alive: Alive) {
             // A job that the factory has to wait for holds the coordinator: there is none left.
             return;
         };
+        coordinator.look_at_unsure(|job| jobs.push(job));
         if keeper.due.load(SeqCst) <= coordinator.clock.now().as_nanos() {
             // Before the look, so that a lease granted meanwhile is not overwritten.
             keeper.due.store(u64::MAX, SeqCst);

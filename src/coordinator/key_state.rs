@@ -454,14 +454,19 @@ impl<W> KeyState<W> {
                     revoked: false,
                 };
                 held.turn = Some(turn);
+                let deadline = held.lease.deadline.min(turn.until);
                 let granted = Granted {
                     id,
                     claim: held.lease.claim,
                     source,
                     fencing: held.lease.begin_turn(),
-                    deadline: held.lease.deadline.min(turn.until),
+                    deadline,
                     ends: turn.until,
-                    due: held.lease.renew_at.min(turn.until),
+                    // A renewal that is on its way brings the next moment itself.
+                    due: match held.lease.renewing {
+                        true => deadline,
+                        false => held.lease.renew_at.min(turn.until),
+                    },
                 };
                 self.remove(place);
                 return (Step::Granted(granted), effects);
@@ -1032,15 +1037,26 @@ impl<W> KeyState<W> {
         {
             turn.revoked = true;
             tick.effects.lost = Some(LossReason::MaxHold);
-        } else if held.is_renewed() && held.lease.renewal_is_due(now) {
-            held.lease.renewing = true;
-            if held.doubt == Doubt::Yes {
-                held.doubt = Doubt::Asked;
-            }
-            tick.renew = Some(held.lease.claim);
+        } else {
+            tick.renew = self.renew(now);
         }
         tick.due = self.due();
         tick
+    }
+
+    /// The renewal that is due, if there is one. It is seen as sent.
+    pub(crate) fn renew(&mut self, now: Timestamp) -> Option<Claim> {
+        let Phase::Held(held) = &mut self.phase else {
+            return None;
+        };
+        if !held.is_renewed() || !held.lease.renewal_is_due(now) {
+            return None;
+        }
+        held.lease.renewing = true;
+        if held.doubt == Doubt::Yes {
+            held.doubt = Doubt::Asked;
+        }
+        Some(held.lease.claim)
     }
 
     /// When to look at the time again.

@@ -1710,6 +1710,23 @@ fn a_grant_to_a_token_given_up_is_released_and_never_used() {
     assert_eq!(key.push(claim, key.stamp()), Told::release(claim));
 }
 
+/// Otherwise each turn until the answer would have the lease looked at.
+#[test]
+fn a_renewal_that_is_on_its_way_is_not_due() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    key.push(place.claim, place.stamp);
+    let turn = key.take(a);
+    assert_eq!(key.state.renew(key.now), Some(place.claim));
+    assert_eq!(key.state.renew(key.now), None);
+    let turn = key.hand_over(turn);
+    assert_eq!(turn.due, turn.deadline);
+    let sent = key.now;
+    key.renewed(place.claim, sent, Some(renewed(true)));
+    assert_eq!(key.hand_over(turn).due, sent + TTL / 3);
+}
+
 /// If the storage's clock was set forward while the grant was awaited, the deadline is too late.
 #[test]
 fn a_pushed_lease_is_renewed_at_once() {

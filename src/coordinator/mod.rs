@@ -73,7 +73,7 @@ use crate::{
     options::LockOptions,
     storage::{self, AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
 };
@@ -110,6 +110,8 @@ pub(crate) struct Coordinator {
     next_token: CachePadded<AtomicU64>,
     table: Table,
     keeper: Arc<Keeper>,
+    /// Leases that the keeper is to renew as soon as it wakes.
+    unsure: Mutex<Vec<(Arc<Cell>, Claim)>>,
     renewals: Semaphore,
     overdue: Arc<Semaphore>,
     waiting: CachePadded<AtomicUsize>,
@@ -139,6 +141,7 @@ impl Coordinator {
             factory: random_id(),
             next_token: AtomicU64::new(1).into(),
             keeper: Arc::new(Keeper::new()),
+            unsure: Mutex::default(),
             renewals: renewal::turns(),
             overdue: overdue::places(),
             waiting: AtomicUsize::new(0).into(),
@@ -271,6 +274,7 @@ impl Coordinator {
         let Polled {
             place, since, ends, ..
         } = *poll;
+        let mut renew = None;
         let (next, due) = self.update(cell, |slot| {
             let state = &slot.state;
             let shared = poll.shared;
@@ -285,7 +289,13 @@ impl Coordinator {
                     let turn = Turn::new(coordinator, Arc::clone(cell), granted, now, waited);
                     let turn = Arc::new(turn);
                     slot.holder = Some(Arc::clone(&turn));
-                    (Next::Turn(turn), Some(granted.due))
+                    // By the time that the keeper looks the turn may be over, and the next may be, and so on:
+                    // it would find nothing to be renewed, and be woken by each.
+                    if granted.due <= now {
+                        renew = slot.state.renew(now);
+                    }
+                    let due = renew.and(slot.state.due()).unwrap_or(granted.due);
+                    (Next::Turn(turn), Some(due))
                 }
                 Step::Ask(attempt) => (Next::Ask(attempt), None),
                 Step::AskAt(at) => (Next::WaitUntil(at), None),
@@ -299,6 +309,11 @@ impl Coordinator {
         if let Some(due) = due {
             self.waiting.fetch_sub(1, Relaxed);
             self.keeper.look_by(self, due);
+        }
+        if let Some(claim) = renew {
+            lock(&self.unsure).push((Arc::clone(cell), claim));
+            self.keeper.ensure_running(self);
+            self.keeper.nudge();
         }
         next
     }
@@ -454,12 +469,24 @@ impl Coordinator {
             drop(self.carry_out(&cell, told, effect));
         }
         done.iter().for_each(|cell| self.forget(cell));
-        while !renewals.is_empty() {
-            let rest = renewals.split_off(renewals.len().min(renewal::BATCH));
-            let batch = std::mem::replace(&mut renewals, rest);
+        self.renew(renewals, &mut job);
+        next
+    }
+
+    /// Hands out the renewals of leases that cannot wait for a look at all.
+    fn look_at_unsure(self: &Arc<Self>, mut job: impl FnMut(Job)) {
+        let mut leases = std::mem::take(&mut *lock(&self.unsure));
+        // Many a lease of a lock that all want is given on within that time.
+        leases.retain(|(cell, claim)| cell.lock().state.uses(claim.token));
+        self.renew(leases, &mut job);
+    }
+
+    fn renew(self: &Arc<Self>, mut leases: Vec<(Arc<Cell>, Claim)>, job: &mut impl FnMut(Job)) {
+        while !leases.is_empty() {
+            let rest = leases.split_off(leases.len().min(renewal::BATCH));
+            let batch = std::mem::replace(&mut leases, rest);
             job(Box::pin(Renewal::new(Arc::clone(self), batch).run()));
         }
-        next
     }
 
     // --- messages from the storage ----------------------------------------------------------------
@@ -705,6 +732,10 @@ impl Told {
             lost: effects.lost.and_then(|_| slot.holder.clone()),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// 128 bits that no other factory has.

@@ -50,6 +50,52 @@ async fn many_locks_are_renewed_in_few_calls() {
     assert!(calls.len() <= 12, "{} calls", calls.len());
 }
 
+/// Or it would never be, while many have it for a moment each.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_came_by_a_message_is_renewed_once_though_no_turn_lasts_until_the_renewal() {
+    let memory = MemoryStorage::with_clock(Clock::tokio());
+    let storage = FaultyStorage::listening(memory.clone());
+    // With tokens, the first lease would have one for a single turn.
+    let world = World::over(storage, memory, |builder| builder.fencing(false));
+    let held = world.lock_elsewhere().lock(patient()).await.unwrap();
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let lock = world.lock();
+            tokio::spawn(async move {
+                for _ in 0..50 {
+                    drop(lock.lock(patient()).await.unwrap());
+                }
+            })
+        })
+        .collect();
+    world.storage.sent_times(Op::Acquire, 1).await;
+    settle().await;
+    drop(held);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let [renewal] = &world.storage.calls(Op::Renew)[..] else {
+        panic!("{:?}", world.storage.calls(Op::Renew));
+    };
+    let calls = world.storage.calls(Op::Acquire);
+    assert_eq!(renewal.token(), calls.last().unwrap().token());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_came_by_a_message_and_was_given_back_at_once_is_not_renewed() {
+    let world = World::listening();
+    let held = world.lock_elsewhere().lock(patient()).await.unwrap();
+    let lock = world.lock();
+    let waiting = tokio::spawn(async move { drop(lock.lock(patient()).await.unwrap()) });
+    world.storage.sent_times(Op::Acquire, 1).await;
+    settle().await;
+    drop(held);
+    waiting.await.unwrap();
+    settle().await;
+    assert_eq!(world.storage.count(Op::Renew), 0);
+    world.assert_empty("after the turn");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_fails_leaves_the_deadline_and_is_tried_again() {
     let failures = [
