@@ -57,7 +57,7 @@ impl LockFactory {
             clock: Clock::system(),
             limits: Limits {
                 handoff: HandoffLimit {
-                    turns: 256,
+                    turns: 2_048,
                     time: Duration::from_millis(5),
                 },
                 waiters_per_key: 10_000,
@@ -242,7 +242,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         self
     }
 
-    /// How much this process may do with a lock that another process waits for. Defaults 256 and
+    /// How much this process may do with a lock that another process waits for. Defaults 2,048 and
     /// 5 ms.
     ///
     /// A lock that is given back while others of this process wait for it goes to the next of them
