@@ -138,6 +138,11 @@ impl Outcome {
         waits.fold(0.0, f64::max)
     }
 
+    /// Nobody waited longer, in seconds.
+    pub(crate) fn longest_wait(&self) -> f64 {
+        self.sum.waits.quantile(1.0) / 1e9
+    }
+
     /// The smallest process's part of its fair share.
     pub(crate) fn fairness(&self) -> f64 {
         let smallest = self.team.iter().map(|tally| tally.entered).min();

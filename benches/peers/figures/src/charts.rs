@@ -92,6 +92,7 @@ const SUBJECTS: &[Subject] = &[
                 "16 tasks in each of 4 processes want one lock: 99 % of the waits are at most",
                 &[all("hot_remote_p99")],
             ),
+            ("And the longest wait", &[all("hot_remote_max")]),
         ],
     },
     Subject {

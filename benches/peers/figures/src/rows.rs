@@ -21,6 +21,7 @@ pub fn what(row: &str) -> Option<&'static str> {
         "hot_remote_p99" => {
             "99th percentile of the wait there; ours of the process that fares worst, theirs of all together"
         }
+        "hot_remote_max" => "the longest wait there",
         "fairness" => "sections of the process with the fewest, over its fair share",
         "wait_p99_1ms" => {
             "99th percentile of the wait, 4 × 16 tasks, a section of about 2 ms; over the queue's length times the section"

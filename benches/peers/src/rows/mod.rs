@@ -32,7 +32,7 @@ pub(crate) const GROUPS: [Group; 9] = [
         measure: hot_local::measure,
     },
     Group {
-        rows: &["hot_remote", "hot_remote_p99", "fairness"],
+        rows: &["hot_remote", "hot_remote_p99", "hot_remote_max", "fairness"],
         measure: hot_remote::measure,
     },
     Group {
