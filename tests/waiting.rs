@@ -13,6 +13,8 @@
 mod kit;
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -511,6 +513,40 @@ mod redis_server {
             waiting.abort();
             let _: u64 = server.run("DEL distributed-locks:k").await;
             no_key_is_left(&server).await;
+        }
+    }
+
+    /// Whoever waits is to be woken before whoever has done with the lock.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lock_is_given_on_behind_another_command() {
+        let server = RedisServer::start().await;
+        let (held, mut line) = line(&server, 1).await;
+        let () = server.run("CONFIG RESETSTAT").await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        let calls = server.all_calls().await;
+        let (_factory, waiting) = line.remove(0);
+        let _held = got(waiting).await;
+        let pings = calls.iter().find(|(name, _)| name == "ping");
+        assert_eq!(pings.map(|(_, calls)| *calls), Some(1), "{calls:?}");
+    }
+
+    /// What that rests on.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_sent_behind_another_command_tells_others_before_it_is_answered() {
+        let server = RedisServer::start().await;
+        let mut ends = [(); 2].map(|()| TcpStream::connect(("127.0.0.1", server.port())).unwrap());
+        let [hears, says] = &mut ends;
+        hears.write_all(b"SUBSCRIBE c\r\n").unwrap();
+        let mut subscribed = [0; b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n".len()];
+        hears.read_exact(&mut subscribed).unwrap();
+        hears.set_nonblocking(true).unwrap();
+        for _ in 0..100 {
+            says.write_all(b"PING\r\nPUBLISH c m\r\n").unwrap();
+            let mut answered = [0; b"+PONG\r\n:1\r\n".len()];
+            says.read_exact(&mut answered).unwrap();
+            hears
+                .read_exact(&mut [0; b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n".len()])
+                .unwrap();
         }
     }
 

@@ -47,6 +47,11 @@ script!(
 script!(RAISE, HasRaiseScript, 3, "raise.lua");
 
 impl Script {
+    /// Whether another process waits for what it does.
+    fn gives_on(&self) -> bool {
+        matches!(self.cached, Fact::HasReleaseScript)
+    }
+
     /// Runs it on a lock.
     ///
     /// The first time over a connection the text is sent, which puts it into the server's cache:
@@ -61,7 +66,10 @@ impl Script {
         let send = |wire: &Wire, verb, script| {
             let mut command = self.command(verb, script, name, wire);
             arguments(&mut command, wire);
-            wire.send([command])
+            match self.gives_on() {
+                true => wire.send_telling(command),
+                false => wire.send([command]),
+            }
         };
         let by_name = |wire: &Wire| {
             wire.knows(self.cached)

@@ -143,7 +143,7 @@ impl Wire {
         if !self.asking {
             return Reply {
                 reply: self.link.call(commands),
-                asked: false,
+                is_last: false,
             };
         }
         // `ASKING` counts for the next command only. In a cluster, commands go by themselves.
@@ -151,7 +151,23 @@ impl Wire {
         let command = commands.into_iter().next().unwrap_or_default();
         Reply {
             reply: self.link.call([redis::cmd("ASKING"), command]),
-            asked: true,
+            is_last: true,
+        }
+    }
+
+    /// The same for a command that tells another client something, which is to hear of it first.
+    ///
+    /// A server writes to its clients in turn, from the one to which it last began to have something to say; a message comes
+    /// before the reply to what sent it, and so is written after it. With a reply before both it is the other way
+    /// round. Half of the way of a lock to the next process is sleeping threads: the one that waits for the lock should not
+    /// be woken behind one that has done with it.
+    pub(super) fn send_telling(&self, command: Cmd) -> Reply {
+        if self.asking {
+            return self.send([command]);
+        }
+        Reply {
+            reply: self.link.call([redis::cmd("PING"), command]),
+            is_last: true,
         }
     }
 
@@ -239,7 +255,7 @@ impl Wire {
 /// The reply to what was sent over a [`Wire`]. Dropped, it may be carried out or not.
 pub(super) struct Reply {
     reply: pipe::Reply,
-    asked: bool,
+    is_last: bool,
 }
 
 impl Future for Reply {
@@ -248,8 +264,7 @@ impl Future for Reply {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let reply = ready!(Pin::new(&mut self.reply).poll(cx));
         Poll::Ready(match reply.map_err(Failure::from).and_then(value) {
-            // After the reply to `ASKING`.
-            Ok(Value::Array(mut replies)) if self.asked => match replies.pop() {
+            Ok(Value::Array(mut replies)) if self.is_last => match replies.pop() {
                 Some(last) => value(last),
                 None => Ok(Value::Nil),
             },
