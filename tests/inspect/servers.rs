@@ -166,6 +166,14 @@ async fn a_minority_of_servers_that_is_away_hides_no_lock_and_a_majority_is_an_e
         redlock(&servers, "looking").await,
     );
     let _guard = hold(&one, "k").await;
+    // The third may have been asked last: without it and the first, nobody would know.
+    for server in &servers {
+        eventually("all have heard of it", LIMIT, async || {
+            let locks: u64 = server.run("EXISTS distributed-locks:k").await;
+            locks == 1
+        })
+        .await;
+    }
     shown(&looking, "it", "k", |info| info.holder.answered).await;
     servers[0].kill();
     let info = shown(&looking, "it", "k", |info| info.holder.answered).await;
