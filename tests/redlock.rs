@@ -630,6 +630,22 @@ async fn contenders_go_on_while_two_of_five_servers_hang_are_cut_off_and_are_kil
     contenders_go_on(5, 2).await;
 }
 
+/// There, each release looks whether somebody waits; but it is not known beforehand.
+#[tokio::test]
+async fn a_lock_that_nobody_waits_for_is_given_back_by_one_command_a_server() {
+    let world = World::of(3).await;
+    let factory = world.factory().await;
+    drop(holds(&factory).await);
+    world.is_left_clean().await;
+    let () = world.servers[0].run("CONFIG RESETSTAT").await;
+    for _ in 0..50 {
+        let held = holds(&factory).await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    }
+    let pings = world.servers[0].calls("ping").await;
+    assert!(pings < 25, "{pings}");
+}
+
 #[tokio::test]
 async fn a_shutdown_waits_for_what_a_server_has_still_to_hear() {
     let mut world = World::of(3).await;

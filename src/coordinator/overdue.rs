@@ -110,6 +110,7 @@ impl Overdue {
             token: self.claim.token,
             ttl: coordinator.storage_ttl(self.claim.ttl),
             unwanted: false,
+            wanted: false,
             requeue: None,
             quiet: false,
         }

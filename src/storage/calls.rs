@@ -149,6 +149,9 @@ pub struct ReleaseRequest {
     /// Whether the lock was held, and nobody else is known to wait for it. A storage that has a
     /// cheap form for a lock without a queue tries it first then.
     pub unwanted: bool,
+    /// Whether somebody else is known to wait for it, and may get it by this. A storage may see to it
+    /// that they hear of it first. (Neither this nor `unwanted`: nothing is known.)
+    pub wanted: bool,
     /// Who wants a place at the end of the queue, once the lock has been given to its first. If the
     /// queue is empty, it gets none.
     pub requeue: Option<Requeue>,

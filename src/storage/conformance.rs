@@ -182,6 +182,7 @@ impl<S: LockStorage> Subject<S> {
             ttl: LONG,
             requeue: None,
             unwanted: false,
+            wanted: false,
             quiet: true,
         };
         self.ask_to_release(&request).await;
@@ -234,6 +235,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(token),
             ttl: LONG,
             unwanted,
+            wanted: false,
             requeue,
             quiet: false,
         };
@@ -975,6 +977,7 @@ impl<S: LockStorage> Subject<S> {
             ttl: LONG,
             requeue: None,
             unwanted: false,
+            wanted: false,
             quiet: false,
         };
         self.ask_to_release(&request).await;

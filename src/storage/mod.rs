@@ -344,6 +344,7 @@ fn release_of(seen: &LockRecord) -> Option<ReleaseRequest> {
         token: seen.owner.token()?,
         ttl: seen.ttl.unwrap_or_default(),
         unwanted: false,
+        wanted: false,
         requeue: None,
         quiet: false,
     })

@@ -214,6 +214,7 @@ async fn client(redlock: Redlock, id: u128, grants: Arc<Mutex<Vec<Grant>>>) {
                 ttl: TTL,
                 requeue: None,
                 unwanted: false,
+                wanted: false,
                 quiet,
             };
             // A majority may never answer.

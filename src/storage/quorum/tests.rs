@@ -115,6 +115,7 @@ async fn a_grant_that_comes_after_its_release_does_not_stay() {
         token: request.token,
         ttl: request.ttl,
         unwanted: true,
+        wanted: false,
         requeue: None,
         quiet: false,
     };

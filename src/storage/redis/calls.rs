@@ -274,7 +274,8 @@ impl RedisStorage {
                     .arg(millis(requeue.place));
             }
         };
-        let (reply, origin) = match script.run(line, &request.name, arguments).await {
+        let called = script.run_telling(request.wanted, line, &request.name, arguments);
+        let (reply, origin) = match called.await {
             Err(error) if frees && error.kind() == StorageErrorKind::WrongType => {
                 return Ok(Some(ReleaseReply::NotOurs));
             }

@@ -47,11 +47,6 @@ script!(
 script!(RAISE, HasRaiseScript, 3, "raise.lua");
 
 impl Script {
-    /// Whether another process waits for what it does.
-    fn gives_on(&self) -> bool {
-        matches!(self.cached, Fact::HasReleaseScript)
-    }
-
     /// Runs it on a lock.
     ///
     /// The first time over a connection the text is sent, which puts it into the server's cache:
@@ -63,10 +58,21 @@ impl Script {
         name: &LockName,
         arguments: impl Fn(&mut Cmd, &Wire) + Sync,
     ) -> Result<(Value, Origin), StorageError> {
+        self.run_telling(false, line, name, arguments).await
+    }
+
+    /// The same. If it tells another client something, that client hears of it first.
+    pub(super) async fn run_telling(
+        &self,
+        tells: bool,
+        line: &Line<'_>,
+        name: &LockName,
+        arguments: impl Fn(&mut Cmd, &Wire) + Sync,
+    ) -> Result<(Value, Origin), StorageError> {
         let send = |wire: &Wire, verb, script| {
             let mut command = self.command(verb, script, name, wire);
             arguments(&mut command, wire);
-            match self.gives_on() {
+            match tells {
                 true => wire.send_telling(command),
                 false => wire.send([command]),
             }

@@ -119,6 +119,7 @@ async fn release(redlock: &Redlock, number: u64) {
         token: token(number),
         ttl: TTL,
         unwanted: false,
+        wanted: false,
         requeue: None,
         quiet: false,
     };

@@ -330,6 +330,7 @@ pub(super) async fn agrees_with_memory() {
                     token,
                     ttl,
                     unwanted: false,
+                    wanted: false,
                     requeue: None,
                     quiet: fastrand::bool(),
                 };

@@ -487,6 +487,7 @@ impl World {
             token,
             ttl: ms(self.scenario.ttl),
             unwanted: false,
+            wanted: false,
             requeue: None,
             quiet,
         };
