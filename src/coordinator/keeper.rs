@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     clock::Timestamp,
-    coordinator::Coordinator,
+    coordinator::{Coordinator, lease::Claim, table::Cell},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -35,6 +35,8 @@ pub(crate) fn here() -> Option<runtime::Id> {
 
 pub(crate) struct Keeper {
     jobs: Mutex<Vec<Job>>,
+    /// What is to be renewed as soon as it wakes.
+    leases: Mutex<Vec<(Arc<Cell>, Claim)>>,
     /// Changed only under the lock of `jobs`, so that no job is left with nobody to take it.
     running: AtomicBool,
     /// The runtime on which it runs. Changed together with `running`.
@@ -48,6 +50,7 @@ impl Keeper {
     pub(crate) fn new() -> Self {
         Self {
             jobs: Mutex::default(),
+            leases: Mutex::default(),
             running: AtomicBool::new(false),
             runtime: AtomicCell::new(None),
             wake: Notify::new(),
@@ -57,6 +60,10 @@ impl Keeper {
 
     fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Vec<(Arc<Cell>, Claim)>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the keeper on the caller's runtime, if it does not run and there is one.
@@ -106,6 +113,18 @@ impl Keeper {
             drop(jobs);
             drop(job);
         }
+    }
+
+    /// A lease has to be renewed at once. Without a runtime to run on, the next keeper does it.
+    pub(crate) fn renew(
+        self: &Arc<Self>,
+        coordinator: &Arc<Coordinator>,
+        cell: &Arc<Cell>,
+        claim: Claim,
+    ) {
+        self.leases().push((Arc::clone(cell), claim));
+        self.ensure_running(coordinator);
+        self.wake.notify_one();
     }
 
     /// A lease has to be looked at by then.
@@ -167,7 +186,8 @@ async fn run(alive: Alive) {
             // A job that the factory has to wait for holds the coordinator: there is none left.
             return;
         };
-        coordinator.look_at_unsure(|job| jobs.push(job));
+        let leases = std::mem::take(&mut *keeper.leases());
+        coordinator.renew_at_once(leases, |job| jobs.push(job));
         if keeper.due.load(SeqCst) <= coordinator.clock.now().as_nanos() {
             // Before the look, so that a lease granted meanwhile is not overwritten.
             keeper.due.store(u64::MAX, SeqCst);

@@ -82,8 +82,6 @@ pub(crate) struct Granted {
     pub(crate) deadline: Timestamp,
     /// When `max_hold` ends it.
     pub(crate) ends: Timestamp,
-    /// When the keeper has to look at this key next.
-    pub(crate) due: Timestamp,
 }
 
 /// An attempt the driver has to send.
@@ -134,8 +132,8 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GiveBack {
     pub(crate) claim: Claim,
-    /// It was held to the end, and nobody else is known to want it.
-    pub(crate) unwanted: bool,
+    /// Whether others want it, which was held. `None`: that is not known.
+    pub(crate) wanted: Option<bool>,
     /// Who gets a place in the storage's queue by the same step. In a box: seldom needed, and this
     /// is moved with each release.
     pub(crate) rejoin: Option<Box<Rejoin>>,

@@ -454,19 +454,13 @@ impl<W> KeyState<W> {
                     revoked: false,
                 };
                 held.turn = Some(turn);
-                let deadline = held.lease.deadline.min(turn.until);
                 let granted = Granted {
                     id,
                     claim: held.lease.claim,
                     source,
                     fencing: held.lease.begin_turn(),
-                    deadline,
+                    deadline: held.lease.deadline.min(turn.until),
                     ends: turn.until,
-                    // A renewal that is on its way brings the next moment itself.
-                    due: match held.lease.renewing {
-                        true => deadline,
-                        false => held.lease.renew_at.min(turn.until),
-                    },
                 };
                 self.remove(place);
                 return (Step::Granted(granted), effects);
@@ -928,6 +922,9 @@ impl<W> KeyState<W> {
                 };
                 let mut effects = self.wake_first();
                 effects.release = self.release_ended(claim, ended).release;
+                if let Some(release) = &mut effects.release {
+                    release.wanted = Some(true);
+                }
                 (ended, effects)
             }
             Some((ttl, interval)) if sharing.told && wanted => {
@@ -949,6 +946,7 @@ impl<W> KeyState<W> {
                 };
                 let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
+                    release.wanted = Some(true);
                     release.rejoin = Some(Box::new(Rejoin {
                         claim: requeue,
                         interval,
@@ -961,7 +959,8 @@ impl<W> KeyState<W> {
                 self.phase = Phase::Idle;
                 let mut effects = self.release_ended(claim, ended);
                 if let Some(release) = &mut effects.release {
-                    release.unwanted = ended == Ended::Released && !wanted;
+                    // Of a lease that was lost, word may not have come.
+                    release.wanted = (wanted || ended == Ended::Released).then_some(wanted);
                 }
                 effects.wake = self.wake_first().wake;
                 (ended, effects)
@@ -1224,7 +1223,7 @@ impl<W> KeyState<W> {
         let mut effects = Effects::none();
         effects.release = Some(GiveBack {
             claim,
-            unwanted: false,
+            wanted: None,
             rejoin: None,
             was_lost: self
                 .lost

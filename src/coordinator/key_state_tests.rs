@@ -494,7 +494,7 @@ fn a_lease_counts_from_before_its_attempt_was_sent() {
     key.granted(claim);
     let turn = key.take(a);
     assert_eq!(turn.deadline, sent + VALID);
-    assert_eq!(turn.due, sent + TTL / 3);
+    assert_eq!(key.state.due(), Some(sent + TTL / 3));
     assert_eq!(turn.ends, key.now + MAX_HOLD);
     assert_eq!(key.state.holder_ttl(key.now), Some(VALID - ms(2_000)));
 }
@@ -938,7 +938,10 @@ fn max_hold_ends_a_turn_and_its_lease_is_not_handed_over() {
         let turn = key.obtain(a);
         key.sleep(b);
         assert_eq!(turn.ends, key.now + ms(500));
-        assert_eq!((turn.deadline, turn.due), (turn.ends, turn.ends));
+        assert_eq!(
+            (turn.deadline, key.state.due()),
+            (turn.ends, Some(turn.ends))
+        );
         key.pass(ms(500));
         if is_told {
             assert_eq!(key.last_tick(), Told::lost(LossReason::MaxHold));
@@ -1006,9 +1009,9 @@ fn a_renewal_never_outlasts_max_hold() {
 #[test]
 fn a_lease_in_use_is_renewed_at_a_third_of_its_ttl_and_counts_from_the_sending() {
     let (mut key, turn) = Key::held();
-    let slack = TTL / 30;
+    let (due, slack) = (key.state.due(), TTL / 30);
     key.pass(TTL / 3 - slack - ms(1));
-    assert_eq!(key.tick(), (None, Some(turn.due)));
+    assert_eq!(key.tick(), (None, due));
     key.pass(ms(1));
     assert_eq!(key.tick(), (Some(turn.claim), Some(turn.deadline)));
     let sent = key.now;
@@ -1656,7 +1659,7 @@ fn a_granted_reply_beats_a_pushed_one() {
     assert_eq!(key.push(place.claim, granted), Told::nothing());
     let turn = key.take(a);
     assert_eq!(turn.deadline, sent + VALID);
-    assert_eq!(turn.due, sent + TTL / 3, "this one is sure");
+    assert_eq!(key.state.due(), Some(sent + TTL / 3), "this one is sure");
     assert_eq!(key.push(place.claim, granted), Told::nothing());
 }
 
@@ -1721,10 +1724,11 @@ fn a_renewal_that_is_on_its_way_is_not_due() {
     assert_eq!(key.state.renew(key.now), Some(place.claim));
     assert_eq!(key.state.renew(key.now), None);
     let turn = key.hand_over(turn);
-    assert_eq!(turn.due, turn.deadline);
+    assert_eq!(key.state.due(), Some(turn.deadline));
     let sent = key.now;
     key.renewed(place.claim, sent, Some(renewed(true)));
-    assert_eq!(key.hand_over(turn).due, sent + TTL / 3);
+    key.hand_over(turn);
+    assert_eq!(key.state.due(), Some(sent + TTL / 3));
 }
 
 /// If the storage's clock was set forward while the grant was awaited, the deadline is too late.
@@ -1736,7 +1740,7 @@ fn a_pushed_lease_is_renewed_at_once() {
     key.pass(ms(1_000));
     key.push(place.claim, later(place.stamp, ms(1_000)));
     let turn = key.take(a);
-    assert_eq!(turn.due, key.now);
+    assert_eq!(key.state.due(), Some(key.now));
     assert_eq!(key.tick(), (Some(place.claim), Some(turn.deadline)));
     let sent = key.now;
     key.pass(ms(1));
@@ -1970,25 +1974,35 @@ fn a_wanted_lease_that_nobody_here_waits_for_is_just_released() {
     assert!(key.state.is_done());
 }
 
-/// Its token may stand in the queue otherwise, or others may, where a storage has to look.
+/// Its token may stand in the queue otherwise, or others may, where a storage has to look; and whoever is known to wait
+/// is to hear of it first.
 #[test]
-fn only_a_lease_held_to_its_end_that_nobody_else_wants_is_released_without_a_look() {
-    let is_unwanted = |mut key: Key, turn| {
+fn a_release_says_whether_others_want_the_lock_as_far_as_that_is_known() {
+    let is_wanted = |mut key: Key, turn| {
         let (_, effects) = key.give_back(turn);
-        effects.release.map(|release| release.unwanted)
+        effects.release.and_then(|release| release.wanted)
     };
     let (key, turn) = Key::held();
-    assert_eq!(is_unwanted(key, turn), Some(true));
+    assert_eq!(is_wanted(key, turn), Some(false));
     let (key, turn) = Key::wanted();
-    assert_eq!(is_unwanted(key, turn), Some(false));
+    assert_eq!(is_wanted(key, turn), Some(true));
+    let (mut key, turn) = Key::wanted();
+    let next = key.join();
+    key.sleep(next);
+    key.pass(LIMIT.time);
+    assert_eq!(is_wanted(key, turn), Some(true), "it wants it again");
+    let mut key = Key::in_parts();
+    let turn = key.obtain_next();
+    key.wants();
+    assert_eq!(is_wanted(key, turn), Some(true), "in parts");
     let (mut key, turn) = Key::held();
     key.state.revoke();
-    assert_eq!(is_unwanted(key, turn), Some(false), "lost");
+    assert_eq!(is_wanted(key, turn), None, "lost");
     let mut key = Key::listening();
     let a = key.join();
     let place = key.enqueue(a);
     let left = key.state.leave(a).release.unwrap();
-    assert_eq!((left.claim, left.unwanted), (place.claim, false));
+    assert_eq!((left.claim, left.wanted), (place.claim, None));
 }
 
 #[test]

@@ -966,7 +966,10 @@ impl World {
         if let Some(release) = effects.release {
             let GiveBack { claim, rejoin, .. } = release;
             let stands = process.queued.contains(&claim.token);
-            assert!(!(release.unwanted && stands), "its place would stay");
+            assert!(
+                !(release.wanted == Some(false) && stands),
+                "its place would stay"
+            );
             let gives_up = process.queued.remove(&claim.token) && !process.waiters.is_empty();
             let is_early = gives_up && !process.granted.contains(&claim.token);
             assert!(!(is_early && self.kind.calm), "a place was given up");
@@ -1024,10 +1027,10 @@ impl World {
                     ends: granted.ends,
                     was_told: false,
                 });
-                let look_by = process
-                    .look_by
-                    .map_or(granted.due, |at| at.min(granted.due));
-                process.look_by = Some(look_by);
+                process.look_by = [process.look_by, process.state.due()]
+                    .into_iter()
+                    .flatten()
+                    .min();
             }
             Step::Ask(attempt) => {
                 let Attempt { claim, fencing, .. } = attempt;

@@ -73,7 +73,7 @@ use crate::{
     options::LockOptions,
     storage::{self, AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
 };
@@ -110,8 +110,6 @@ pub(crate) struct Coordinator {
     next_token: CachePadded<AtomicU64>,
     table: Table,
     keeper: Arc<Keeper>,
-    /// Leases that the keeper is to renew as soon as it wakes.
-    unsure: Mutex<Vec<(Arc<Cell>, Claim)>>,
     renewals: Semaphore,
     overdue: Arc<Semaphore>,
     waiting: CachePadded<AtomicUsize>,
@@ -141,7 +139,6 @@ impl Coordinator {
             factory: random_id(),
             next_token: AtomicU64::new(1).into(),
             keeper: Arc::new(Keeper::new()),
-            unsure: Mutex::default(),
             renewals: renewal::turns(),
             overdue: overdue::places(),
             waiting: AtomicUsize::new(0).into(),
@@ -291,11 +288,8 @@ impl Coordinator {
                     slot.holder = Some(Arc::clone(&turn));
                     // By the time that the keeper looks the turn may be over, and the next may be, and so on:
                     // it would find nothing to be renewed, and be woken by each.
-                    if granted.due <= now {
-                        renew = slot.state.renew(now);
-                    }
-                    let due = renew.and(slot.state.due()).unwrap_or(granted.due);
-                    (Next::Turn(turn), Some(due))
+                    renew = slot.state.renew(now);
+                    (Next::Turn(turn), slot.state.due())
                 }
                 Step::Ask(attempt) => (Next::Ask(attempt), None),
                 Step::AskAt(at) => (Next::WaitUntil(at), None),
@@ -311,9 +305,7 @@ impl Coordinator {
             self.keeper.look_by(self, due);
         }
         if let Some(claim) = renew {
-            lock(&self.unsure).push((Arc::clone(cell), claim));
-            self.keeper.ensure_running(self);
-            self.keeper.nudge();
+            self.keeper.renew(self, cell, claim);
         }
         next
     }
@@ -469,19 +461,26 @@ impl Coordinator {
             drop(self.carry_out(&cell, told, effect));
         }
         done.iter().for_each(|cell| self.forget(cell));
-        self.renew(renewals, &mut job);
+        self.renew_in_batches(renewals, &mut job);
         next
     }
 
-    /// Hands out the renewals of leases that cannot wait for a look at all.
-    fn look_at_unsure(self: &Arc<Self>, mut job: impl FnMut(Job)) {
-        let mut leases = std::mem::take(&mut *lock(&self.unsure));
-        // Many a lease of a lock that all want is given on within that time.
+    /// Hands out the renewals that do not wait for the next look.
+    fn renew_at_once(
+        self: &Arc<Self>,
+        mut leases: Vec<(Arc<Cell>, Claim)>,
+        mut job: impl FnMut(Job),
+    ) {
+        // A lease of a lock that all want may have been given on since.
         leases.retain(|(cell, claim)| cell.lock().state.uses(claim.token));
-        self.renew(leases, &mut job);
+        self.renew_in_batches(leases, &mut job);
     }
 
-    fn renew(self: &Arc<Self>, mut leases: Vec<(Arc<Cell>, Claim)>, job: &mut impl FnMut(Job)) {
+    fn renew_in_batches(
+        self: &Arc<Self>,
+        mut leases: Vec<(Arc<Cell>, Claim)>,
+        job: &mut impl FnMut(Job),
+    ) {
         while !leases.is_empty() {
             let rest = leases.split_off(leases.len().min(renewal::BATCH));
             let batch = std::mem::replace(&mut leases, rest);
@@ -732,10 +731,6 @@ impl Told {
             lost: effects.lost.and_then(|_| slot.holder.clone()),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// 128 bits that no other factory has.

@@ -109,8 +109,7 @@ impl Overdue {
             name: self.cell.name.clone(),
             token: self.claim.token,
             ttl: coordinator.storage_ttl(self.claim.ttl),
-            unwanted: false,
-            wanted: false,
+            wanted: None,
             requeue: None,
             quiet: false,
         }

@@ -257,8 +257,7 @@ fn request(coordinator: &Coordinator, cell: &Cell, give_back: &GiveBack) -> Rele
         name: cell.name.clone(),
         token: give_back.claim.token,
         ttl: coordinator.storage_ttl(give_back.claim.ttl),
-        unwanted: give_back.unwanted,
-        wanted: give_back.was_held && !give_back.unwanted,
+        wanted: give_back.wanted,
         requeue: give_back.rejoin.as_ref().map(|rejoin| Requeue {
             token: rejoin.claim.token,
             ttl: coordinator.storage_ttl(rejoin.claim.ttl),

@@ -146,12 +146,10 @@ pub struct ReleaseRequest {
     pub token: OwnerToken,
     /// The ttl that the token asked for.
     pub ttl: Duration,
-    /// Whether the lock was held, and nobody else is known to wait for it. A storage that has a
-    /// cheap form for a lock without a queue tries it first then.
-    pub unwanted: bool,
-    /// Whether somebody else is known to wait for it, and may get it by this. A storage may see to it
-    /// that they hear of it first. (Neither this nor `unwanted`: nothing is known.)
-    pub wanted: bool,
+    /// Whether somebody else waits for the lock, which was held, as far as is known. `None`: it is not.
+    /// If nobody does, a storage that has a cheap form for a lock without a queue tries it first; if
+    /// somebody does, it may see to it that they hear of the release before whoever made it.
+    pub wanted: Option<bool>,
     /// Who wants a place at the end of the queue, once the lock has been given to its first. If the
     /// queue is empty, it gets none.
     pub requeue: Option<Requeue>,

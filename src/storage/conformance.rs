@@ -181,8 +181,7 @@ impl<S: LockStorage> Subject<S> {
             token: self.token(token),
             ttl: LONG,
             requeue: None,
-            unwanted: false,
-            wanted: false,
+            wanted: None,
             quiet: true,
         };
         self.ask_to_release(&request).await;
@@ -215,27 +214,26 @@ impl<S: LockStorage> Subject<S> {
     }
 
     async fn release(&self, key: &str, token: u64) -> ReleaseReply {
-        self.give_back(key, token, false, None).await
+        self.give_back(key, token, None, None).await
     }
 
     /// As it is released by a holder that knows of nobody who waits.
     async fn release_unwanted(&self, key: &str, token: u64) -> ReleaseReply {
-        self.give_back(key, token, true, None).await
+        self.give_back(key, token, Some(false), None).await
     }
 
     async fn give_back(
         &self,
         key: &str,
         token: u64,
-        unwanted: bool,
+        wanted: Option<bool>,
         requeue: Option<Requeue>,
     ) -> ReleaseReply {
         let request = ReleaseRequest {
             name: self.name(key),
             token: self.token(token),
             ttl: LONG,
-            unwanted,
-            wanted: false,
+            wanted,
             requeue,
             quiet: false,
         };
@@ -353,8 +351,8 @@ impl<S: LockStorage> Subject<S> {
     }
 
     async fn a_release_frees_what_is_ours_and_nothing_else(&self) {
-        for unwanted in [false, true] {
-            let release = async |token| self.give_back("released", token, unwanted, None).await;
+        for wanted in [None, Some(false), Some(true)] {
+            let release = async |token| self.give_back("released", token, wanted, None).await;
             assert!(self.takes("released", 1, LONG).await);
             assert_eq!(release(2).await, ReleaseReply::NotOurs);
             assert!(
@@ -748,7 +746,7 @@ impl<S: LockStorage> Subject<S> {
             place: LONG,
             fencing: 0,
         };
-        match self.give_back("queue", 1, false, Some(requeue)).await {
+        match self.give_back("queue", 1, Some(true), Some(requeue)).await {
             ReleaseReply::Requeued { ttl, stamp } => {
                 assert!(
                     ttl <= LONG && ttl > LONG / 2,
@@ -846,7 +844,7 @@ impl<S: LockStorage> Subject<S> {
             place: LONG,
             fencing: 2,
         };
-        let reply = self.give_back(key, 1, false, Some(requeue)).await;
+        let reply = self.give_back(key, 1, Some(true), Some(requeue)).await;
         assert!(matches!(reply, ReleaseReply::Requeued { .. }), "{reply:?}");
         for (token, fencing) in [(2, 5), (3, 0), (4, 2)] {
             let granted = granted(messages).await;
@@ -976,8 +974,7 @@ impl<S: LockStorage> Subject<S> {
             token,
             ttl: LONG,
             requeue: None,
-            unwanted: false,
-            wanted: false,
+            wanted: None,
             quiet: false,
         };
         self.ask_to_release(&request).await;

@@ -343,8 +343,7 @@ fn release_of(seen: &LockRecord) -> Option<ReleaseRequest> {
         name: seen.name.clone(),
         token: seen.owner.token()?,
         ttl: seen.ttl.unwrap_or_default(),
-        unwanted: false,
-        wanted: false,
+        wanted: None,
         requeue: None,
         quiet: false,
     })

@@ -213,8 +213,7 @@ async fn client(redlock: Redlock, id: u128, grants: Arc<Mutex<Vec<Grant>>>) {
                 token: request.token,
                 ttl: TTL,
                 requeue: None,
-                unwanted: false,
-                wanted: false,
+                wanted: None,
                 quiet,
             };
             // A majority may never answer.

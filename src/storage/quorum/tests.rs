@@ -114,8 +114,7 @@ async fn a_grant_that_comes_after_its_release_does_not_stay() {
         name: request.name,
         token: request.token,
         ttl: request.ttl,
-        unwanted: true,
-        wanted: false,
+        wanted: Some(false),
         requeue: None,
         quiet: false,
     };

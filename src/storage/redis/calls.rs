@@ -236,7 +236,7 @@ impl RedisStorage {
         request: &ReleaseRequest,
         token: &[u8],
     ) -> Result<ReleaseReply, StorageError> {
-        let script = match request.unwanted && !request.quiet {
+        let script = match request.wanted == Some(false) && !request.quiet {
             true => &FREE,
             false => &RELEASE,
         };
@@ -274,7 +274,8 @@ impl RedisStorage {
                     .arg(millis(requeue.place));
             }
         };
-        let called = script.run_telling(request.wanted, line, &request.name, arguments);
+        let called =
+            script.run_telling(request.wanted == Some(true), line, &request.name, arguments);
         let (reply, origin) = match called.await {
             Err(error) if frees && error.kind() == StorageErrorKind::WrongType => {
                 return Ok(Some(ReleaseReply::NotOurs));

@@ -146,8 +146,8 @@ async fn send(
     (calls, values)
 }
 
-/// Puts calls into redis-rs's channel. That happens in the first poll, if tokio does not find that this task has done
-/// enough for now: hence `unconstrained`.
+/// Puts calls into redis-rs's channel. That happens in the first poll, unless tokio finds that this task has had its share
+/// and others should run: hence `unconstrained`.
 fn begin(
     call: impl Future<Output = (Vec<Call>, Result<Vec<Value>, RedisError>)> + Send + 'static,
 ) -> Sent {

@@ -143,7 +143,7 @@ impl Wire {
         if !self.asking {
             return Reply {
                 reply: self.link.call(commands),
-                is_last: false,
+                only_last: false,
             };
         }
         // `ASKING` counts for the next command only. In a cluster, commands go by themselves.
@@ -151,7 +151,7 @@ impl Wire {
         let command = commands.into_iter().next().unwrap_or_default();
         Reply {
             reply: self.link.call([redis::cmd("ASKING"), command]),
-            is_last: true,
+            only_last: true,
         }
     }
 
@@ -167,7 +167,7 @@ impl Wire {
         }
         Reply {
             reply: self.link.call([redis::cmd("PING"), command]),
-            is_last: true,
+            only_last: true,
         }
     }
 
@@ -255,7 +255,7 @@ impl Wire {
 /// The reply to what was sent over a [`Wire`]. Dropped, it may be carried out or not.
 pub(super) struct Reply {
     reply: pipe::Reply,
-    is_last: bool,
+    only_last: bool,
 }
 
 impl Future for Reply {
@@ -264,7 +264,7 @@ impl Future for Reply {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let reply = ready!(Pin::new(&mut self.reply).poll(cx));
         Poll::Ready(match reply.map_err(Failure::from).and_then(value) {
-            Ok(Value::Array(mut replies)) if self.is_last => match replies.pop() {
+            Ok(Value::Array(mut replies)) if self.only_last => match replies.pop() {
                 Some(last) => value(last),
                 None => Ok(Value::Nil),
             },

@@ -118,8 +118,7 @@ async fn release(redlock: &Redlock, number: u64) {
         name: name(),
         token: token(number),
         ttl: TTL,
-        unwanted: false,
-        wanted: false,
+        wanted: None,
         requeue: None,
         quiet: false,
     };

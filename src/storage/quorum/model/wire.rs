@@ -329,8 +329,7 @@ pub(super) async fn agrees_with_memory() {
                     name,
                     token,
                     ttl,
-                    unwanted: false,
-                    wanted: false,
+                    wanted: None,
                     requeue: None,
                     quiet: fastrand::bool(),
                 };

@@ -486,8 +486,7 @@ impl World {
             name,
             token,
             ttl: ms(self.scenario.ttl),
-            unwanted: false,
-            wanted: false,
+            wanted: None,
             requeue: None,
             quiet,
         };
