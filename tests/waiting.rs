@@ -605,6 +605,43 @@ mod redis_server {
         }
     }
 
+    /// Those before it may need the queue for less long, or for longer.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_queue_is_kept_for_whoever_goes_back_into_it_and_for_those_in_it() {
+        let server = RedisServer::start().await;
+        let short = || options_with(Duration::from_secs(1), ms(100));
+        for (before, back) in [(short(), options()), (options(), short())] {
+            let storage = RedisStorage::connect(server.url()).await.unwrap();
+            let ours = LockFactory::builder(storage).handoff_limit(1, MINUTE);
+            let ours = ours.build().unwrap();
+            let held = got(wait(&ours)).await;
+            let theirs = factory(&server).await;
+            let waiting = tokio::spawn(theirs.create_lock("k").unwrap().lock(before));
+            queued(&server, 1).await;
+            // Its own process asks no server while it has the lock.
+            let again = tokio::spawn(ours.create_lock("k").unwrap().lock(back));
+            eventually("it waits", LIMIT, async || ours.waiters() == 1).await;
+            assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+            let kept: i64 = server.run(&format!("PTTL {QUEUE}")).await;
+            assert!(kept > 60_000, "{kept}");
+            drop(got(waiting).await);
+            drop(got(again).await);
+            no_key_is_left(&server).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_without_memory_to_spare_gives_the_lock_on() {
+        let server = RedisServer::start().await;
+        let (held, mut line) = line(&server, 2).await;
+        let () = server.run("CONFIG SET maxmemory 1").await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        for (_factory, waiting) in line.drain(..) {
+            drop(got(waiting).await);
+        }
+        no_key_is_left(&server).await;
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn an_entry_of_a_process_without_an_inbox_is_skipped() {
         let server = RedisServer::start().await;

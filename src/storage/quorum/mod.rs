@@ -672,7 +672,7 @@ impl LockStorage for Redlock {
         // waiters were not woken while a server hung and came back.
         let request = &ReleaseRequest {
             requeue: None,
-            wanted: request.wanted.filter(|&wanted| wanted),
+            wanted: None,
             ..request.clone()
         };
         // What is on its way to a node may be carried out after this: then it is released again.
