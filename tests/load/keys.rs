@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tower_distributed_lock::LockGuard;
 
-use crate::world::{Cost, Meter, World, grows, options, paused, settle, warm_up};
+use crate::world::{Cost, Meter, TIMES_LONGER, World, grows, options, paused, settle, warm_up};
 
 /// What each of so many locks costs that are held at once.
 struct Costs {
@@ -85,7 +85,7 @@ pub fn a_held_lock_costs_the_same_among_a_hundred_thousand() {
     grows("bytes of a lock", some.0, many.0, 1.25);
     grows("bytes of a lock", many.0, few.0, 2.0);
     for (step, what) in ["taking", "renewing", "giving back"].iter().enumerate() {
-        grows(what, some.1[step], many.1[step], 4.0);
+        grows(what, some.1[step], many.1[step], TIMES_LONGER);
     }
 }
 

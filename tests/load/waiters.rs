@@ -2,7 +2,7 @@
 
 use tokio::task::JoinSet;
 
-use crate::world::{Cost, Meter, World, grows, options, paused, settle, warm_up};
+use crate::world::{Cost, Meter, TIMES_LONGER, World, grows, options, paused, settle, warm_up};
 
 /// What each of so many waiters costs.
 struct Costs {
@@ -88,6 +88,6 @@ pub fn a_waiter_costs_the_same_in_a_crowd_of_a_hundred_thousand() {
     grows("bytes of a waiter", some.0, many.0, 1.25);
     grows("bytes of a waiter", many.0, few.0, 1.25);
     for (step, what) in ["coming", "being served", "leaving"].iter().enumerate() {
-        grows(what, some.1[step], many.1[step], 4.0);
+        grows(what, some.1[step], many.1[step], TIMES_LONGER);
     }
 }

@@ -143,6 +143,10 @@ pub fn thread_time() -> Duration {
     START.elapsed()
 }
 
+/// What a step may take longer among a hundred times as many: caches hold the few and not the many, and
+/// less where other processes use them too. What goes through all of them takes a hundred times as long.
+pub const TIMES_LONGER: f64 = 10.0;
+
 /// A figure of many is that of few, or so many times that at most.
 pub fn grows(what: &str, few: f64, many: f64, times: f64) {
     assert!(
