@@ -361,10 +361,22 @@ async fn a_lock_that_a_majority_has_lost_is_lost() {
     let held = take(&factory, asking(ms(3_000), LIMIT, ms(50)))
         .await
         .unwrap();
-    for server in &world.servers[..2] {
-        let () = server.run("FLUSHALL").await;
-    }
-    let reason = within(LIMIT, "the loss", held.lost()).await;
+    // A renewal between the two would set it again on the first.
+    let forget = async || {
+        loop {
+            for server in &world.servers[..2] {
+                let () = server.run("FLUSHALL").await;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let lost = async {
+        tokio::select! {
+            reason = held.lost() => reason,
+            () = forget() => unreachable!(),
+        }
+    };
+    let reason = within(LIMIT, "the loss", lost).await;
     assert_eq!(reason, LossReason::NotOurs);
     assert_eq!(held.unlock().await.unwrap(), Unlocked::Lost);
     world.is_left_clean().await;
@@ -446,11 +458,12 @@ struct History {
 }
 
 impl History {
-    /// Some more have been in.
+    /// Some more have been in. Where a minority hangs, all others have to agree on one of those who
+    /// want it, and who does not win hears so at the time limit: on a busy machine each takes its time.
     async fn goes_on(&self) {
         let stays = || self.stays.lock().unwrap().len();
         let before = stays();
-        eventually("they go on", LIMIT, async || stays() > before + 20).await;
+        eventually("they go on", LIMIT, async || stays() > before + 8).await;
     }
 
     async fn stay(&self, who: usize, guard: &LockGuard) {

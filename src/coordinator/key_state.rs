@@ -613,6 +613,8 @@ impl<W> KeyState<W> {
                 open.then_some(Open { claim, baseline })
             }
         };
+        // Given to a token that was refused, nobody looks at it any more.
+        left_behind |= pushed.is_some() && open.is_none();
         self.failures = self.failures.saturating_add(1);
         self.back_off(until, open, own_release);
         let mut effects = match pushed {

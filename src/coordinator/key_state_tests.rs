@@ -521,7 +521,11 @@ fn a_denied_attempt_gets_a_fresh_token() {
     assert_eq!(key.denied(first.claim), Told::nothing());
     assert_eq!(key.state.holder_ttl(key.now), Some(ms(700)));
     assert_eq!(key.doze(a), key.now + PAUSE);
-    key.pass(PAUSE - ms(1));
+    // It comes again by itself.
+    assert_eq!(key.state.due(), None);
+    key.pass(ms(700));
+    assert_eq!(key.state.holder_ttl(key.now), None, "that is over");
+    key.pass(PAUSE - ms(701));
     key.doze(a);
     key.pass(ms(1));
     let second = key.ask(a);
@@ -549,6 +553,19 @@ fn an_unanswered_attempt_is_repeated_with_its_own_token() {
     key.granted(second.claim);
     assert!(key.state.last_error().is_none());
     assert_eq!(key.take(a).deadline, sent + VALID);
+}
+
+#[test]
+fn a_token_that_was_refused_and_given_the_lock_all_the_same_is_given_back() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    assert_eq!(key.push(claim, key.stamp()), Told::nothing());
+    let told = key.failed(claim, StorageErrorKind::Unauthorized);
+    assert_eq!(told, Told::release(claim));
+    key.doze(a);
+    key.pass(PAUSE);
+    assert_ne!(key.ask(a).claim.token, claim.token);
 }
 
 /// The first attempt may yet be carried out, after the second was granted, and would then set its
@@ -1155,6 +1172,22 @@ fn a_renewal_that_was_sent_before_the_word_says_nothing_about_it() {
 }
 
 #[test]
+fn what_a_renewal_finds_is_of_its_own_lease_only() {
+    let (mut key, turn) = Key::held();
+    key.pass(TTL / 3);
+    let (renewal, _) = key.tick();
+    assert_eq!(renewal, Some(turn.claim));
+    let sent = key.now;
+    assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+    key.release_done();
+    let next = key.obtain_next();
+    for reply in [Some(Renewed::NotOurs), Some(renewed(true)), None] {
+        assert_eq!(key.renewed(turn.claim, sent, reply), Told::nothing());
+    }
+    assert_eq!(key.done(next), (Ended::Released, Told::release(next.claim)));
+}
+
+#[test]
 fn a_lock_that_is_taken_away_is_that_of_one_lease_only() {
     let (mut key, turn) = Key::held();
     let other = OwnerToken::new(1, turn.claim.token.number() + 1);
@@ -1188,6 +1221,48 @@ fn a_lease_without_a_turn_that_is_taken_away_is_given_back_all_the_same() {
     let told = key.told_of_force(turn.claim);
     assert_eq!(told.release, Told::release(turn.claim).release);
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
+}
+
+#[test]
+fn a_place_whose_lock_is_taken_away_before_its_message_comes_is_given_up() {
+    let mut key = Key::listening();
+    let a = key.join();
+    let place = key.enqueue(a);
+    let other = OwnerToken::new(1, place.claim.token.number() + 1);
+    let told: Told = key.state.told_of_force(other, key.now).into();
+    assert_eq!(told, Told::nothing());
+    key.doze(a);
+    assert_eq!(
+        key.told_of_force(place.claim),
+        Told::release(place.claim).and_wake(a)
+    );
+    assert_ne!(key.ask(a).claim.token, place.claim.token);
+}
+
+#[test]
+fn an_attempt_goes_on_if_the_lock_of_another_is_taken_away() {
+    let mut key = Key::new();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    let other = OwnerToken::new(1, claim.token.number() + 1);
+    let told: Told = key.state.told_of_force(other, key.now).into();
+    assert_eq!(told, Told::nothing());
+    assert_eq!(key.granted(claim), Told::nothing());
+    assert_eq!(key.take(a).claim, claim);
+}
+
+#[test]
+fn an_attempt_whose_lock_is_taken_away_and_that_fails_waits_before_the_next() {
+    let mut key = Key::new();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    key.told_of_force(claim);
+    let told = key.failed(claim, StorageErrorKind::Timeout);
+    assert_eq!(told, Told::release(claim));
+    assert!(key.state.last_error().is_some());
+    assert_eq!(key.doze(a), key.now + PAUSE);
+    key.pass(PAUSE);
+    assert_ne!(key.ask(a).claim.token, claim.token);
 }
 
 #[test]
@@ -2660,6 +2735,122 @@ mod idle {
     }
 }
 
+// --- callers that do not wait ------------------------------------------------------------------------
+
+/// They are refused without a question to the storage.
+#[test]
+fn a_lock_is_busy_while_somebody_here_has_it_or_waits_for_who_has_it() {
+    let mut key = Key::new();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    assert!(!key.state.is_busy(key.now), "nothing is known yet");
+    key.denied(claim);
+    assert!(key.state.is_busy(key.now));
+    key.ask_again();
+    let claim = key.ask(a).claim;
+    assert!(key.state.is_busy(key.now), "he may have it still");
+    key.denied(claim);
+    key.pass(PAUSE);
+    let claim = key.ask(a).claim;
+    assert!(!key.state.is_busy(key.now), "his time is over");
+    key.granted(claim);
+    assert!(key.state.is_busy(key.now), "it is for the one who waits");
+    let turn = key.take(a);
+    assert!(key.state.is_busy(key.now));
+
+    let b = key.join();
+    key.sleep(b);
+    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(b)));
+    assert!(key.state.is_busy(key.now));
+    key.leave(b);
+    assert!(!key.state.is_busy(key.now));
+}
+
+#[test]
+fn an_idle_lease_is_not_busy() {
+    let (key, _) = Key::idle();
+    assert!(!key.state.is_busy(key.now));
+}
+
+#[test]
+fn nobody_is_known_to_have_it_when_who_asked_has_gone() {
+    let mut key = Key::new();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    key.denied(claim);
+    key.ask_again();
+    key.ask(a);
+    key.leave(a);
+    assert!(!key.state.is_busy(key.now));
+}
+
+#[test]
+fn those_who_do_not_wait_are_woken_by_any_outcome_and_once() {
+    let mut key = Key::new();
+    let (a, b, c) = (key.join(), key.join(), key.join());
+    assert!(key.state.wake_hurried().is_empty());
+    key.state.hurry(b);
+    key.state.hurry(b);
+    key.ask(a);
+    key.sleep(b);
+    key.sleep(c);
+    assert_eq!(key.state.wake_hurried(), [b]);
+    assert!(key.state.wake_hurried().is_empty());
+    key.leave(b);
+    assert_eq!(key.state.hurried, 0);
+    key.sleep(c);
+    assert!(key.state.wake_hurried().is_empty());
+}
+
+/// By this a caller knows whether an attempt that it found under way has brought something.
+#[test]
+fn an_outcome_is_one_that_says_something() {
+    let mut key = Key::new();
+    let a = key.join();
+    assert!(!key.state.is_asking());
+    let claim = key.ask(a).claim;
+    assert!(key.state.is_asking());
+    assert_eq!(key.state.landed(), 0);
+    key.replied(claim, Outcome::NotQueued);
+    assert!(!key.state.is_asking());
+    assert_eq!(key.state.landed(), 0);
+    let claim = key.ask(a).claim;
+    key.denied(claim);
+    assert_eq!(key.state.landed(), 1);
+    assert!(!key.state.is_asking());
+}
+
+#[test]
+fn a_free_lease_is_for_the_first() {
+    let mut key = Key::new();
+    let (a, b) = (key.join(), key.join());
+    assert!(!key.state.is_for(a));
+    let claim = key.ask(a).claim;
+    key.granted(claim);
+    assert!(key.state.is_for(a) && !key.state.is_for(b));
+    let turn = key.take(a);
+    assert!(!key.state.is_for(b));
+    key.sleep(b);
+    let _ = key.done(turn);
+    assert!(key.state.is_for(b));
+}
+
+#[test]
+fn a_caller_that_does_not_wait_leaves_what_others_wait_for() {
+    let mut key = Key::new();
+    let a = key.join();
+    let claim = key.ask(a).claim;
+    key.denied(claim);
+    key.state.stop_giving_way();
+    assert_eq!(key.doze(a), key.now + PAUSE);
+    key.pass(PAUSE);
+    let claim = key.ask(a).claim;
+    key.leave(a);
+    key.state.stop_giving_way();
+    assert!(key.state.is_asking());
+    assert_eq!(key.granted(claim), Told::release(claim));
+}
+
 // --- locks in parts --------------------------------------------------------------------------------
 
 mod in_parts {
@@ -2742,6 +2933,18 @@ mod in_parts {
         assert_eq!(key.doze(place), at);
     }
 
+    /// What it had is given back already.
+    #[test]
+    fn a_token_that_was_denied_has_nothing_to_be_taken_away() {
+        let mut key = Key::in_parts();
+        let place = key.join();
+        let claim = key.ask(place).claim;
+        key.denied(claim);
+        let at = key.doze(place);
+        assert_eq!(key.told_of_force(claim), Told::nothing());
+        assert_eq!(key.doze(place), at);
+    }
+
     #[test]
     fn a_word_that_comes_during_an_attempt_is_remembered() {
         let mut key = Key::in_parts();
@@ -2778,6 +2981,7 @@ mod in_parts {
         let claim = key.ask(place).claim;
         key.denied(claim);
         assert_eq!(key.state.splits(), 0);
+        assert_eq!(key.state.holder_ttl(key.now), Some(ms(700)));
     }
 
     #[test]
