@@ -367,7 +367,7 @@ async fn a_lock_that_a_majority_has_lost_is_lost() {
             for server in &world.servers[..2] {
                 let () = server.run("FLUSHALL").await;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(ms(20)).await;
         }
     };
     let lost = async {

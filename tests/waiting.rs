@@ -607,17 +607,25 @@ mod redis_server {
 
     /// Those before it may need the queue for less long, or for longer.
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_queue_is_kept_for_whoever_goes_back_into_it_and_for_those_in_it() {
+    async fn a_queue_that_somebody_goes_back_into_lives_as_long_as_the_longest_needs() {
         let server = RedisServer::start().await;
         let short = || options_with(Duration::from_secs(1), ms(100));
         for (before, back) in [(short(), options()), (options(), short())] {
-            let storage = RedisStorage::connect(server.url()).await.unwrap();
-            let ours = LockFactory::builder(storage).handoff_limit(1, MINUTE);
+            let storage = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
+            let storage = storage.connect().await.unwrap();
+            let ours = LockFactory::builder(storage).handoff_limit(0, MINUTE);
             let ours = ours.build().unwrap();
             let held = got(wait(&ours)).await;
             let theirs = factory(&server).await;
+            let other = theirs.create_lock("other").unwrap();
+            let theirs_first = other.lock(options()).await.unwrap();
+            let word = tokio::spawn(ours.create_lock("other").unwrap().lock(options()));
+            kit::is_queued(&server, "other", 1).await;
             let waiting = tokio::spawn(theirs.create_lock("k").unwrap().lock(before));
             queued(&server, 1).await;
+            // Messages come in order: with this one, ours has heard that the lock is wanted.
+            assert_eq!(theirs_first.unlock().await.unwrap(), Unlocked::Held);
+            drop(got(word).await);
             // Its own process asks no server while it has the lock.
             let again = tokio::spawn(ours.create_lock("k").unwrap().lock(back));
             eventually("it waits", LIMIT, async || ours.waiters() == 1).await;

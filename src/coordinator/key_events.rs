@@ -132,7 +132,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GiveBack {
     pub(crate) claim: Claim,
-    /// Whether others want it, which was held. `None`: that is not known.
+    /// Whether others want it, as far as was heard. `None`: nothing is known, also not that it was held.
     pub(crate) wanted: Option<bool>,
     /// Who gets a place in the storage's queue by the same step. In a box: seldom needed, and this
     /// is moved with each release.

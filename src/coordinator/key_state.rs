@@ -613,7 +613,7 @@ impl<W> KeyState<W> {
                 open.then_some(Open { claim, baseline })
             }
         };
-        // Given to a token that was refused, nobody looks at it any more.
+        // Given to a token that has no place any more, nobody would look at it.
         left_behind |= pushed.is_some() && open.is_none();
         self.failures = self.failures.saturating_add(1);
         self.back_off(until, open, own_release);
@@ -775,7 +775,11 @@ impl<W> KeyState<W> {
     pub(crate) fn wanted(&mut self, now: Timestamp) -> Effects<W> {
         match &mut self.phase {
             Phase::Held(held) if held.idle_until.is_some() && self.queue.is_empty() => {
-                return self.stop_idling();
+                let mut effects = self.stop_idling();
+                if let Some(release) = &mut effects.release {
+                    release.wanted = Some(true);
+                }
+                return effects;
             }
             Phase::Held(held) if !self.wanted => {
                 self.wanted = true;

@@ -565,7 +565,23 @@ fn a_token_that_was_refused_and_given_the_lock_all_the_same_is_given_back() {
     assert_eq!(told, Told::release(claim));
     key.doze(a);
     key.pass(PAUSE);
-    assert_ne!(key.ask(a).claim.token, claim.token);
+    // The same without a place.
+    let next = key.ask(a).claim;
+    assert_ne!(next.token, claim.token);
+    key.push(next, key.stamp());
+    assert_eq!(key.denied(next), Told::release(next));
+    key.doze(a);
+    key.pass(PAUSE);
+    // And where nobody waits any more.
+    let last = key.ask(a).claim;
+    assert_eq!(key.leave(a), Told::nothing());
+    key.push(last, key.stamp());
+    let told = key.failed(last, StorageErrorKind::Unauthorized);
+    assert_eq!(told, Told::release(last));
+    for _ in 0..3 {
+        key.release_done();
+    }
+    assert!(key.state.is_done());
 }
 
 /// The first attempt may yet be carried out, after the second was granted, and would then set its
@@ -1026,7 +1042,7 @@ fn a_renewal_never_outlasts_max_hold() {
 #[test]
 fn a_lease_in_use_is_renewed_at_a_third_of_its_ttl_and_counts_from_the_sending() {
     let (mut key, turn) = Key::held();
-    let (due, slack) = (key.state.due(), TTL / 30);
+    let (due, slack) = (Some(key.now + TTL / 3), TTL / 30);
     key.pass(TTL / 3 - slack - ms(1));
     assert_eq!(key.tick(), (None, due));
     key.pass(ms(1));
@@ -2049,13 +2065,12 @@ fn a_wanted_lease_that_nobody_here_waits_for_is_just_released() {
     assert!(key.state.is_done());
 }
 
-/// Its token may stand in the queue otherwise, or others may, where a storage has to look; and whoever is known to wait
-/// is to hear of it first.
+/// If none do, the storage need not look; those who do are to hear of it first.
 #[test]
-fn a_release_says_whether_others_want_the_lock_as_far_as_that_is_known() {
+fn a_release_says_what_was_heard_of_others_who_want_the_lock() {
     let is_wanted = |mut key: Key, turn| {
         let (_, effects) = key.give_back(turn);
-        effects.release.and_then(|release| release.wanted)
+        effects.release.expect("it is given back").wanted
     };
     let (key, turn) = Key::held();
     assert_eq!(is_wanted(key, turn), Some(false));
@@ -2073,6 +2088,12 @@ fn a_release_says_whether_others_want_the_lock_as_far_as_that_is_known() {
     let (mut key, turn) = Key::held();
     key.state.revoke();
     assert_eq!(is_wanted(key, turn), None, "lost");
+    let (mut key, turn) = Key::wanted();
+    key.state.revoke();
+    assert_eq!(is_wanted(key, turn), Some(true), "lost, and wanted");
+    let (mut key, _) = Key::idle();
+    let given_up = key.state.wanted(key.now).release.unwrap();
+    assert_eq!(given_up.wanted, Some(true), "idle");
     let mut key = Key::listening();
     let a = key.join();
     let place = key.enqueue(a);
@@ -2785,12 +2806,14 @@ fn nobody_is_known_to_have_it_when_who_asked_has_gone() {
 }
 
 #[test]
-fn those_who_do_not_wait_are_woken_by_any_outcome_and_once() {
+fn those_who_do_not_wait_can_be_woken_together_and_once() {
     let mut key = Key::new();
     let (a, b, c) = (key.join(), key.join(), key.join());
     assert!(key.state.wake_hurried().is_empty());
-    key.state.hurry(b);
-    key.state.hurry(b);
+    for _ in 0..2 {
+        key.state.hurry(b);
+        assert_eq!(key.state.hurried, 1);
+    }
     key.ask(a);
     key.sleep(b);
     key.sleep(c);

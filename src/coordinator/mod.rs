@@ -300,8 +300,10 @@ impl Coordinator {
             };
             (next, effects)
         });
-        if let Some(due) = due {
+        if matches!(next, Next::Turn(_)) {
             self.waiting.fetch_sub(1, Relaxed);
+        }
+        if let Some(due) = due {
             self.keeper.look_by(self, due);
         }
         if let Some(claim) = renew {

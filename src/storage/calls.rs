@@ -146,9 +146,10 @@ pub struct ReleaseRequest {
     pub token: OwnerToken,
     /// The ttl that the token asked for.
     pub ttl: Duration,
-    /// Whether somebody else waits for the lock, which was held, as far as is known. `None`: it is not.
-    /// If nobody does, a storage that has a cheap form for a lock without a queue tries it first; if
-    /// somebody does, it may see to it that they hear of the release before whoever made it.
+    /// Whether somebody else waits for the lock. It is a guess: word of it may not have come yet, or be
+    /// old. `None`: nothing is known, also not that the token had the lock. With `Some(false)` a storage
+    /// that has a cheap form for a lock without a queue tries it first; with `Some(true)` it may see to
+    /// it that those who wait hear of the release before whoever made it.
     pub wanted: Option<bool>,
     /// Who wants a place at the end of the queue, once the lock has been given to its first. If the
     /// queue is empty, it gets none.

@@ -291,8 +291,8 @@ fn short_run() {
 }
 
 /// Storages that break the lock, without any fault of a server: each shows as what it is. How soon is
-/// chance: no holder may stay beyond its ttl, or none be left when the time is over. So each is attacked
-/// until it shows, as one would with `scripts/chaos`.
+/// chance: in a short episode it may be that no holder stays beyond its ttl, or that nobody stands in a
+/// queue at the end. So each is attacked until it shows, as one would with `scripts/chaos`.
 fn sabotaged_runs() {
     const EPISODES: u64 = 8;
     let shows = [
