@@ -613,7 +613,7 @@ impl<W> KeyState<W> {
                 open.then_some(Open { claim, baseline })
             }
         };
-        // Given to a token that has no place any more, nobody would look at it.
+        // A grant for a token that is of no use any more: nobody would look at it.
         left_behind |= pushed.is_some() && open.is_none();
         self.failures = self.failures.saturating_add(1);
         self.back_off(until, open, own_release);
@@ -881,11 +881,11 @@ impl<W> KeyState<W> {
                     held.turn = None;
                     (held, turn)
                 }
-                _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost)),
+                _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost, false)),
             },
             // The lease was lost while the turn went on. A renewal that was on its way then may
             // have prolonged it in the storage; if so, free it.
-            _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost)),
+            _ => return (Ended::Lost, self.release_ended(claim, Ended::Lost, false)),
         };
         let (lease, served) = (&held.lease, held.served);
         let ended = if turn.revoked || lease.is_over(now) || now >= turn.until {
@@ -927,10 +927,7 @@ impl<W> KeyState<W> {
                     told_free: true,
                 };
                 let mut effects = self.wake_first();
-                effects.release = self.release_ended(claim, ended).release;
-                if let Some(release) = &mut effects.release {
-                    release.wanted = Some(true);
-                }
+                effects.release = self.release_ended(claim, ended, wanted).release;
                 (ended, effects)
             }
             Some((ttl, interval)) if sharing.told && wanted => {
@@ -950,9 +947,8 @@ impl<W> KeyState<W> {
                     told_free: false,
                     told_of_force: false,
                 };
-                let mut effects = self.release_ended(claim, ended);
+                let mut effects = self.release_ended(claim, ended, wanted);
                 if let Some(release) = &mut effects.release {
-                    release.wanted = Some(true);
                     release.rejoin = Some(Box::new(Rejoin {
                         claim: requeue,
                         interval,
@@ -963,11 +959,7 @@ impl<W> KeyState<W> {
             }
             _ => {
                 self.phase = Phase::Idle;
-                let mut effects = self.release_ended(claim, ended);
-                if let Some(release) = &mut effects.release {
-                    // Of a lease that was lost, word may not have come.
-                    release.wanted = (wanted || ended == Ended::Released).then_some(wanted);
-                }
+                let mut effects = self.release_ended(claim, ended, wanted);
                 effects.wake = self.wake_first().wake;
                 (ended, effects)
             }
@@ -1241,11 +1233,13 @@ impl<W> KeyState<W> {
     }
 
     /// The same for the claim of a turn that ended so.
-    fn release_ended(&mut self, claim: Claim, ended: Ended) -> Effects<W> {
+    fn release_ended(&mut self, claim: Claim, ended: Ended, wanted: bool) -> Effects<W> {
         let mut effects = self.release(claim);
         if let Some(release) = &mut effects.release {
             release.was_lost |= ended == Ended::Lost;
             release.was_held = ended == Ended::Released;
+            // Of a lease that was lost, word may not have come.
+            release.wanted = (wanted || release.was_held).then_some(wanted);
         }
         effects
     }

@@ -1132,6 +1132,13 @@ impl Key {
     fn told_of_force(&mut self, claim: Claim) -> Told {
         self.state.told_of_force(claim.token, self.now).into()
     }
+
+    /// That another token's lock was taken away is nothing to this one.
+    fn told_of_force_on_another(&mut self, claim: Claim) {
+        let token = OwnerToken::new(1, claim.token.number() + 1);
+        let told = self.told_of_force(Claim { token, ..claim });
+        assert_eq!(told, Told::nothing());
+    }
 }
 
 #[test]
@@ -1206,9 +1213,7 @@ fn what_a_renewal_finds_is_of_its_own_lease_only() {
 #[test]
 fn a_lock_that_is_taken_away_is_that_of_one_lease_only() {
     let (mut key, turn) = Key::held();
-    let other = OwnerToken::new(1, turn.claim.token.number() + 1);
-    let told: Told = key.state.told_of_force(other, key.now).into();
-    assert_eq!(told, Told::nothing());
+    key.told_of_force_on_another(turn.claim);
     assert!(key.state.due() > Some(key.now));
     let next = key.hand_over(turn);
     assert_eq!(next.claim, turn.claim);
@@ -1244,9 +1249,7 @@ fn a_place_whose_lock_is_taken_away_before_its_message_comes_is_given_up() {
     let mut key = Key::listening();
     let a = key.join();
     let place = key.enqueue(a);
-    let other = OwnerToken::new(1, place.claim.token.number() + 1);
-    let told: Told = key.state.told_of_force(other, key.now).into();
-    assert_eq!(told, Told::nothing());
+    key.told_of_force_on_another(place.claim);
     key.doze(a);
     assert_eq!(
         key.told_of_force(place.claim),
@@ -1260,9 +1263,7 @@ fn an_attempt_goes_on_if_the_lock_of_another_is_taken_away() {
     let mut key = Key::new();
     let a = key.join();
     let claim = key.ask(a).claim;
-    let other = OwnerToken::new(1, claim.token.number() + 1);
-    let told: Told = key.state.told_of_force(other, key.now).into();
-    assert_eq!(told, Told::nothing());
+    key.told_of_force_on_another(claim);
     assert_eq!(key.granted(claim), Told::nothing());
     assert_eq!(key.take(a).claim, claim);
 }

@@ -669,8 +669,8 @@ impl LockStorage for Redlock {
         // Places in a queue are not to be had. And some may wait of whom we know nothing: grants that
         // are not waited for do not tell, nor do plain ones without tokens, and the mark of those who
         // wait goes with a part that is released quietly. So each node has to look: with the short form,
-        // waiters were not woken while a server hung and came back. What a single
-        // server does where somebody is known to wait costs each a command more, and was not measured here.
+        // waiters were not woken while a server hung and came back. Nor do releases go behind another
+        // command, of which each node would have one more: a gain from that was never measured here.
         let request = &ReleaseRequest {
             requeue: None,
             wanted: None,
