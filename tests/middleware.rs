@@ -329,6 +329,43 @@ mod release {
         );
     }
 
+    /// Who waits does not wait for what becomes of the response before, such as its way to the client.
+    #[tokio::test(start_paused = true)]
+    async fn the_next_request_runs_before_the_response_goes_on() {
+        let world = World::new();
+        let handler = Handler::default();
+        let mut service =
+            DistributedLockLayer::new(world.factory.clone(), path).layer(handler.service());
+        let mut call = || task::spawn(service.call(request("/a")));
+        let mut requests = [call(), call(), call(), call()];
+        for request in &mut requests {
+            assert_pending!(request.poll());
+        }
+        let [mut alone, mut first, mut second, mut third] = requests;
+        // Nobody waited when its lock was taken, so that came with one fencing token.
+        handler.stop.notify_one();
+        assert_ready_ok!(alone.poll());
+        assert_pending!(first.poll());
+
+        handler.stop.notify_one();
+        assert_pending!(first.poll());
+        assert_eq!(handler.running(), 0);
+        assert!(first.is_woken() && second.is_woken());
+        assert_pending!(second.poll());
+        assert_eq!(handler.running(), 1);
+        assert_ready_ok!(first.poll());
+
+        // A client that goes now, and a response that nobody waits behind.
+        handler.stop.notify_one();
+        assert_pending!(second.poll());
+        drop(second);
+        assert_pending!(third.poll());
+        assert_eq!(handler.running(), 1);
+        handler.stop.notify_one();
+        assert_ready_ok!(third.poll());
+        world.assert_nothing_left();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_panic_in_the_handler_releases() {
         let world = World::new();

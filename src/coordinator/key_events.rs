@@ -160,8 +160,10 @@ pub(crate) struct Rejoin {
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// The lock was ours to the end; this process keeps it for its next waiter.
-    Kept,
+    /// The lock was ours to the end; the first who waits in this process has it next.
+    HandedOver,
+    /// The lock was ours to the end; this process keeps it for a while, for whoever comes.
+    Lingers,
     /// The lock was ours to the end; it is being released.
     Released,
     /// The turn had been lost before.

@@ -904,13 +904,13 @@ impl<W> KeyState<W> {
         let is_sure = held.doubt == Doubt::No;
         let has_tokens = !lease.fencing_is_used_up();
         if may_go_on && has_tokens && is_sure {
-            return (Ended::Kept, self.wake_first());
+            return (Ended::HandedOver, self.wake_first());
         }
         let may_idle =
             ended == Ended::Released && next.is_none() && unshared && has_tokens && is_sure;
         if may_idle && !sharing.linger.is_zero() {
             held.idle_until = Some(now + sharing.linger);
-            return (Ended::Kept, Effects::none());
+            return (Ended::Lingers, Effects::none());
         }
 
         // A lease that ends for want of tokens could have used more.

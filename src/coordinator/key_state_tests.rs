@@ -177,7 +177,7 @@ impl Key {
             ..Self::listening()
         };
         let turn = key.obtain_next();
-        assert_eq!(key.done(turn), (Ended::Kept, Told::nothing()));
+        assert_eq!(key.done(turn), (Ended::Lingers, Told::nothing()));
         (key, turn.claim)
     }
 
@@ -400,7 +400,7 @@ impl Key {
     fn hand_over(&mut self, turn: Granted) -> Granted {
         let next = self.join();
         self.sleep(next);
-        assert_eq!(self.done(turn), (Ended::Kept, Told::wake(next)));
+        assert_eq!(self.done(turn), (Ended::HandedOver, Told::wake(next)));
         self.take(next)
     }
 
@@ -748,7 +748,7 @@ fn turns_are_given_in_the_order_of_arrival() {
     places.iter().rev().for_each(|place| key.sleep(*place));
     for place in &places[..2] {
         let told = Told::wake(*place);
-        assert_eq!(key.done(turn), (Ended::Kept, told));
+        assert_eq!(key.done(turn), (Ended::HandedOver, told));
         turn = key.take(*place);
     }
 }
@@ -781,7 +781,7 @@ fn the_first_leaving_wakes_the_second() {
     let (a, b) = (key.join(), key.join());
     key.sleep(a);
     key.sleep(b);
-    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(a)));
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(a)));
     assert_eq!(key.leave(a), Told::wake(b), "a was woken in vain");
     assert_eq!(key.take(b).claim, turn.claim);
 }
@@ -845,7 +845,7 @@ fn turns_are_bounded_by_count_and_by_time() {
     for _ in 1..LIMIT.turns {
         let next = key.join();
         key.sleep(next);
-        assert_eq!(key.done(turn), (Ended::Kept, Told::wake(next)));
+        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(next)));
         turn = key.take(next);
     }
     let next = key.join();
@@ -857,7 +857,7 @@ fn turns_are_bounded_by_count_and_by_time() {
     assert_ne!(key.ask(next).claim.token, turn.claim.token);
 
     for (held_for, ended) in [
-        (LIMIT.time - ms(1), Ended::Kept),
+        (LIMIT.time - ms(1), Ended::HandedOver),
         (LIMIT.time, Ended::Released),
     ] {
         let (mut key, turn) = Key::held();
@@ -885,7 +885,7 @@ fn a_lease_that_is_over_is_not_handed_over() {
     let (mut key, turn) = Key::held();
     let a = key.join();
     key.sleep(a);
-    assert_eq!(key.done(turn).0, Ended::Kept);
+    assert_eq!(key.done(turn).0, Ended::HandedOver);
     key.pass(VALID);
     key.ask_anew(a, turn.claim);
 }
@@ -897,7 +897,10 @@ fn a_lease_that_nears_its_end_is_not_handed_over() {
         turns: 9,
         time: MAX_HOLD,
     };
-    for (left, ended) in [(TTL / 2, Ended::Kept), (TTL / 2 - ms(1), Ended::Released)] {
+    for (left, ended) in [
+        (TTL / 2, Ended::HandedOver),
+        (TTL / 2 - ms(1), Ended::Released),
+    ] {
         let (mut key, turn) = Key::held();
         key.join();
         key.pass(VALID - left);
@@ -1238,7 +1241,7 @@ fn a_lease_without_a_turn_that_is_taken_away_is_given_back_all_the_same() {
     let (mut key, turn) = Key::held();
     let a = key.join();
     key.sleep(a);
-    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(a)));
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(a)));
     let told = key.told_of_force(turn.claim);
     assert_eq!(told.release, Told::release(turn.claim).release);
     assert_ne!(key.ask(a).claim.token, turn.claim.token);
@@ -1896,7 +1899,7 @@ fn a_grant_for_a_shorter_time_counts_as_long_and_is_made_whole_by_its_renewal() 
     assert_eq!(key.tick().0, Some(place.claim));
     let sent = key.now;
     key.renewed(place.claim, sent, Some(renewed(true)));
-    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(b)));
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
     assert_eq!(key.take(b).deadline, sent + VALID);
 
     // Nor does a storage that promises more make the lease longer than it was asked for.
@@ -2044,7 +2047,7 @@ fn a_wanted_lease_is_bounded_by_count_and_by_time_from_then_on() {
 
         // By time.
         for (held_for, how) in [
-            (LIMIT.time - ms(1), Ended::Kept),
+            (LIMIT.time - ms(1), Ended::HandedOver),
             (LIMIT.time, Ended::Released),
         ] {
             let mut key = Key::listening();
@@ -2126,7 +2129,7 @@ fn a_new_lease_is_not_wanted_because_the_last_one_was() {
     let left: End = |key, turn| {
         let a = key.join();
         key.sleep(a);
-        assert_eq!(key.done(turn).0, Ended::Kept);
+        assert_eq!(key.done(turn).0, Ended::HandedOver);
         assert_eq!(key.leave(a), Told::release(turn.claim));
     };
     let lost: End = |key, turn| {
@@ -2165,7 +2168,7 @@ fn a_new_lease_is_not_wanted_because_the_last_one_was() {
         for _ in 0..2 * LIMIT.turns {
             let next = key.join();
             key.sleep(next);
-            assert_eq!(key.done(turn).0, Ended::Kept, "way {which}");
+            assert_eq!(key.done(turn).0, Ended::HandedOver, "way {which}");
             turn = key.take(next);
         }
     }
@@ -2359,7 +2362,7 @@ fn turns_use_the_tokens_of_their_lease_in_order() {
     let mut turn = key.take(places[0]);
     assert_eq!(turn.fencing, Some(10));
     for (place, token) in [(places[1], 11), (places[2], 12)] {
-        assert_eq!(key.done(turn), (Ended::Kept, Told::wake(place)));
+        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(place)));
         turn = key.take(place);
         assert_eq!(turn.fencing, Some(token));
     }
@@ -2373,7 +2376,7 @@ fn a_waiter_that_leaves_before_its_turn_costs_no_token() {
     key.granted_from(attempt, 10);
     let turn = key.take(places[0]);
     // Woken, and gone without a turn.
-    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(places[1])));
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(places[1])));
     assert_eq!(key.leave(places[1]), Told::wake(places[2]));
     assert_eq!(key.take(places[2]).fencing, Some(11));
 }
@@ -2411,7 +2414,7 @@ fn a_lease_that_ends_for_another_reason_says_how_many_tokens_are_used() {
     key.granted_from(attempt, 10);
     let mut turn = key.take(places[0]);
     for place in &places[1..3] {
-        assert_eq!(key.done(turn).0, Ended::Kept);
+        assert_eq!(key.done(turn).0, Ended::HandedOver);
         turn = key.take(*place);
     }
     for place in &places[3..] {
@@ -2439,7 +2442,7 @@ fn a_lease_that_ends_for_another_reason_says_how_many_tokens_are_used() {
     let mut turn = key.take(places[0]);
     assert_eq!(key.wants(), Told::nothing());
     for place in &places[1..=LIMIT.turns as usize] {
-        assert_eq!(key.done(turn).0, Ended::Kept);
+        assert_eq!(key.done(turn).0, Ended::HandedOver);
         turn = key.take(*place);
     }
     // One waits, and the lease had a turn before it was wanted.
@@ -2455,7 +2458,7 @@ fn who_gives_it_to_others_for_want_of_tokens_asks_for_twice_as_many_by_the_same_
     let attempt = key.ask(places[0]);
     key.granted_from(attempt, 10);
     let turn = key.take(places[0]);
-    assert_eq!(key.done(turn).0, Ended::Kept);
+    assert_eq!(key.done(turn).0, Ended::HandedOver);
     let turn = key.take(places[1]);
     assert_eq!(key.wants(), Told::nothing());
     let place = key.join();
@@ -2518,7 +2521,7 @@ fn the_tokens_of_a_message_are_never_used_after_those_of_an_attempt() {
         let turn = key.take(a);
         assert_eq!(turn.fencing, Some(20));
         arrive(&mut key, 2);
-        assert_eq!(key.done(turn), (Ended::Kept, Told::wake(b)));
+        assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
         arrive(&mut key, 2);
         let turn = key.take(b);
         assert_eq!(turn.fencing, Some(21));
@@ -2617,7 +2620,7 @@ mod idle {
         let place = key.join();
         let turn = key.take(place);
         assert_eq!(turn.claim, claim);
-        assert_eq!(key.done(turn), (Ended::Kept, Told::nothing()));
+        assert_eq!(key.done(turn), (Ended::HandedOver, Told::nothing()));
         // It lingers anew.
         key.pass(LINGER * 3 / 4);
         let place = key.join();
@@ -2782,7 +2785,7 @@ fn a_lock_is_busy_while_somebody_here_has_it_or_waits_for_who_has_it() {
 
     let b = key.join();
     key.sleep(b);
-    assert_eq!(key.done(turn), (Ended::Kept, Told::wake(b)));
+    assert_eq!(key.done(turn), (Ended::HandedOver, Told::wake(b)));
     assert!(key.state.is_busy(key.now));
     key.leave(b);
     assert!(!key.state.is_busy(key.now));

@@ -13,6 +13,7 @@
 //! | `alarm` | how a caller is woken when a call, or its wait, takes too long |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
+//! | `spin` | a short look, before a caller queues up, whether the lock is given back at once |
 //! | `inquiry`, `note` | what processes ask and tell each other about their locks, and how it is written |
 //! | `observe`, `meters` | what is seen of a lock from outside: its span, and numbers |
 //! | `keeper` | the background task: renewals, releases, attempts whose callers have gone |
@@ -38,6 +39,7 @@ mod queue;
 pub(crate) mod release;
 mod renewal;
 pub(crate) mod signal;
+mod spin;
 pub(crate) mod table;
 pub(crate) mod turn;
 
@@ -95,6 +97,9 @@ pub(crate) struct Limits {
     /// What the factory is called in metrics.
     pub(crate) metrics_name: Option<Cow<'static, str>>,
 }
+
+/// A caller's place in its key's queue, and how many attempts at that key have had an outcome by then.
+type Joined = (Arc<Cell>, Place, u32);
 
 /// How many fencing tokens a lease that may linger comes with at least.
 const LINGERING_FENCING: u32 = 16;
@@ -209,62 +214,80 @@ impl Coordinator {
 
     // --- a caller's way to a turn ----------------------------------------------------------------
 
-    /// The caller's place, and how many attempts have had an outcome by then.
     fn join(
         self: &Arc<Self>,
         name: &LockName,
         options: LockOptions,
         now: Timestamp,
-    ) -> Result<(Arc<Cell>, Place, u32), LockError> {
+    ) -> Result<Joined, LockError> {
         if self.is_draining() {
             return Err(LockError::Draining);
         }
         // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a
         // holder that never does.
         self.keeper.ensure_running(self);
-        let joined = self.table.enter(name, |cell, slot| {
-            let state = &mut slot.state;
-            let holder_ttl = state.holder_ttl(now);
-            let hurried = options.max_wait().is_zero();
-            if hurried && state.is_busy(now) {
-                // Those who wait may do so because the storage is away.
-                return Err(match state.last_error() {
-                    Some(error) => LockError::Storage(error.clone()),
-                    None => LockError::NotObtained(NotObtained {
-                        waited: Duration::ZERO,
-                        attempts: 0,
-                        holder_ttl,
-                    }),
-                });
-            }
-            let too_many = |limit, scope| {
-                LockError::TooManyWaiters(TooManyWaiters {
-                    limit,
-                    scope,
-                    holder_ttl,
-                })
-            };
-            if state.waiters() >= self.limits.waiters_per_key {
-                return Err(too_many(self.limits.waiters_per_key, WaiterScope::Key));
-            }
-            if self.waiting.fetch_add(1, Relaxed) >= self.limits.waiters {
-                self.waiting.fetch_sub(1, Relaxed);
-                return Err(too_many(self.limits.waiters, WaiterScope::Factory));
-            }
-            if hurried {
-                state.stop_giving_way();
-            }
-            let place = state.join(options.ttl(), options.max_hold(), options.interval());
-            if hurried {
-                state.hurry(place);
-            }
-            Ok((Arc::clone(cell), place, state.landed()))
+        let queue_up = |cell: &Arc<Cell>, slot: &mut Slot| self.queue_up(cell, slot, options, now);
+        let waits = !options.max_wait().is_zero();
+        let joined = self
+            .table
+            .enter(name, |cell, slot| match spin::ends_soon(slot, now) {
+                Some(turn) if waits => Err(turn),
+                _ => Ok(queue_up(cell, slot)),
+            });
+        let joined = joined.unwrap_or_else(|turn| {
+            spin::watch(&turn, self.clock);
+            self.table.enter(name, queue_up)
         });
         if joined.is_err() && self.is_draining() {
             // The key may have been made for this caller, and have gone with it.
             self.forgotten.notify_waiters();
         }
         joined
+    }
+
+    fn queue_up(
+        &self,
+        cell: &Arc<Cell>,
+        slot: &mut Slot,
+        options: LockOptions,
+        now: Timestamp,
+    ) -> Result<Joined, LockError> {
+        let state = &mut slot.state;
+        let holder_ttl = state.holder_ttl(now);
+        let hurried = options.max_wait().is_zero();
+        if hurried && state.is_busy(now) {
+            // Those who wait may do so because the storage is away.
+            return Err(match state.last_error() {
+                Some(error) => LockError::Storage(error.clone()),
+                None => LockError::NotObtained(NotObtained {
+                    waited: Duration::ZERO,
+                    attempts: 0,
+                    holder_ttl,
+                }),
+            });
+        }
+        let too_many = |limit, scope| {
+            LockError::TooManyWaiters(TooManyWaiters {
+                limit,
+                scope,
+                holder_ttl,
+            })
+        };
+        if state.waiters() >= self.limits.waiters_per_key {
+            return Err(too_many(self.limits.waiters_per_key, WaiterScope::Key));
+        }
+        if self.waiting.fetch_add(1, Relaxed) >= self.limits.waiters {
+            self.waiting.fetch_sub(1, Relaxed);
+            return Err(too_many(self.limits.waiters, WaiterScope::Factory));
+        }
+        if hurried {
+            state.stop_giving_way();
+        }
+        let place = state.join(options.ttl(), options.max_hold(), options.interval());
+        if hurried {
+            state.hurry(place);
+        }
+        Ok((Arc::clone(cell), place, state.landed()))
     }
 
     fn step(self: &Arc<Self>, cell: &Arc<Cell>, poll: &Polled<'_>, now: Timestamp) -> Next {

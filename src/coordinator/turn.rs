@@ -13,6 +13,7 @@ use crate::{
         observe::{self, Observed},
         release::Release,
         signal::{Holding, Signal},
+        spin::Thread,
         table::Cell,
     },
     error::LossReason,
@@ -33,8 +34,11 @@ pub(crate) struct Turn {
     waited: Duration,
     fencing: Option<u64>,
     since: Timestamp,
+    began_on: Thread,
     signal: Signal,
     given_back: AtomicBool,
+    /// The key knows that it was given back.
+    is_over: AtomicBool,
     /// Its loss has been told of.
     loss_is_told: AtomicBool,
     /// Unset where nobody looks.
@@ -59,7 +63,9 @@ impl Turn {
             waited,
             fencing: granted.fencing,
             since,
+            began_on: Thread::here(),
             given_back: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             loss_is_told: AtomicBool::new(false),
             observed: OnceLock::new(),
         }
@@ -77,6 +83,16 @@ impl Turn {
     /// When it began.
     pub(super) fn since(&self) -> Timestamp {
         self.since
+    }
+
+    /// Which thread polled its holder then.
+    pub(super) fn began_on(&self) -> Thread {
+        self.began_on
+    }
+
+    /// Whether the lock is the next one's, or nobody's.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(SeqCst)
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -151,6 +167,7 @@ impl Turn {
         let (ended, known, release) = self
             .coordinator
             .turn_done(&self.cell, self.id, self.claim, now);
+        self.is_over.store(true, SeqCst);
         if ended == Ended::Lost {
             // Lost at this very moment: nobody was told yet.
             let guess = match self.coordinator.is_draining() {

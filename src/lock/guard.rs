@@ -87,6 +87,12 @@ impl LockGuard {
         GivenBack(self.turn.give_back())
     }
 
+    /// Gives the lock back, in the background. Whether somebody who waited in this process has it
+    /// now.
+    pub(crate) fn hand_over(&self) -> bool {
+        matches!(self.turn.give_back(), Some((Ended::HandedOver, _)))
+    }
+
     /// Whether the lock can be relied on at this moment.
     pub fn is_held(&self) -> bool {
         self.turn.look() == Holding::Held
@@ -155,7 +161,7 @@ impl Future for GivenBack {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match &mut self.0 {
-            None | Some((Ended::Kept, _)) => Ok(Unlocked::Held),
+            None | Some((Ended::HandedOver | Ended::Lingers, _)) => Ok(Unlocked::Held),
             Some((Ended::Released, Some(release))) => match ready!(Pin::new(release).poll(cx))? {
                 ReleaseReply::Released | ReleaseReply::Requeued { .. } => Ok(Unlocked::Held),
                 ReleaseReply::NotOurs => Ok(Unlocked::Lost),

@@ -32,6 +32,9 @@ type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + S
 ///
 /// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in
 /// the queue.
+///
+/// If another request of this process was waiting for the lock, that one runs first: the future is
+/// pending once more when the handler is done and the lock given back, and woken at once.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S, Req, K, R, A, H = HoldToHead>
@@ -72,6 +75,9 @@ where
         unlocking: Unlocking,
         answer: Option<(Answer<S, Req>, C)>,
     },
+    /// The response is there, and the lock is another request's, which runs first: it, and all who
+    /// wait behind it, would else wait for what is done with this response, such as writing it.
+    LettingPass(Option<Answer<S, Req>>),
     /// The request cannot be served.
     Rejecting(Option<(C, Rejection)>),
     Done,
@@ -193,6 +199,12 @@ where
                                     unlocking: Box::pin(lock.unlock()),
                                     answer: Some((answer, context)),
                                 },
+                                Some(lock) if lock.hand_over() => {
+                                    // The runtime has others run, and comes back.
+                                    cx.waker().wake_by_ref();
+                                    this.state.set(State::LettingPass(Some(answer)));
+                                    return Poll::Pending;
+                                }
                                 _ => return Poll::Ready(answer),
                             }
                         }
@@ -213,6 +225,9 @@ where
                         // A release that failed goes on in the background.
                         _ => return Poll::Ready(answer),
                     }
+                }
+                StateProj::LettingPass(answer) => {
+                    return Poll::Ready(answer.take().unwrap_or_else(polled_again));
                 }
                 StateProj::Rejecting(rejecting) => {
                     let (context, rejection) = rejecting.take().unwrap_or_else(polled_again);
@@ -319,6 +334,7 @@ where
             State::Running { held: Some(_), .. } => "running",
             State::Running { held: None, .. } => "running without a lock",
             State::Releasing { .. } => "releasing",
+            State::LettingPass(_) => "letting the next pass",
             State::Rejecting(_) => "rejecting",
             State::Done => "done",
         };

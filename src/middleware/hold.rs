@@ -124,6 +124,13 @@ impl RequestLock {
         }
     }
 
+    /// Gives it back, in the background. Whether somebody who waited in this process has it now.
+    pub(super) fn hand_over(&self) -> bool {
+        // All of them, whatever the first answer.
+        let guards = self.guards.as_slice().iter();
+        guards.filter(|guard| guard.hand_over()).count() > 0
+    }
+
     pub(super) async fn unlock(self) -> Result<Unlocked, StorageError> {
         self.guards.unlock().await
     }

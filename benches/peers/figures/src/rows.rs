@@ -43,8 +43,9 @@ pub fn what(row: &str) -> Option<&'static str> {
             "requests per second to a service with axum, 64 connections, a key each, ours with fencing tokens"
         }
         "axum_hot" => {
-            "requests per second to a service with axum, 64 connections, one key for all, ours with fencing tokens"
+            "requests per second to a service with axum, 64 connections, one key for all, ours with fencing tokens and a `linger` of 1 ms"
         }
+        "axum_hot_default" => "the same, ours as it comes: it does not linger",
         _ => return None,
     })
 }
