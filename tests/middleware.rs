@@ -331,7 +331,7 @@ mod release {
 
     /// Who waits does not wait for what becomes of the response before, such as its way to the client.
     #[tokio::test(start_paused = true)]
-    async fn the_next_request_runs_before_the_response_goes_on() {
+    async fn the_next_request_runs_before_the_response_to_brief_work_goes_on() {
         let world = World::new();
         let handler = Handler::default();
         let mut service =
@@ -355,14 +355,22 @@ mod release {
         assert_eq!(handler.running(), 1);
         assert_ready_ok!(first.poll());
 
-        // A client that goes now, and a response that nobody waits behind.
+        // A client that goes now.
         handler.stop.notify_one();
         assert_pending!(second.poll());
         drop(second);
         assert_pending!(third.poll());
         assert_eq!(handler.running(), 1);
+
+        // Work that took longer, and a response that nobody waits behind.
+        let mut fourth = call();
+        assert_pending!(fourth.poll());
+        tokio::time::advance(Duration::from_millis(1)).await;
         handler.stop.notify_one();
         assert_ready_ok!(third.poll());
+        assert_pending!(fourth.poll());
+        handler.stop.notify_one();
+        assert_ready_ok!(fourth.poll());
         world.assert_nothing_left();
     }
 

@@ -74,7 +74,7 @@ impl Acquire {
 }
 
 impl Caller {
-    /// Joins the queue, if it has not yet; then, when that was.
+    /// Joins the queue, if it has not yet; then, when it had done so.
     fn arrive(&mut self) -> Result<Option<Timestamp>, LockError> {
         // Looked at first: a waiter is not moved at each poll.
         if !matches!(self, Self::Arriving(_)) {
@@ -84,7 +84,8 @@ impl Caller {
             return Ok(None);
         };
         let now = arrival.coordinator.clock.now();
-        *self = Self::Waiting(Waiter::join(arrival, now)?);
+        let (waiter, now) = Waiter::join(arrival, now)?;
+        *self = Self::Waiting(waiter);
         Ok(Some(now))
     }
 }
@@ -159,7 +160,8 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn join(arrival: Arrival, since: Timestamp) -> Result<Self, LockError> {
+    /// With its place in the queue, and when it had that.
+    fn join(arrival: Arrival, since: Timestamp) -> Result<(Self, Timestamp), LockError> {
         let Arrival {
             coordinator,
             name,
@@ -169,7 +171,7 @@ impl Waiter {
         let mut observed =
             Observed::arrive(&coordinator.meters, coordinator.label(), name.key(), since);
         let joined = coordinator.join(&name, options, since);
-        let (cell, place, landed) =
+        let (cell, place, landed, now) =
             joined.inspect_err(|error| observed.rejected(error, || since))?;
         let mut waiter = Self {
             coordinator,
@@ -186,7 +188,7 @@ impl Waiter {
             observed,
         };
         waiter.observed.waits(&waiter.cell);
-        Ok(waiter)
+        Ok((waiter, now))
     }
 
     /// Goes on as far as possible now.

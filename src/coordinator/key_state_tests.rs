@@ -2620,7 +2620,7 @@ mod idle {
         let place = key.join();
         let turn = key.take(place);
         assert_eq!(turn.claim, claim);
-        assert_eq!(key.done(turn), (Ended::HandedOver, Told::nothing()));
+        assert_eq!(key.done(turn), (Ended::Lingers, Told::nothing()));
         // It lingers anew.
         key.pass(LINGER * 3 / 4);
         let place = key.join();

@@ -98,8 +98,8 @@ pub(crate) struct Limits {
     pub(crate) metrics_name: Option<Cow<'static, str>>,
 }
 
-/// A caller's place in its key's queue, and how many attempts at that key have had an outcome by then.
-type Joined = (Arc<Cell>, Place, u32);
+/// A caller's place in its key's queue, how many attempts at that key have had an outcome by then, and when that was.
+type Joined = (Arc<Cell>, Place, u32, Timestamp);
 
 /// How many fencing tokens a lease that may linger comes with at least.
 const LINGERING_FENCING: u32 = 16;
@@ -226,17 +226,17 @@ impl Coordinator {
         // Whoever waits needs it: to follow its attempt if it goes, and to end the lease of a
         // holder that never does.
         self.keeper.ensure_running(self);
-        let queue_up = |cell: &Arc<Cell>, slot: &mut Slot| self.queue_up(cell, slot, options, now);
         let waits = !options.max_wait().is_zero();
-        let joined = self
-            .table
-            .enter(name, |cell, slot| match spin::ends_soon(slot, now) {
-                Some(turn) if waits => Err(turn),
-                _ => Ok(queue_up(cell, slot)),
-            });
+        let joined = self.table.enter(name, |cell, slot| {
+            match spin::ends_soon(slot, now).filter(|_| waits) {
+                Some(turn) => Err(turn),
+                _ => Ok(self.queue_up(cell, slot, options, now)),
+            }
+        });
         let joined = joined.unwrap_or_else(|turn| {
-            spin::watch(&turn, self.clock);
-            self.table.enter(name, queue_up)
+            let now = spin::watch(&turn, self.clock);
+            self.table
+                .enter(name, |cell, slot| self.queue_up(cell, slot, options, now))
         });
         if joined.is_err() && self.is_draining() {
             // The key may have been made for this caller, and have gone with it.
@@ -287,7 +287,7 @@ impl Coordinator {
         if hurried {
             state.hurry(place);
         }
-        Ok((Arc::clone(cell), place, state.landed()))
+        Ok((Arc::clone(cell), place, state.landed(), now))
     }
 
     fn step(self: &Arc<Self>, cell: &Arc<Cell>, poll: &Polled<'_>, now: Timestamp) -> Next {
@@ -420,7 +420,9 @@ impl Coordinator {
         now: Timestamp,
     ) -> (Ended, Option<LossReason>, Option<Release>) {
         let ((ended, loss, due), release) = self.update_and_send(cell, |slot| {
-            slot.holder.take_if(|turn| turn.id() == id);
+            if let Some(turn) = slot.holder.take_if(|turn| turn.id() == id) {
+                turn.ends();
+            }
             // Under the key's lock: whoever shuts down, or becomes deaf, looks at each key once,
             // after having said so.
             let sharing = Sharing {

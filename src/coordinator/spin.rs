@@ -44,15 +44,18 @@ pub(super) fn ends_soon(slot: &Slot, now: Timestamp) -> Option<Arc<Turn>> {
     may_end.then(|| Arc::clone(turn))
 }
 
-/// Until the turn is over, or the moment is.
-pub(super) fn watch(turn: &Turn, clock: Clock) {
+/// Until the turn is over, or the moment is. What the clock shows then.
+pub(super) fn watch(turn: &Turn, clock: Clock) -> Timestamp {
     let end = turn.since() + MOMENT;
+    let mut now = clock.now();
     for _ in 0..LOOKS {
-        if turn.is_over() || clock.now() >= end {
-            return;
+        if turn.is_over() || now >= end {
+            break;
         }
         hint::spin_loop();
+        now = clock.now();
     }
+    now
 }
 
 #[cfg(test)]

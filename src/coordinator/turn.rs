@@ -37,7 +37,7 @@ pub(crate) struct Turn {
     began_on: Thread,
     signal: Signal,
     given_back: AtomicBool,
-    /// The key knows that it was given back.
+    /// The lock is the next one's, or nobody's.
     is_over: AtomicBool,
     /// Its loss has been told of.
     loss_is_told: AtomicBool,
@@ -93,6 +93,16 @@ impl Turn {
     /// Whether the lock is the next one's, or nobody's.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(SeqCst)
+    }
+
+    /// The key has been told that it was given back.
+    pub(super) fn ends(&self) {
+        self.is_over.store(true, SeqCst);
+    }
+
+    /// For how long it has gone on.
+    pub(crate) fn age(&self) -> Duration {
+        self.coordinator.clock.now().since(self.since)
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -167,7 +177,6 @@ impl Turn {
         let (ended, known, release) = self
             .coordinator
             .turn_done(&self.cell, self.id, self.claim, now);
-        self.is_over.store(true, SeqCst);
         if ended == Ended::Lost {
             // Lost at this very moment: nobody was told yet.
             let guess = match self.coordinator.is_draining() {

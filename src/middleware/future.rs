@@ -33,8 +33,11 @@ type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + S
 /// Dropping it at any time ends the handler, if it runs, and gives back the lock or the place in
 /// the queue.
 ///
-/// If another request of this process was waiting for the lock, that one runs first: the future is
-/// pending once more when the handler is done and the lock given back, and woken at once.
+/// If the handler took less than 100 µs, and somebody else in this process waited for the lock and
+/// has it now, that one mostly runs first: the future is pending once more when the handler is done
+/// and the lock given back, and woken at once. Dropped there, it loses the response and nothing else.
+/// Not with [`await_release`](super::DistributedLockLayer::await_release), nor where the response
+/// keeps the lock.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S, Req, K, R, A, H = HoldToHead>
@@ -75,8 +78,8 @@ where
         unlocking: Unlocking,
         answer: Option<(Answer<S, Req>, C)>,
     },
-    /// The response is there, and the lock is another request's, which runs first: it, and all who
-    /// wait behind it, would else wait for what is done with this response, such as writing it.
+    /// The response is there, and the lock is another's, who runs first. Otherwise that one, and all
+    /// behind it, would wait for what is done with this response, such as writing it.
     LettingPass(Option<Answer<S, Req>>),
     /// The request cannot be served.
     Rejecting(Option<(C, Rejection)>),
@@ -199,7 +202,7 @@ where
                                     unlocking: Box::pin(lock.unlock()),
                                     answer: Some((answer, context)),
                                 },
-                                Some(lock) if lock.hand_over() => {
+                                Some(lock) if lock.hand_over() && lock.is_brief() => {
                                     // The runtime has others run, and comes back.
                                     cx.waker().wake_by_ref();
                                     this.state.set(State::LettingPass(Some(answer)));

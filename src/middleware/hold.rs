@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::{LossReason, StorageError},
-    lock::Unlocked,
+    lock::{LockGuard, Unlocked},
     middleware::{guards::Guards, held_lock::HeldLock, settings::OnLoss},
 };
 
@@ -83,6 +83,9 @@ pub struct RequestLock {
     on_loss: OnLoss,
 }
 
+/// Whoever waits behind work that takes longer gains little by going before its response.
+const BRIEF: Duration = Duration::from_micros(100);
+
 impl RequestLock {
     pub(super) fn new(guards: Guards, on_loss: OnLoss) -> Self {
         Self { guards, on_loss }
@@ -124,11 +127,17 @@ impl RequestLock {
         }
     }
 
-    /// Gives it back, in the background. Whether somebody who waited in this process has it now.
+    /// Gives it back, in the background; of several, up to one that somebody who waited in this
+    /// process has now. Whether there is such a one.
     pub(super) fn hand_over(&self) -> bool {
-        // All of them, whatever the first answer.
-        let guards = self.guards.as_slice().iter();
-        guards.filter(|guard| guard.hand_over()).count() > 0
+        // Those after it are given back when `self` is dropped.
+        self.guards.as_slice().iter().any(LockGuard::hand_over)
+    }
+
+    /// Whether the work under it was a matter of moments.
+    pub(super) fn is_brief(&self) -> bool {
+        let mut guards = self.guards.as_slice().iter();
+        guards.all(|guard| guard.turn().age() < BRIEF)
     }
 
     pub(super) async fn unlock(self) -> Result<Unlocked, StorageError> {

@@ -69,7 +69,7 @@ pub fn goal(row: &str, peer: &str) -> Option<Goal> {
         ("handoff", "pubsub") => AtMost(0.85),
         ("redlock_3" | "redlock_5", "the_better") => AtLeast(1.1),
         ("axum_distinct", "by_hand") => AtLeast(0.95),
-        ("axum_hot", "mutex") => AtLeast(0.8),
+        ("axum_hot" | "axum_hot_default", "mutex") => AtLeast(0.8),
         _ => return None,
     })
 }
