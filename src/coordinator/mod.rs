@@ -230,7 +230,7 @@ impl Coordinator {
         let joined = self.table.enter(name, |cell, slot| {
             match spin::ends_soon(slot, now).filter(|_| waits) {
                 Some(turn) => Err(turn),
-                _ => Ok(self.queue_up(cell, slot, options, now)),
+                None => Ok(self.queue_up(cell, slot, options, now)),
             }
         });
         let joined = joined.unwrap_or_else(|turn| {
@@ -245,6 +245,7 @@ impl Coordinator {
         joined
     }
 
+    /// Takes a place at the end of the key's queue, if the limits and the caller's options have one.
     fn queue_up(
         &self,
         cell: &Arc<Cell>,

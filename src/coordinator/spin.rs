@@ -44,18 +44,16 @@ pub(super) fn ends_soon(slot: &Slot, now: Timestamp) -> Option<Arc<Turn>> {
     may_end.then(|| Arc::clone(turn))
 }
 
-/// Until the turn is over, or the moment is. What the clock shows then.
+/// Until the turn is over, or the moment is. What the clock shows after that.
 pub(super) fn watch(turn: &Turn, clock: Clock) -> Timestamp {
     let end = turn.since() + MOMENT;
-    let mut now = clock.now();
     for _ in 0..LOOKS {
-        if turn.is_over() || now >= end {
+        if turn.is_over() || clock.now() >= end {
             break;
         }
         hint::spin_loop();
-        now = clock.now();
     }
-    now
+    clock.now()
 }
 
 #[cfg(test)]
