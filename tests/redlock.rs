@@ -22,16 +22,19 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
     error::{InvalidSettings, LockError, LossReason, StorageErrorKind},
-    storage::{RedisStorage, RedlockBuilder, conformance},
+    storage::{MemoryStorage, RedisStorage, RedlockBuilder, conformance},
 };
 
 use self::kit::{
-    LIMIT, LONG, Proxy, RedisServer, asking, eventually, ms, no_key_is_left, queued, storage_error,
-    within,
+    FakeServer, LIMIT, LONG, Proxy, RedisServer, asking, eventually, ms, no_key_is_left, queued,
+    storage_error, within,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -646,6 +649,53 @@ async fn contenders_go_on_while_one_of_three_servers_hangs_is_cut_off_and_is_kil
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contenders_go_on_while_two_of_five_servers_hang_are_cut_off_and_are_killed() {
     contenders_go_on(5, 2).await;
+}
+
+/// A lock that is not free on a server is asked for by a script in a second step. Nobody has looked at
+/// the server's first answer when the lock is given back.
+#[tokio::test]
+async fn a_server_is_asked_for_nothing_more_once_the_lock_is_given_back() {
+    let (said, mut hears) = mpsc::unbounded_channel();
+    let server = FakeServer::start(move |_, words| {
+        let script = words[0].starts_with("EVAL");
+        // Key, queue and counters, and then the token: a release has no time to live after it.
+        let name = match (&*words[0], words.len()) {
+            ("SET", _) => "set",
+            (_, 7) if script => "release",
+            _ if script => "acquire",
+            _ => "",
+        };
+        if !name.is_empty() {
+            said.send(name).unwrap();
+        }
+        Some(match (&*words[0], name) {
+            ("HELLO", _) => "-ERR unknown command 'HELLO'",
+            (_, "set") => "$-1",
+            (_, "release" | "acquire") => ":0",
+            _ => "+OK",
+        })
+    })
+    .await;
+    let storage = RedisStorage::builder(server.url()).probe(false);
+    let redlock = Redlock::builder()
+        .node(MemoryStorage::new())
+        .node(MemoryStorage::new())
+        .node(storage.connect().await.unwrap())
+        .node_timeout(LIMIT);
+    let factory = LockFactory::builder(redlock.build().unwrap());
+    let factory = factory.fencing(false).build().unwrap();
+    // Or after a while the call would be seen to.
+    tokio::time::pause();
+    let held = holds(&factory).await;
+    assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+    tokio::time::resume();
+    assert_eq!(factory.drain(LIMIT).await, 0);
+    let mut heard = Vec::new();
+    while let Ok(name) = hears.try_recv() {
+        heard.push(name);
+    }
+    assert!(heard.starts_with(&["set", "release"]), "{heard:?}");
+    assert!(!heard.contains(&"acquire"), "{heard:?}");
 }
 
 /// There, each release looks whether somebody waits; but it is not known beforehand.

@@ -73,7 +73,7 @@ use crate::{
     error::{LockError, LossReason, NotObtained, TooManyWaiters, WaiterScope},
     key::LockName,
     options::LockOptions,
-    storage::{self, AcquireRequest, DynStorage, Inbox, Message, OwnerToken},
+    storage::{self, AcquireRequest, DynStorage, GivenUp, Inbox, Message, OwnerToken},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -362,6 +362,7 @@ impl Coordinator {
             queue: place.filter(|_| !in_parts),
             hint: place.filter(|_| in_parts),
             fencing: self.fencing(attempt.fencing),
+            given_up: GivenUp::default(),
         };
         let reply = storage::acquire(&self.storage, request);
         Flight::new(attempt, now + self.limits.storage_timeout, reply)

@@ -3,7 +3,13 @@
 use std::time::Duration;
 
 use super::{FencingBlock, OwnerToken, Stamp};
-use crate::key::LockName;
+use crate::{
+    key::LockName,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 /// What [`LockStorage::acquire`](super::LockStorage::acquire) is asked.
 #[derive(Clone, Debug)]
@@ -40,6 +46,40 @@ pub struct AcquireRequest {
     pub hint: Option<Duration>,
     /// How many fencing tokens the grant should come with, now or from the queue. 0: none.
     pub fencing: u32,
+    /// Set by who makes the call, when nothing more is to come of it.
+    pub(crate) given_up: GivenUp,
+}
+
+impl AcquireRequest {
+    /// Whether the token was released since the call was made. A storage that needs several steps
+    /// for one call looks before each, and ends it then, with any reply but a grant: a step after
+    /// the release would take the lock again for somebody who has given it back. What was sent
+    /// before is seen to by the caller.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.is_set()
+    }
+}
+
+/// What those who make a call can tell those who carry it out. Clones are one; by default there is
+/// none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GivenUp(Option<Arc<AtomicBool>>);
+
+impl GivenUp {
+    pub(crate) fn not_yet() -> Self {
+        Self(Some(Arc::new(AtomicBool::new(false))))
+    }
+
+    /// Nothing else is made known by it, so it orders nothing.
+    pub(crate) fn set(&self) {
+        if let Some(flag) = &self.0 {
+            flag.store(true, Relaxed);
+        }
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.as_ref().is_some_and(|flag| flag.load(Relaxed))
+    }
 }
 
 /// What became of an acquire: the answer of [`LockStorage::acquire`](super::LockStorage::acquire).

@@ -27,6 +27,7 @@ mod token;
 
 use std::future::Future;
 
+pub(crate) use self::calls::GivenUp;
 pub(crate) use self::dynamic::{BoxFuture, Call, DynStorage, acquire, release, shared};
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStorage;

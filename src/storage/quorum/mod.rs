@@ -106,7 +106,7 @@ use crate::{
     key::LockName,
     options::LockOptions,
     storage::{
-        self, AcquireReply, AcquireRequest, DynStorage, FencingBlock, Inbox, LockRecord,
+        self, AcquireReply, AcquireRequest, DynStorage, FencingBlock, GivenUp, Inbox, LockRecord,
         LockStorage, Message, RaiseReply, RaiseRequest, ReleaseReply, ReleaseRequest, RenewReply,
         RenewRequest, Survey, SurveyRequest,
     },
@@ -449,6 +449,10 @@ impl Redlock {
     ) -> Result<Votes, Result<AcquireReply, StorageError>> {
         let shared = &self.shared;
         let quorum = shared.quorum();
+        let request = &AcquireRequest {
+            given_up: GivenUp::not_yet(),
+            ..request.clone()
+        };
         let mut votes = Votes::default();
         let follow = |node, call| shared.follow(node, call, request);
         let call = |node: usize| {

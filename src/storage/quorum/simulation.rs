@@ -17,7 +17,7 @@ use crate::{
     coordinator::lease::validity,
     key::{KeyPrefix, LockKey, LockName},
     lock::{LockFactory, Unlocked},
-    storage::{MemoryStorage, OwnerToken},
+    storage::{GivenUp, MemoryStorage, OwnerToken},
 };
 
 const fn ms(ms: u64) -> Duration {
@@ -187,6 +187,7 @@ async fn client(redlock: Redlock, id: u128, grants: Arc<Mutex<Vec<Grant>>>) {
             queue: None,
             hint: None,
             fencing: fastrand::u32(1..4),
+            given_up: GivenUp::default(),
         };
         let asked = Instant::now();
         // Callers leave at any time.

@@ -25,7 +25,8 @@ use super::{Node, Shared, round::Call};
 use crate::{
     error::StorageError,
     storage::{
-        AcquireReply, AcquireRequest, OwnerToken, ReleaseReply, ReleaseRequest, RenewRequest,
+        AcquireReply, AcquireRequest, GivenUp, OwnerToken, ReleaseReply, ReleaseRequest,
+        RenewRequest,
     },
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
@@ -85,8 +86,23 @@ struct Aside {
     is_old: bool,
 }
 
-/// Acquires that were not answered, with the numbers of their nodes.
-type Leftover = Vec<(usize, Call<AcquireReply>)>;
+/// Acquires that were not answered.
+type Leftover = Vec<Unanswered>;
+
+/// An acquire that a node has not answered.
+struct Unanswered {
+    node: usize,
+    call: Call<AcquireReply>,
+    given_up: GivenUp,
+}
+
+impl Unanswered {
+    /// Whether it has come to its end. Given up, it begins nothing by being looked at.
+    fn is_done(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.call.as_mut().poll(&mut cx).is_ready()
+    }
+}
 
 impl Open {
     fn is_empty(&self) -> bool {
@@ -108,6 +124,10 @@ impl Open {
         let pending = self.calls.get_mut(&(request.token, node));
         pending.is_some_and(|pending| {
             pending.owed = Some(request.clone());
+            // A quiet one is for an attempt in vain, of which a word in the queue is still wanted.
+            if !request.quiet {
+                pending.given_up.iter().for_each(GivenUp::set);
+            }
             true
         })
     }
@@ -117,6 +137,8 @@ impl Open {
 #[derive(Default)]
 struct Pending {
     calls: usize,
+    /// Of those among them that are acquires.
+    given_up: Vec<GivenUp>,
     /// The token was released meanwhile: this is sent once nothing is on its way any more.
     owed: Option<ReleaseRequest>,
 }
@@ -164,7 +186,7 @@ impl Stragglers {
         }
         let aside = open.aside.iter().flat_map(|(token, aside)| {
             let calls = aside.calls.iter();
-            calls.map(|(node, _)| (*token, *node, aside.is_old))
+            calls.map(|left| (*token, left.node, aside.is_old))
         });
         Some((aside.collect(), open.swept_at))
     }
@@ -181,8 +203,13 @@ struct Straggler {
 
 impl Straggler {
     /// `None` if the node is too far behind.
-    fn new(shared: &Arc<Shared>, node: usize, token: OwnerToken) -> Option<Self> {
-        Self::register(shared, &mut shared.stragglers.open(), node, token)
+    fn new(
+        shared: &Arc<Shared>,
+        node: usize,
+        token: OwnerToken,
+        given_up: Option<GivenUp>,
+    ) -> Option<Self> {
+        Self::register(shared, &mut shared.stragglers.open(), node, token, given_up)
     }
 
     fn register(
@@ -190,13 +217,16 @@ impl Straggler {
         open: &mut Open,
         node: usize,
         token: OwnerToken,
+        given_up: Option<GivenUp>,
     ) -> Option<Self> {
         let behind = &shared.nodes[node].behind;
         if behind.load(Relaxed) >= TOO_FAR_BEHIND {
             return None;
         }
         behind.fetch_add(1, Relaxed);
-        open.calls.entry((token, node)).or_default().calls += 1;
+        let pending = open.calls.entry((token, node)).or_default();
+        pending.calls += 1;
+        pending.given_up.extend(given_up);
         Some(Self {
             shared: Arc::clone(shared),
             node,
@@ -295,10 +325,11 @@ impl Sweeper {
         open.aside.values_mut().for_each(|it| it.is_old = true);
         let mut calls = Vec::new();
         for (token, aside) in old {
-            for (node, call) in aside.calls {
+            for left in aside.calls {
+                let given_up = Some(left.given_up);
                 // In the same step: a release finds it in one place or the other.
-                let straggler = Straggler::register(shared, &mut open, node, token);
-                calls.push((straggler, call, aside.ttl));
+                let straggler = Straggler::register(shared, &mut open, left.node, token, given_up);
+                calls.push((straggler, left.call, aside.ttl));
             }
         }
         if open.aside.is_empty() {
@@ -348,7 +379,11 @@ impl Shared {
             ttl: request.ttl,
             is_old: false,
         });
-        aside.calls.extend(calls);
+        aside.calls.extend(calls.map(|(node, call)| Unanswered {
+            node,
+            call,
+            given_up: request.given_up.clone(),
+        }));
         // Its runtime may be one that nobody drives any more.
         let now = Instant::now();
         let is_swept = open
@@ -376,7 +411,8 @@ impl Shared {
         request: &AcquireRequest,
     ) {
         if let Ok(runtime) = Handle::try_current()
-            && let Some(straggler) = Straggler::new(self, node, request.token)
+            && let Some(straggler) =
+                Straggler::new(self, node, request.token, Some(request.given_up.clone()))
         {
             spawn_acquire(&runtime, straggler, call, request.ttl);
         }
@@ -395,10 +431,15 @@ impl Shared {
             }
         }
         let aside = open.aside.remove(&request.token);
+        drop(open);
+        let mut calls = aside.map(|aside| aside.calls).unwrap_or_default();
+        // A step that follows from an answer nobody has looked at would be sent after the release.
+        calls.iter().for_each(|left| left.given_up.set());
+        calls.retain_mut(|left| !left.is_done());
         Overtaken {
             shared: self,
             request,
-            calls: aside.map(|aside| aside.calls).unwrap_or_default(),
+            calls,
         }
     }
 
@@ -417,7 +458,7 @@ impl Shared {
         if call.is_none() && self.stragglers.open().owe(node, request) {
             return;
         }
-        let Some(straggler) = Straggler::new(self, node, request.token) else {
+        let Some(straggler) = Straggler::new(self, node, request.token, None) else {
             return;
         };
         let request = request.clone();
@@ -449,9 +490,8 @@ pub(super) struct Overtaken<'a> {
 impl Overtaken<'_> {
     /// The node had the lock at its release: what has been answered by now was carried out before.
     pub(super) fn was_released(&mut self, node: usize) {
-        let mut cx = Context::from_waker(Waker::noop());
         self.calls
-            .retain_mut(|(other, call)| *other != node || call.as_mut().poll(&mut cx).is_pending());
+            .retain_mut(|left| left.node != node || !left.is_done());
     }
 }
 
@@ -465,13 +505,15 @@ impl Drop for Overtaken<'_> {
             return;
         };
         let request = self.request;
-        for (node, call) in self.calls.drain(..) {
+        for left in self.calls.drain(..) {
+            let (node, given_up) = (left.node, Some(left.given_up));
             let mut open = self.shared.stragglers.open();
-            let straggler = Straggler::register(self.shared, &mut open, node, request.token);
+            let straggler =
+                Straggler::register(self.shared, &mut open, node, request.token, given_up);
             open.owe(node, request);
             drop(open);
             if let Some(straggler) = straggler {
-                spawn_acquire(&runtime, straggler, call, request.ttl);
+                spawn_acquire(&runtime, straggler, left.call, request.ttl);
             }
         }
     }
@@ -504,7 +546,10 @@ impl<'a> Renewing<'a> {
         if open.renewing.get(&request.token) != Some(&false) {
             return;
         }
-        let straggler = Straggler::register(self.shared, &mut open, node, request.token);
+        let given_up = GivenUp::not_yet();
+        let registered = Some(given_up.clone());
+        let straggler =
+            Straggler::register(self.shared, &mut open, node, request.token, registered);
         drop(open);
         let Some(straggler) = straggler else { return };
         let call = self.shared.storage(node).acquire(AcquireRequest {
@@ -516,6 +561,7 @@ impl<'a> Renewing<'a> {
             queue: None,
             hint: None,
             fencing: 0,
+            given_up,
         });
         spawn_acquire(&runtime, straggler, call, request.ttl);
     }

@@ -4,9 +4,10 @@ use tokio::{
 };
 
 use super::*;
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::{
     key::{KeyPrefix, LockKey},
-    storage::{MemoryStorage, OwnerToken, conformance},
+    storage::{GivenUp, MemoryStorage, OwnerToken, conformance},
 };
 
 #[tokio::test]
@@ -61,6 +62,7 @@ fn request(ttl: Duration) -> AcquireRequest {
         queue: None,
         hint: None,
         fencing: 0,
+        given_up: GivenUp::default(),
     }
 }
 
@@ -110,20 +112,102 @@ async fn granted_by_two_of_three() -> (Redlock, Slow, AcquireRequest) {
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_comes_after_its_release_does_not_stay() {
     let (redlock, slow, request) = granted_by_two_of_three().await;
-    let release = ReleaseRequest {
-        name: request.name,
-        token: request.token,
-        ttl: request.ttl,
-        wanted: Some(false),
-        requeue: None,
-        quiet: false,
-    };
-    let reply = redlock.release(&release).await.unwrap();
+    let reply = redlock.release(&release(&request, false)).await.unwrap();
     assert_eq!(reply, ReleaseReply::Released);
     slow.lets.add_permits(1);
     sleep(Duration::from_millis(500)).await;
     assert!(slow.node.is_empty(), "{:?}", slow.node);
     assert_eq!(redlock.shared.stragglers.len(), 0);
+}
+
+/// A node that needs two steps for an acquire. The first tells it nothing.
+#[derive(Clone, Default)]
+struct TwoSteps {
+    node: MemoryStorage,
+    answers: Arc<tokio::sync::Notify>,
+    /// How often the second was made.
+    second: Arc<AtomicUsize>,
+}
+
+impl LockStorage for TwoSteps {
+    async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        self.answers.notified().await;
+        if request.is_given_up() {
+            return Ok(AcquireReply::held(None));
+        }
+        self.second.fetch_add(1, Relaxed);
+        self.node.acquire(request).await
+    }
+
+    async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        self.node.renew(requests).await
+    }
+
+    async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        self.node.release(request).await
+    }
+}
+
+fn two_steps(nodes: impl IntoIterator<Item = MemoryStorage>) -> (Redlock, TwoSteps) {
+    let slow = TwoSteps::default();
+    let builder = { nodes.into_iter() }.fold(Redlock::builder(), RedlockBuilder::node);
+    (builder.node(slow.clone()).build().unwrap(), slow)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_begins_no_further_step_after_the_release() {
+    // The first answer is there before the release, after it, or after the call was followed.
+    for (before, followed) in [(true, false), (false, false), (false, true)] {
+        let nodes = [MemoryStorage::new(), MemoryStorage::new()];
+        let (redlock, slow) = two_steps(nodes);
+        let request = request(Duration::from_secs(10));
+        let reply = redlock.acquire(&request).await.unwrap();
+        assert_eq!(reply, AcquireReply::granted());
+        if before {
+            slow.answers.notify_one();
+        }
+        if followed {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let reply = redlock.release(&release(&request, false)).await.unwrap();
+        assert_eq!(reply, ReleaseReply::Released);
+        // What had its answer before is done with.
+        assert_eq!(redlock.shared.stragglers.len(), usize::from(!before));
+        slow.answers.notify_one();
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(slow.second.load(Relaxed), 0, "{before} {followed}");
+        assert_eq!(redlock.shared.stragglers.len(), 0);
+    }
+}
+
+/// The second step may leave word there that somebody waits.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_in_vain_goes_on_where_it_was_not_answered() {
+    let held = MemoryStorage::new();
+    let mut others = request(Duration::from_secs(10));
+    others.token = OwnerToken::new(2, 1);
+    held.acquire(&others).await.unwrap();
+    let (redlock, slow) = two_steps([held.clone(), held]);
+    let request = request(Duration::from_secs(10));
+    let reply = redlock.acquire(&request).await.unwrap();
+    assert!(!matches!(reply, AcquireReply::Granted { .. }), "{reply:?}");
+    let reply = redlock.release(&release(&request, true)).await.unwrap();
+    assert_eq!(reply, ReleaseReply::NotOurs);
+    slow.answers.notify_one();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(slow.second.load(Relaxed), 1);
+    assert!(slow.node.is_empty(), "{:?}", slow.node);
+}
+
+fn release(request: &AcquireRequest, quiet: bool) -> ReleaseRequest {
+    ReleaseRequest {
+        name: request.name.clone(),
+        token: request.token,
+        ttl: request.ttl,
+        wanted: Some(false),
+        requeue: None,
+        quiet,
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -146,6 +146,9 @@ impl RedisStorage {
             return Ok(reply);
         }
 
+        if request.is_given_up() {
+            return Ok(AcquireReply::held(None));
+        }
         let has_raised = AtomicBool::new(false);
         let arguments = |command: &mut Cmd, wire: &Wire| {
             let raise = fenced && !wire.knows(Fact::CounterIsRight);

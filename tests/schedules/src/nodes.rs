@@ -19,7 +19,7 @@ use crate::{
     key::LockName,
     models::{Inside, driven, join},
     storage::{
-        AcquireReply, AcquireRequest, LockStorage, MemoryStorage, OwnerToken, ReleaseReply,
+        AcquireReply, AcquireRequest, GivenUp, LockStorage, MemoryStorage, OwnerToken, ReleaseReply,
         ReleaseRequest, RenewReply, RenewRequest,
     },
 };
@@ -108,6 +108,7 @@ async fn acquire(redlock: &Redlock, number: u64) -> bool {
         queue: None,
         hint: None,
         fencing: 0,
+        given_up: GivenUp::default(),
     };
     let reply = redlock.acquire(&request).await;
     matches!(reply, Ok(AcquireReply::Granted { .. }))

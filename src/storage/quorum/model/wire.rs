@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use tokio::sync::oneshot;
 
 use super::super::*;
-use crate::storage::OwnerToken;
+use crate::storage::{GivenUp, OwnerToken};
 
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -312,6 +312,7 @@ pub(super) async fn agrees_with_memory() {
                     queue: None,
                     hint: None,
                     fencing: fastrand::u32(..3),
+                    given_up: GivenUp::default(),
                 };
                 let reply = memory.acquire(&request).await.unwrap();
                 if let AcquireReply::Granted { fencing, .. } = reply {

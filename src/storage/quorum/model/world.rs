@@ -17,7 +17,7 @@ use crate::{
     coordinator::lease::validity,
     explorer::hash,
     key::{KeyPrefix, LockKey, LockName},
-    storage::OwnerToken,
+    storage::{GivenUp, OwnerToken},
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -431,6 +431,7 @@ impl World {
             queue: None,
             hint: None,
             fencing,
+            given_up: GivenUp::default(),
         };
         let call = async move { Outcome::Acquired(redlock.acquire(&request).await) };
         process.op = Some(process.start(token, now, call));
