@@ -15,7 +15,7 @@ use tower_distributed_lock::{
 };
 
 use super::{
-    LONG, cluster,
+    cluster,
     kit::{Cluster, History, LIMIT, RedisServer, Sentinel, eventually, ms, within},
     lock, no_key_is_left, options, sentinel, the_lock_goes_round, unlock,
 };
@@ -79,6 +79,9 @@ async fn nobody_notices_a_failover_in_one_node_of_a_redlock() {
     };
     conformance::check(connected(redlock()).await).await;
     let factories = [factory(redlock()), factory(redlock())];
+    // A release that a master's replica has not heard of is lost with the master: what takes its place
+    // has the lock for as long as it was taken.
+    let ttl = LIMIT / 2;
     let history = Arc::new(History::default());
     let stop = Arc::new(AtomicBool::new(false));
     let mut workers = JoinSet::new();
@@ -87,7 +90,7 @@ async fn nobody_notices_a_failover_in_one_node_of_a_redlock() {
         let (history, stop) = (Arc::clone(&history), Arc::clone(&stop));
         workers.spawn(async move {
             while !stop.load(SeqCst) {
-                let guard = lock.lock(options(LONG)).await.unwrap();
+                let guard = lock.lock(options(ttl)).await.unwrap();
                 let by = ["first", "second"][worker % 2];
                 history
                     .stay(("k", by), guard, tokio::time::sleep(ms(1)))
@@ -117,7 +120,8 @@ async fn nobody_notices_a_failover_in_one_node_of_a_redlock() {
     };
     within(LIMIT, "the workers end", ends).await;
     assert_eq!((history.check(), history.overlaps().0), (0, 0));
+    let given_back = async || single.keys().await == 0;
+    eventually("no key is left", ttl / 2, given_back).await;
     eventually("no key is left", LIMIT, async || nodes.keys().await == 0).await;
     no_key_is_left(&sentinels.servers[1]).await;
-    no_key_is_left(&single).await;
 }

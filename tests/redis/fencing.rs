@@ -212,8 +212,9 @@ async fn tokens_grow_over_a_failover_to_a_replica_that_lags_behind() {
     let (first, second) = (connect().await, connect().await);
     let replicated = grow(&[&second, &first], 0).await;
     let counter = async || -> Option<u64> { replica.run(&format!("GET {COUNTER}")).await };
+    // Also that the last of these locks was given back.
     eventually("it is replicated", LIMIT, async || {
-        counter().await == Some(replicated)
+        counter().await == Some(replicated) && replica.keys().await == 0
     })
     .await;
     link.black_hole();
