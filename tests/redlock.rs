@@ -682,7 +682,7 @@ async fn a_server_is_asked_for_nothing_more_once_the_lock_is_given_back() {
         .node(MemoryStorage::new())
         .node(storage.connect().await.unwrap())
         .node_timeout(LIMIT);
-    let factory = LockFactory::builder(redlock.build().unwrap());
+    let factory = LockFactory::builder(redlock.build().unwrap()).storage_timeout(LIMIT);
     let factory = factory.fencing(false).build().unwrap();
     // Or after a while the call would be seen to.
     tokio::time::pause();
@@ -696,6 +696,36 @@ async fn a_server_is_asked_for_nothing_more_once_the_lock_is_given_back() {
     }
     assert!(heard.starts_with(&["set", "release"]), "{heard:?}");
     assert!(!heard.contains(&"acquire"), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_reached_after_the_release_is_not_asked_for_the_lock() {
+    let server = RedisServer::start().await;
+    server.pause();
+    let storage = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
+    let redlock = Redlock::builder()
+        .node(MemoryStorage::new())
+        .node(MemoryStorage::new())
+        .node(storage.connect_lazily().unwrap());
+    let factory = LockFactory::builder(redlock.build().unwrap()).storage_timeout(LIMIT);
+    for fencing in [false, true] {
+        let factory = factory.clone().fencing(fencing).build().unwrap();
+        assert_eq!(
+            holds(&factory).await.unlock().await.unwrap(),
+            Unlocked::Held
+        );
+    }
+    server.resume();
+    eventually("it is told of the release", LIMIT, async || {
+        server.calls("eval").await + server.calls("evalsha").await > 0
+    })
+    .await;
+    assert_eq!(factory.build().unwrap().drain(LIMIT).await, 0);
+    let scripts = server.calls("eval").await + server.calls("evalsha").await;
+    assert_eq!(server.calls("set").await, 0);
+    no_key_is_left(&server).await;
+    // Each lock by its release, and once more for what was on its way.
+    assert!(scripts <= 4, "{scripts}");
 }
 
 /// There, each release looks whether somebody waits; but it is not known beforehand.

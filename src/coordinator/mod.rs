@@ -234,7 +234,7 @@ impl Coordinator {
             }
         });
         let joined = joined.unwrap_or_else(|turn| {
-            let now = spin::watch(&turn, self.clock);
+            let now = spin::watch(&turn, || self.clock.now());
             self.table
                 .enter(name, |cell, slot| self.queue_up(cell, slot, options, now))
         });

@@ -8,12 +8,12 @@
 //!
 //! It has no place meanwhile: the order is that in which callers queue up, as ever.
 
-use std::{hint, ptr, time::Duration};
+use std::{ptr, time::Duration};
 
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::Timestamp,
     coordinator::{table::Slot, turn::Turn},
-    sync::Arc,
+    sync::{Arc, hint, thread_local},
 };
 
 /// A turn that is older goes on, as far as anybody can tell.
@@ -45,15 +45,15 @@ pub(super) fn ends_soon(slot: &Slot, now: Timestamp) -> Option<Arc<Turn>> {
 }
 
 /// Until the turn is over, or the moment is. What the clock shows after that.
-pub(super) fn watch(turn: &Turn, clock: Clock) -> Timestamp {
+pub(super) fn watch(turn: &Turn, mut now: impl FnMut() -> Timestamp) -> Timestamp {
     let end = turn.since() + MOMENT;
     for _ in 0..LOOKS {
-        if turn.is_over() || clock.now() >= end {
+        if turn.is_over() || now() >= end {
             break;
         }
         hint::spin_loop();
     }
-    clock.now()
+    now()
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
     use tokio::runtime::Handle;
 
     use super::*;
-    use crate::{LockFactory, LockGuard, LockOptions, storage::MemoryStorage};
+    use crate::{Clock, LockFactory, LockGuard, LockOptions, storage::MemoryStorage};
 
     struct World {
         factory: LockFactory,
@@ -125,6 +125,39 @@ mod tests {
             world.ends_soon(began).is_none(),
             "it does not end while this thread looks"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_ends_with_the_turn_or_the_moment() {
+        let world = World::new();
+        let began = world.clock.now();
+        let mut guard = Some(world.locked_on_another_thread());
+        let turn = world.ends_soon(began).expect("it may end soon");
+
+        let mut looks = 0;
+        watch(&turn, || {
+            looks += 1;
+            began
+        });
+        assert_eq!(looks, LOOKS + 1, "the clock stands still");
+        let mut looks = 0;
+        watch(&turn, || {
+            looks += 1;
+            began + looks * (MOMENT / 10)
+        });
+        assert_eq!(looks, 11, "it goes on beyond the moment");
+
+        let mut looks = 0;
+        let seen = watch(&turn, || {
+            looks += 1;
+            if looks == 5 {
+                guard = None;
+            }
+            began + looks * (MOMENT / 10)
+        });
+        assert!(turn.is_over());
+        assert_eq!(looks, 6, "it is seen at once");
+        assert_eq!(seen, began + looks * (MOMENT / 10), "when it was over");
     }
 
     #[tokio::test(start_paused = true)]

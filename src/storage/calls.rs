@@ -51,10 +51,11 @@ pub struct AcquireRequest {
 }
 
 impl AcquireRequest {
-    /// Whether the token was released since the call was made. A storage that needs several steps
-    /// for one call looks before each, and ends it then, with any reply but a grant: a step after
-    /// the release would take the lock again for somebody who has given it back. What was sent
-    /// before is seen to by the caller.
+    /// Whether the token was released while this call is under way, as a [`Redlock`](super::Redlock)
+    /// does that goes on without a node; `false` says nothing. A storage that sends something in
+    /// several steps, or waits before it sends, looks before each, and then ends the call with any
+    /// reply but a grant: what is sent after the release would take the lock once more, for a
+    /// moment, for somebody who has given it back. What was sent before is the caller's to see to.
     pub fn is_given_up(&self) -> bool {
         self.given_up.is_set()
     }

@@ -67,7 +67,8 @@ pub use crate::key::LockName;
 ///    not. An error of a kind that is not [transient](crate::error::StorageErrorKind::is_transient)
 ///    means that it was not done.
 /// 7. Calls started one after the other need not be carried out in that order, but a storage that
-///    keeps the order saves its callers a wait.
+///    keeps the order saves its callers a wait. An acquire of several steps begins none of them
+///    once it is [given up](AcquireRequest::is_given_up).
 /// 8. A storage that [listens](LockStorage::listen) keeps a queue for each lock. A denied acquire
 ///    that asks for it stands at its end, once, however often it is repeated; the holder is told
 ///    that its lock is wanted. A release gives the lock to the first in the queue that can be

@@ -11,7 +11,8 @@
 
 use std::{
     collections::HashMap,
-    task::{Context, Waker},
+    future::ready,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -97,10 +98,25 @@ struct Unanswered {
 }
 
 impl Unanswered {
-    /// Whether it has come to its end. Given up, it begins nothing by being looked at.
+    /// Whether it has come to its end.
     fn is_done(&mut self) -> bool {
+        self.look().is_ready()
+    }
+
+    /// Whether it was answered. What has failed may be carried out all the same, and stays as it is.
+    fn is_answered(&mut self) -> bool {
+        match self.look() {
+            Poll::Ready(Err(error)) => {
+                self.call = Box::pin(ready(Err(error)));
+                false
+            }
+            looked => looked.is_ready(),
+        }
+    }
+
+    fn look(&mut self) -> Poll<Result<AcquireReply, StorageError>> {
         let mut cx = Context::from_waker(Waker::noop());
-        self.call.as_mut().poll(&mut cx).is_ready()
+        self.call.as_mut().poll(&mut cx)
     }
 }
 
@@ -432,15 +448,18 @@ impl Shared {
         }
         let aside = open.aside.remove(&request.token);
         drop(open);
-        let mut calls = aside.map(|aside| aside.calls).unwrap_or_default();
-        // A step that follows from an answer nobody has looked at would be sent after the release.
-        calls.iter().for_each(|left| left.given_up.set());
-        calls.retain_mut(|left| !left.is_done());
-        Overtaken {
+        let mut overtaken = Overtaken {
             shared: self,
             request,
-            calls,
+            calls: aside.map(|aside| aside.calls).unwrap_or_default(),
+        };
+        if !request.quiet {
+            // A step that follows from an answer nobody has looked at would be sent after the release.
+            let calls = &mut overtaken.calls;
+            calls.iter().for_each(|left| left.given_up.set());
+            calls.retain_mut(|left| !left.is_answered());
         }
+        overtaken
     }
 
     /// Follows a release that was not answered in time, or failed, and sends it again until it is

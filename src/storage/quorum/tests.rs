@@ -180,6 +180,46 @@ async fn a_call_begins_no_further_step_after_the_release() {
     }
 }
 
+/// A node that answers with an error once, and whose commands may be on their way all the same.
+#[derive(Clone, Default)]
+struct Broken {
+    answers: Arc<tokio::sync::Notify>,
+    releases: Arc<AtomicUsize>,
+}
+
+impl LockStorage for Broken {
+    async fn acquire(&self, _: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+        self.answers.notified().await;
+        Err(StorageError::new(StorageErrorKind::Unavailable))
+    }
+
+    async fn renew(&self, _: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+        std::future::pending().await
+    }
+
+    async fn release(&self, _: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+        self.releases.fetch_add(1, Relaxed);
+        Ok(ReleaseReply::NotOurs)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_failed_before_the_release_is_released_once_more() {
+    let broken = Broken::default();
+    let builder = Redlock::builder().node(MemoryStorage::new());
+    let builder = builder.node(MemoryStorage::new()).node(broken.clone());
+    let redlock = builder.build().unwrap();
+    let request = request(Duration::from_secs(10));
+    let reply = redlock.acquire(&request).await.unwrap();
+    assert_eq!(reply, AcquireReply::granted());
+    broken.answers.notify_one();
+    let reply = redlock.release(&release(&request, false)).await.unwrap();
+    assert_eq!(reply, ReleaseReply::Released);
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(broken.releases.load(Relaxed), 2);
+    assert_eq!(redlock.shared.stragglers.len(), 0);
+}
+
 /// The second step may leave word there that somebody waits.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_in_vain_goes_on_where_it_was_not_answered() {

@@ -66,7 +66,8 @@ impl RedisStorage {
         token: &[u8],
     ) -> Result<Option<AcquireReply>, StorageError> {
         let take = |wire: &Wire| {
-            wire.knows(Fact::CounterIsRight).then(|| {
+            let may_take = !request.is_given_up() && wire.knows(Fact::CounterIsRight);
+            may_take.then(|| {
                 let name = request.name.as_str();
                 let mut take = Cmd::with_capacity(3, name.len() + 32);
                 take.arg("INCRBY")
@@ -126,7 +127,8 @@ impl RedisStorage {
         }
     }
 
-    /// Takes the lock if it is free, and asks for it otherwise.
+    /// Takes the lock if it is free, and asks for it otherwise. Nothing is sent once the attempt is
+    /// given up.
     async fn take(
         &self,
         line: &Line<'_>,
@@ -136,8 +138,11 @@ impl RedisStorage {
         let fenced = request.fencing > 0;
         if !request.again && !fenced {
             let set = set_if_free(request, token);
-            let called = line.call(|wire| Some(wire.send([set]))).await?;
-            if replies::set(called.ok_or_else(unexpected)?.0?)? {
+            let send = |wire: &Wire| (!request.is_given_up()).then(|| wire.send([set]));
+            let Some((reply, _)) = line.call(send).await? else {
+                return Ok(AcquireReply::held(None));
+            };
+            if replies::set(reply?)? {
                 return Ok(AcquireReply::granted());
             }
         } else if !request.again
@@ -146,9 +151,6 @@ impl RedisStorage {
             return Ok(reply);
         }
 
-        if request.is_given_up() {
-            return Ok(AcquireReply::held(None));
-        }
         let has_raised = AtomicBool::new(false);
         let arguments = |command: &mut Cmd, wire: &Wire| {
             let raise = fenced && !wire.knows(Fact::CounterIsRight);
@@ -170,9 +172,11 @@ impl RedisStorage {
                 (None, None) => {}
             }
         };
-        let acquired = ACQUIRE.run(line, &request.name, arguments);
+        let is_wanted = || !request.is_given_up();
+        let acquired = ACQUIRE.run_while(is_wanted, false, line, &request.name, arguments);
         let (reply, origin) = match Box::pin(acquired).await {
-            Ok(reply) => reply,
+            Ok(Some(reply)) => reply,
+            Ok(None) => return Ok(AcquireReply::held(None)),
             Err(error) => {
                 // By the commands before, the lock may be ours.
                 if fenced && !request.again && !error.kind().is_transient() {

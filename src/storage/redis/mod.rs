@@ -397,9 +397,6 @@ impl LockStorage for RedisStorage {
         let mut way = self.servers.way(&request.name);
         loop {
             let line = way.line().await?;
-            if request.is_given_up() {
-                return Ok(AcquireReply::held(None));
-            }
             let result = self.acquire_over(&line, request, &token).await;
             // Asked again with the same token, it is granted again if it was really ours.
             if matches!(result, Ok(AcquireReply::Granted { .. })) && way.has_changed(&line) {

@@ -69,6 +69,20 @@ impl Script {
         name: &LockName,
         arguments: impl Fn(&mut Cmd, &Wire) + Sync,
     ) -> Result<(Value, Origin), StorageError> {
+        let called = self.run_while(|| true, tells, line, name, arguments);
+        called.await?.ok_or_else(unexpected)
+    }
+
+    /// The same, as long as it is wanted. `None`: it no longer was when there was a connection for
+    /// it.
+    pub(super) async fn run_while(
+        &self,
+        is_wanted: impl Fn() -> bool + Sync,
+        tells: bool,
+        line: &Line<'_>,
+        name: &LockName,
+        arguments: impl Fn(&mut Cmd, &Wire) + Sync,
+    ) -> Result<Option<(Value, Origin)>, StorageError> {
         let send = |wire: &Wire, verb, script| {
             let mut command = self.command(verb, script, name, wire);
             arguments(&mut command, wire);
@@ -78,19 +92,20 @@ impl Script {
             }
         };
         let by_name = |wire: &Wire| {
-            wire.knows(self.cached)
-                .then(|| send(wire, "EVALSHA", &self.sha))
+            let may_send = is_wanted() && wire.knows(self.cached);
+            may_send.then(|| send(wire, "EVALSHA", &self.sha))
         };
         match line.call(by_name).await? {
             None | Some((Err(Failure::NoScript), _)) => {}
-            Some((reply, origin)) => return Ok((reply?, origin)),
+            Some((reply, origin)) => return Ok(Some((reply?, origin))),
         }
-        let by_text = |wire: &Wire| Some(send(wire, "EVAL", self.text));
-        let called = line.call(by_text).await?;
-        let (reply, origin) = called.ok_or_else(unexpected)?;
+        let by_text = |wire: &Wire| is_wanted().then(|| send(wire, "EVAL", self.text));
+        let Some((reply, origin)) = line.call(by_text).await? else {
+            return Ok(None);
+        };
         let value = reply?;
         line.learn(origin, self.cached);
-        Ok((value, origin))
+        Ok(Some((value, origin)))
     }
 
     /// Runs it over one connection, and then another command there: what both brought.

@@ -35,7 +35,11 @@ mod text;
 
 /// In the place of the crate's own.
 mod sync {
-    pub(crate) use shuttle::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic};
+    pub(crate) use shuttle::{
+        hint,
+        sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic},
+        thread_local,
+    };
 }
 
 pub use crate::{
