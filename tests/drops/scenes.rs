@@ -66,7 +66,7 @@ pub const LOCKS: [Scene; 12] = [
     scene("set-held-there", |stage| Box::pin(set_held_there(stage))),
 ];
 
-pub const LAYERS: [Scene; 5] = [
+pub const LAYERS: [Scene; 6] = [
     scene("layer-free", |stage| Box::pin(layer_free(stage))),
     scene("layer-held-there", |stage| {
         Box::pin(layer_held_there(stage))
@@ -76,6 +76,7 @@ pub const LAYERS: [Scene; 5] = [
     }),
     scene("layer-body", |stage| Box::pin(layer_body(stage))),
     scene("layer-two-keys", |stage| Box::pin(layer_two_keys(stage))),
+    scene("layer-lets-pass", |stage| Box::pin(layer_lets_pass(stage))),
 ];
 
 pub const DRAINS: [Scene; 2] = [
@@ -331,6 +332,31 @@ async fn layer_two_keys(stage: Stage) -> Act {
     });
     act.keys = vec!["a", "k"];
     act.others.push(stage.hold_there("k").await);
+    act
+}
+
+/// Its work is brief, and somebody waits behind it in the same process: its response lets that one run
+/// first.
+async fn layer_lets_pass(stage: Stage) -> Act {
+    let mut act = act(&stage, async |stage| {
+        let handler = service_fn(async |_: Req| Ok::<_, Infallible>(Response::new(Body::empty())));
+        let layer = DistributedLockLayer::new(stage.here, key).options(stage.options);
+        any(layer
+            .layer(handler)
+            .oneshot(Request::new(Body::empty()))
+            .await)
+    });
+    let guard = stage.take(&stage.here, "k").await;
+    let behind = stage.clone();
+    act.others.push(tokio::spawn(async move {
+        behind.waits_here(1).await;
+        let here = behind.here.clone();
+        behind.turn(here, "k").await;
+    }));
+    act.others.push(tokio::spawn(async move {
+        stage.waits_here(2).await;
+        let _ = guard.unlock().await;
+    }));
     act
 }
 
