@@ -212,12 +212,15 @@ impl Scenario {
     };
 
     /// As the environment says: `MODEL="deep"`, or `MODEL="callers=2,1,0 passes=4 faults=2 states=100000"`.
-    fn as_told(mut self) -> Self {
-        let told = std::env::var("MODEL").unwrap_or_default();
+    fn as_told(self) -> Self {
+        self.told(&std::env::var("MODEL").unwrap_or_default())
+    }
+
+    fn told(mut self, told: &str) -> Self {
         for word in told.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
-            let numbers = value.split(',').map(|number| number.parse().unwrap());
-            let numbers: Vec<usize> = numbers.filter(|_| !value.is_empty()).collect();
+            let numbers = value.split(',').filter(|it| !it.is_empty());
+            let numbers: Vec<usize> = numbers.map(|it| it.parse().unwrap()).collect();
             match (name, &numbers[..]) {
                 ("deep", []) => (self.passes, self.states) = (self.passes + 1, 5_000_000),
                 ("callers", all) => self.callers = std::array::from_fn(|it| all[it] as u8),
@@ -524,6 +527,17 @@ impl System for Search {
 }
 
 // --- where all assumptions hold --------------------------------------------------------------
+
+/// As `scripts/model` names them.
+#[test]
+fn bounds_are_understood_as_they_are_told() {
+    let deep = Scenario::PLAIN.told("deep");
+    assert_eq!(deep.passes, Scenario::PLAIN.passes + 1);
+    assert_eq!(deep.states, 5_000_000);
+    let told = Scenario::PLAIN.told("callers=2,1,0 passes=3 faults=2 states=1000000");
+    assert_eq!((told.callers, told.passes), ([2, 1, 0], 3));
+    assert_eq!((told.faults, told.states), (2, 1_000_000));
+}
 
 #[test]
 fn all_are_served_in_order() {

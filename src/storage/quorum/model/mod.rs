@@ -134,8 +134,11 @@ impl Scenario {
     }
 
     /// As the environment says: `MODEL="deep"`, or `MODEL="rounds=2 passes=3 late=1 faults=2 states=100000"`.
-    fn as_told(mut self) -> Self {
-        let told = std::env::var("MODEL").unwrap_or_default();
+    fn as_told(self) -> Self {
+        self.told(&std::env::var("MODEL").unwrap_or_default())
+    }
+
+    fn told(mut self, told: &str) -> Self {
         for word in told.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
             let number = || value.parse::<usize>().unwrap();
@@ -341,6 +344,15 @@ const DIVIDED: &[Step] = &[Step::Ask(0), Step::Ask(1), acquires(0, 0), acquires(
 const SHORT: Time = 300;
 
 // --- where all assumptions hold --------------------------------------------------------------
+
+/// As `scripts/model` names them.
+#[test]
+fn bounds_are_understood_as_they_are_told() {
+    assert_eq!(Scenario::PLAIN.told("deep").states, 100_000);
+    let told = Scenario::PLAIN.told("rounds=2 passes=3 late=1 faults=2 states=40000");
+    assert_eq!((told.rounds, told.passes, told.late), (2, 3, 1));
+    assert_eq!((told.faults, told.states), (2, 40_000));
+}
 
 #[test]
 fn who_is_alone_gets_the_lock_and_keeps_it() {
