@@ -51,18 +51,20 @@ pub struct AcquireRequest {
 }
 
 impl AcquireRequest {
-    /// Whether the token was released while this call is under way, as a [`Redlock`](super::Redlock)
-    /// does that goes on without a node; `false` says nothing. A storage that sends something in
-    /// several steps, or waits before it sends, looks before each, and then ends the call with any
-    /// reply but a grant: what is sent after the release would take the lock once more, for a
-    /// moment, for somebody who has given it back. What was sent before is the caller's to see to.
+    /// Whether the token was released while this call is under way. A [`Redlock`](super::Redlock) may
+    /// do so: it goes on without a node that is late. `false` does not mean that it was not.
+    ///
+    /// A storage that takes a lock in several steps, or waits before it sends, asks before each of
+    /// them, and then ends the call with any reply but a grant. What it sent after the release would
+    /// take the lock once more, for a moment, for somebody who has given it back. What it sent before
+    /// is released again by whoever made the call.
     pub fn is_given_up(&self) -> bool {
         self.given_up.is_set()
     }
 }
 
-/// What those who make a call can tell those who carry it out. Clones are one; by default there is
-/// none.
+/// A word from those who made a call to those who carry it out, which all clones hear. The default
+/// is for calls of which nobody will say it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GivenUp(Option<Arc<AtomicBool>>);
 

@@ -4,10 +4,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::sync::atomic::Ordering::Relaxed;
 use crate::{
     key::{KeyPrefix, LockKey},
     storage::{GivenUp, MemoryStorage, OwnerToken, conformance},
+    sync::atomic::Ordering::Relaxed,
 };
 
 #[tokio::test]
@@ -93,15 +93,23 @@ impl LockStorage for Slow {
     }
 }
 
+fn with_two(one: MemoryStorage, two: MemoryStorage, third: impl LockStorage) -> Redlock {
+    let builder = Redlock::builder().node(one).node(two);
+    builder.node(third).build().unwrap()
+}
+
+/// A Redlock of this node and two that have no locks and answer at once.
+fn with_two_free(third: impl LockStorage) -> Redlock {
+    with_two(MemoryStorage::new(), MemoryStorage::new(), third)
+}
+
 /// Three nodes of which the last is slow, and a lock that the others have granted.
 async fn granted_by_two_of_three() -> (Redlock, Slow, AcquireRequest) {
     let slow = Slow {
         node: MemoryStorage::new(),
         lets: Arc::new(Semaphore::new(0)),
     };
-    let builder = Redlock::builder().node(MemoryStorage::new());
-    let builder = builder.node(MemoryStorage::new()).node(slow.clone());
-    let redlock = builder.build().unwrap();
+    let redlock = with_two_free(slow.clone());
     let request = request(Duration::from_secs(10));
     let reply = redlock.acquire(&request).await.unwrap();
     assert_eq!(reply, AcquireReply::granted());
@@ -148,18 +156,12 @@ impl LockStorage for TwoSteps {
     }
 }
 
-fn two_steps(nodes: impl IntoIterator<Item = MemoryStorage>) -> (Redlock, TwoSteps) {
-    let slow = TwoSteps::default();
-    let builder = { nodes.into_iter() }.fold(Redlock::builder(), RedlockBuilder::node);
-    (builder.node(slow.clone()).build().unwrap(), slow)
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_call_begins_no_further_step_after_the_release() {
     // The first answer is there before the release, after it, or after the call was followed.
     for (before, followed) in [(true, false), (false, false), (false, true)] {
-        let nodes = [MemoryStorage::new(), MemoryStorage::new()];
-        let (redlock, slow) = two_steps(nodes);
+        let slow = TwoSteps::default();
+        let redlock = with_two_free(slow.clone());
         let request = request(Duration::from_secs(10));
         let reply = redlock.acquire(&request).await.unwrap();
         assert_eq!(reply, AcquireReply::granted());
@@ -206,9 +208,7 @@ impl LockStorage for Broken {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_failed_before_the_release_is_released_once_more() {
     let broken = Broken::default();
-    let builder = Redlock::builder().node(MemoryStorage::new());
-    let builder = builder.node(MemoryStorage::new()).node(broken.clone());
-    let redlock = builder.build().unwrap();
+    let redlock = with_two_free(broken.clone());
     let request = request(Duration::from_secs(10));
     let reply = redlock.acquire(&request).await.unwrap();
     assert_eq!(reply, AcquireReply::granted());
@@ -227,7 +227,8 @@ async fn an_attempt_in_vain_goes_on_where_it_was_not_answered() {
     let mut others = request(Duration::from_secs(10));
     others.token = OwnerToken::new(2, 1);
     held.acquire(&others).await.unwrap();
-    let (redlock, slow) = two_steps([held.clone(), held]);
+    let slow = TwoSteps::default();
+    let redlock = with_two(held.clone(), held, slow.clone());
     let request = request(Duration::from_secs(10));
     let reply = redlock.acquire(&request).await.unwrap();
     assert!(!matches!(reply, AcquireReply::Granted { .. }), "{reply:?}");
