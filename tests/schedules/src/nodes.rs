@@ -19,8 +19,8 @@ use crate::{
     key::LockName,
     models::{Inside, driven, join},
     storage::{
-        AcquireReply, AcquireRequest, GivenUp, LockStorage, MemoryStorage, OwnerToken, ReleaseReply,
-        ReleaseRequest, RenewReply, RenewRequest,
+        AcquireReply, AcquireRequest, GivenUp, LockStorage, MemoryStorage, OwnerToken,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest,
     },
 };
 
