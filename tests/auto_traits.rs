@@ -169,7 +169,7 @@ types! {
     + + + + + + RaiseReply;
     + + + + + + RaiseRequest;
     + + + - - - RedisStorage;
-    + + + + + + RedisStorageBuilder;
+    + + + - - + RedisStorageBuilder;
     + + + - - + Redlock;
     + + + - - - RedlockBuilder;
     + + + + + + ReleaseReply;

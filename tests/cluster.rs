@@ -16,9 +16,11 @@ mod kit;
 
 use std::{
     collections::HashSet,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use tokio::net::TcpStream;
 use tower_distributed_lock::{
     LockFactory, LockGuard, LockOptions, Unlocked,
     error::{LockError, LossReason, StorageErrorKind},
@@ -624,5 +626,30 @@ async fn a_cluster_that_is_down_is_an_error_in_the_callers_own_time_and_heals_by
         .unwrap()
         .lock(options(LONG, ms(100)));
     unlock(within(LIMIT, "the lock", locking).await.unwrap()).await;
+    no_key_is_left(&redis).await;
+}
+
+/// As where the nodes know only the names that they have in their own network.
+#[tokio::test]
+async fn all_nodes_are_reached_by_the_users_connector() {
+    let redis = Cluster::start().await;
+    let ports: Vec<_> = redis.up().map(RedisServer::port).collect();
+    let asked = Arc::new(Mutex::new(HashSet::new()));
+    let (first, dialed) = (ports[0], Arc::clone(&asked));
+    let storage = RedisStorage::cluster(["redis://seed.invalid:1"]).connector(move |host, port| {
+        let port = if host == "seed.invalid" { first } else { port };
+        dialed.lock().unwrap().insert(port);
+        TcpStream::connect(("127.0.0.1", port))
+    });
+    let factory = LockFactory::new(storage.connect().await.unwrap());
+    let masters = ports.len() / 2;
+    for node in 0..masters {
+        let key = redis.key_at(node).await;
+        unlock(lock(&factory, &key, LONG).await).await;
+    }
+    assert!(
+        asked.lock().unwrap().len() >= masters,
+        "{asked:?} of {ports:?}"
+    );
     no_key_is_left(&redis).await;
 }

@@ -520,3 +520,16 @@ async fn no_failover_under_load_gives_a_lock_twice_without_a_word() {
     load.ends().await;
     no_key_is_left(&redis.servers[1]).await;
 }
+
+/// Of the kit: else the Sentinels of one test would meet the servers of another.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_port_is_its_servers_also_while_that_is_down() {
+    let mut server = RedisServer::start().await;
+    let port = server.port();
+    let is_free = || std::net::TcpListener::bind(("127.0.0.2", port)).is_ok();
+    server.kill();
+    assert!(!is_free());
+    drop(server);
+    assert!(is_free());
+}

@@ -300,6 +300,7 @@ fn sabotaged_runs() {
         (Sabotage::BlindReleases, "two holders"),
         (Sabotage::SameTokens, "was given twice"),
         (Sabotage::NoReleases, "left after"),
+        (Sabotage::NoQueue, "went to others"),
     ];
     run(join_all(shows.map(async |(sabotage, what)| {
         let mut found = Vec::new();
@@ -312,6 +313,10 @@ fn sabotaged_runs() {
                 sabotage: Some(sabotage),
             };
             let outcome = episode.run().await;
+            println!(
+                "{sabotage:?} {seed} passed {} grants {} longest {:?}",
+                outcome.passed, outcome.grants, outcome.longest_wait
+            );
             found.extend(outcome.findings.violations);
             if found.iter().any(|violation| violation.contains(what)) {
                 return;

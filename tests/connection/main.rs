@@ -13,6 +13,7 @@
 mod kit;
 
 mod access;
+mod connector;
 mod health;
 mod learning;
 mod own_pool;

@@ -12,7 +12,7 @@ use super::{
 
 const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
 
-async fn server(certificate: Certificate) -> RedisServer {
+pub async fn server(certificate: Certificate) -> RedisServer {
     let tls = Tls {
         certificate,
         clients: None,

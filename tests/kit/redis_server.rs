@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    net::TcpListener,
     ops::Range,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
@@ -51,6 +52,8 @@ pub struct RedisServer {
     options: ServerOptions,
     /// `None` while the server is down.
     process: Option<Child>,
+    /// What keeps its ports for it.
+    _reserved: Vec<Option<TcpListener>>,
 }
 
 /// Counts the servers of this process, so that no two of them try the same port or directory.
@@ -66,6 +69,16 @@ const PORTS_OF_NODES: Range<u16> = 12_000..22_000;
 /// The program that is run: `redis-server`, or the one that this variable names, such as Valkey's.
 fn program() -> OsString {
     env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// Takes a port at another address of this machine than the servers', so that no other test takes it, also while its server
+/// is down: the Sentinels of a test would make a server of another one their master's replica. An error: another test has it.
+fn reserve(port: u16) -> io::Result<Option<TcpListener>> {
+    match TcpListener::bind(("127.0.0.2", port)) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+        // Not every system has a second address.
+        bound => Ok(bound.ok()),
+    }
 }
 
 impl RedisServer {
@@ -89,6 +102,11 @@ impl RedisServer {
                 Some(_) => nth(STARTED.fetch_add(1, Ordering::Relaxed)),
                 None => 0,
             };
+            let bus_port = if is_node { port + 10_000 } else { 0 };
+            let used = [port, tls_port, bus_port].into_iter().filter(|it| *it > 0);
+            let Ok(reserved) = used.map(reserve).collect::<io::Result<Vec<_>>>() else {
+                continue;
+            };
             let folder = env::temp_dir().join(format!("redis-kit-{}-{number}", process::id()));
             fs::create_dir(&folder).expect("a directory for the server can be made");
             let mut server = Self {
@@ -97,6 +115,7 @@ impl RedisServer {
                 folder,
                 options: options.clone(),
                 process: None,
+                _reserved: reserved,
             };
             if server.spawn().await {
                 return server;

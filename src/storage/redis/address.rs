@@ -6,6 +6,7 @@
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
+use super::stream::Dial;
 #[cfg(feature = "tls")]
 use super::tls::{Certificates, Tls};
 use crate::error::{StorageError, StorageErrorKind};
@@ -19,6 +20,7 @@ pub(super) struct Address {
     pub(super) password: Option<String>,
     #[cfg(feature = "tls")]
     pub(super) certificates: Certificates,
+    pub(super) dial: Option<Dial>,
 }
 
 const UNREADABLE: &str =
@@ -29,6 +31,7 @@ const UNKNOWN_PARAMETER: &str = "the Redis URL has a parameter that means nothin
      TLS is asked for by rediss://, and a `?` in a password is written %3F";
 const NO_TLS: &str = "the Redis URL begins with rediss:// or valkeys://: \
      that needs the feature `tls` of tower-distributed-lock";
+const NO_HOST: &str = "there is a connector, but the Redis URL names a socket and no host";
 const NO_PASSWORD: &str = "there is a Redis user but no password; \
      for a user without one (`nopass`) any password will do";
 
@@ -39,6 +42,7 @@ pub(super) const REFUSALS: &[&str] = &[
     UNENCODED,
     UNKNOWN_PARAMETER,
     NO_TLS,
+    NO_HOST,
     NO_PASSWORD,
     #[cfg(feature = "tls")]
     super::tls::NO_HOST_NAME,
@@ -74,6 +78,9 @@ impl Address {
         let info = url
             .into_connection_info()
             .map_err(|_| refused(UNREADABLE))?;
+        if self.dial.is_some() && matches!(info.addr(), ConnectionAddr::Unix(_)) {
+            return Err(refused(NO_HOST));
+        }
 
         let mut settings = info.redis_settings().clone();
         if let Some(username) = &self.username {
@@ -95,6 +102,7 @@ impl Address {
                 true => Some(self.certificates.read(info.addr())?),
                 false => self.certificates.refuse()?,
             },
+            dial: self.dial.clone(),
             info,
         })
     }
@@ -107,6 +115,8 @@ pub(super) struct Endpoint {
     /// `None`: unencrypted.
     #[cfg(feature = "tls")]
     pub(super) tls: Option<Tls>,
+    /// `None`: TCP.
+    pub(super) dial: Option<Dial>,
 }
 
 impl Endpoint {
@@ -159,6 +169,14 @@ mod tests {
         assert_eq!(error.kind(), StorageErrorKind::Rejected);
         assert!(error.to_string().ends_with(why), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_socket_is_not_reached_by_a_connector() {
+        let mut address = Address::new("unix:///socket".to_owned());
+        assert!(address.read().is_ok());
+        address.dial = Some(Dial::new(async |_, _| Ok(tokio::io::empty())));
+        assert_refused(address.read(), NO_HOST);
     }
 
     #[test]

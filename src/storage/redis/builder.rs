@@ -1,7 +1,9 @@
 //! What a storage is set up with, before it connects: where the servers are, who we are to them, and
 //! what a grant needs. What cannot be meant is refused here, before anything is sent.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     RedisStorage,
@@ -11,6 +13,7 @@ use super::{
     connector::{Connector, Server},
     durability::Replicas,
     sentinel::Sentinels,
+    stream::Dial,
     topology::Servers,
 };
 use crate::{error::StorageError, options::LockOptions};
@@ -83,6 +86,40 @@ impl RedisStorageBuilder {
     /// The password to log in with, instead of the URL's. Nothing in it is encoded.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.address.password = Some(password.into());
+        self
+    }
+
+    /// How a stream to a host and its port is made, instead of by TCP: through a proxy or a tunnel, to
+    /// another address than the servers of a Cluster or Sentinel tell of themselves, or inside a test.
+    ///
+    /// It is asked for every connection, to Sentinels and to nodes of a Cluster too, and TLS is spoken over
+    /// what it makes. It has [`connect_timeout`](Self::connect_timeout), greeting included, and is dropped
+    /// when that is over. Whether it looks for peers that are gone without a word (TCP: keepalive) is its
+    /// own business; calls that are not answered end a connection all the same. Default: TCP, to the first
+    /// address of the host that answers.
+    ///
+    /// ```
+    /// use tokio::net::TcpStream;
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// // The nodes of a Cluster in containers, which know only their own network.
+    /// let storage = RedisStorage::cluster(["redis://10.0.0.1:7001"])
+    ///     .connector(|_host, port| TcpStream::connect(("127.0.0.1", port)))
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn connector<S, F>(
+        mut self,
+        connect: impl Fn(String, u16) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
+        self.address.dial = Some(Dial::new(connect));
         self
     }
 

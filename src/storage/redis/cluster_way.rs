@@ -11,13 +11,10 @@
 //! a lock that has our token takes it again with new fencing tokens, standing in the queue looks for
 //! our token first, and renewing or releasing what is not ours changes nothing.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{cluster::Cluster, cluster_map::Address, connection::Connection};
 use crate::error::{StorageError, StorageErrorKind};

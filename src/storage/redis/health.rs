@@ -7,10 +7,11 @@
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use redis::{RedisError, Value};
+use tokio::time::Instant;
 
 use super::error::ends_connection;
 

@@ -17,7 +17,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::task::AtomicWaker;
@@ -25,6 +25,7 @@ use redis::{Cmd, PushInfo, PushKind, RedisError, Value};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::oneshot,
+    time::Instant,
 };
 
 use super::{frame, health::Health, stream::Ways};

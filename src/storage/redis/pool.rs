@@ -1,13 +1,13 @@
 //! bb8's part: it has connections made, one or a few, and has them replaced when they are dead; and
 //! it says why it could not.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bb8_redis::bb8::{ErrorSink, ManageConnection, Pool};
-use tokio::sync::{Notify, futures::Notified};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
 use super::{connector::Connector, wire::Wire};
 use crate::error::{StorageError, StorageErrorKind};

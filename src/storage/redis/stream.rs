@@ -1,7 +1,7 @@
 //! A stream of bytes to a server that knows who we are.
 //!
-//! The socket is made here, and redis-rs says over it who we are and what we want (`HELLO`, `AUTH`, `SELECT`). Then the
-//! stream is taken back, for [`Pipe`](super::pipe::Pipe).
+//! The socket is made here, or by the user's own [`Dial`], and redis-rs says over it who we are and what we want (`HELLO`,
+//! `AUTH`, `SELECT`). Then the stream is taken back, for [`Pipe`](super::pipe::Pipe).
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::select_ok;
+use futures_util::future::{BoxFuture, select_ok};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, ProtocolVersion, RedisError,
     aio::MultiplexedConnection,
@@ -51,11 +51,11 @@ pub(super) async fn open(server: &Endpoint, protocol: ProtocolVersion) -> Result
 
 async fn connect(server: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
     match server.info.addr() {
-        ConnectionAddr::Tcp(host, port) => Ok(to_any_of(host, *port, Plain).await?),
+        ConnectionAddr::Tcp(host, port) => Ok(to_host(server, host, *port, Plain).await?),
         #[cfg(feature = "tls")]
         ConnectionAddr::TcpTls { host, port, .. } => {
             let tls = server.tls.clone().ok_or_else(no_way)?;
-            Ok(to_any_of(host, *port, tls).await?)
+            Ok(to_host(server, host, *port, tls).await?)
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => Ok(Box::new(tokio::net::UnixStream::connect(path).await?)),
@@ -63,12 +63,12 @@ async fn connect(server: &Endpoint) -> Result<Box<dyn Stream>, RedisError> {
     }
 }
 
-/// What is spoken over a socket.
-pub(super) trait Speak: Clone + Send {
+/// What is spoken over a stream.
+pub(super) trait Speak: Clone + Send + Sync {
     fn speak(
         &self,
         host: &str,
-        stream: TcpStream,
+        stream: impl Stream,
     ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send;
 }
 
@@ -76,8 +76,39 @@ pub(super) trait Speak: Clone + Send {
 struct Plain;
 
 impl Speak for Plain {
-    async fn speak(&self, _: &str, stream: TcpStream) -> io::Result<Box<dyn Stream>> {
+    async fn speak(&self, _: &str, stream: impl Stream) -> io::Result<Box<dyn Stream>> {
         Ok(Box::new(stream))
+    }
+}
+
+/// The user's own way to a host and a port.
+#[derive(Clone)]
+pub(super) struct Dial(Arc<dyn Fn(String, u16) -> Dialing + Send + Sync>);
+
+type Dialing = BoxFuture<'static, io::Result<Dialed>>;
+
+impl Dial {
+    pub(super) fn new<S, F>(dial: impl Fn(String, u16) -> F + Send + Sync + 'static) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
+        Self(Arc::new(move |host, port| {
+            let dialing = dial(host, port);
+            Box::pin(async move { Ok(Dialed(Box::new(dialing.await?))) })
+        }))
+    }
+}
+
+async fn to_host(
+    server: &Endpoint,
+    host: &str,
+    port: u16,
+    way: impl Speak,
+) -> io::Result<Box<dyn Stream>> {
+    match &server.dial {
+        Some(Dial(dial)) => way.speak(host, dial(host.to_owned(), port).await?).await,
+        None => to_any_of(host, port, way).await,
     }
 }
 
@@ -139,13 +170,58 @@ impl Stream for tokio::net::UnixStream {
 }
 
 #[cfg(feature = "tls")]
-impl Stream for tokio_rustls::client::TlsStream<TcpStream> {
+impl<S: Stream> Stream for tokio_rustls::client::TlsStream<S> {
     fn into_ways(self: Box<Self>) -> Ways {
-        let (read, write) = tokio::io::split(*self);
-        Ways {
-            read: Box::new(read),
-            write: Box::new(write),
-        }
+        split(*self)
+    }
+}
+
+fn split(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Ways {
+    let (read, write) = tokio::io::split(stream);
+    Ways {
+        read: Box::new(read),
+        write: Box::new(write),
+    }
+}
+
+/// A stream that the user has made.
+struct Dialed(Box<dyn Duplex>);
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+impl Stream for Dialed {
+    fn into_ways(self: Box<Self>) -> Ways {
+        split(self.0)
+    }
+}
+
+impl AsyncRead for Dialed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Dialed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

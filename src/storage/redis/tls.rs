@@ -10,7 +10,6 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -97,7 +96,7 @@ pub(super) struct Tls(Arc<ClientConfig>);
 
 impl Speak for Tls {
     /// Makes sure that it is the host that it should be.
-    async fn speak(&self, host: &str, stream: TcpStream) -> io::Result<Box<dyn Stream>> {
+    async fn speak(&self, host: &str, stream: impl Stream) -> io::Result<Box<dyn Stream>> {
         let host = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let tls = TlsConnector::from(Arc::clone(&self.0));
         Ok(Box::new(tls.connect(host, stream).await?))

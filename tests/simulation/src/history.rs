@@ -10,10 +10,6 @@ use tower_distributed_lock::HeldLock;
 
 use crate::net::HostId;
 
-/// Who waits for a lock that is free has it after so many milliseconds at most, if nothing goes
-/// wrong: a few messages later, and long before it would ask by itself.
-const SOON: u64 = 60;
-
 /// See the [module documentation](self).
 #[derive(Clone)]
 pub struct History(Arc<Mutex<State>>);
@@ -29,10 +25,8 @@ struct State {
     violations: Vec<String>,
     /// Whether the server may forget a lock that somebody has.
     forgets: bool,
-    /// Nothing goes wrong: whoever waits is served soon.
-    is_calm: bool,
-    /// For how long a process may keep a lock that another waits for.
-    kept: Option<Duration>,
+    /// If nothing goes wrong.
+    calm: Option<Calm>,
     inside: Vec<Section>,
     keys: Vec<Resource>,
     /// When each request came to the layer, as a number that grows.
@@ -62,6 +56,15 @@ impl Stats {
         self.left += other.left;
         self.faults += other.faults;
     }
+}
+
+/// What may be expected where nothing goes wrong.
+#[derive(Clone, Copy)]
+pub struct Calm {
+    /// Who waits for a lock that is free has it after so many milliseconds at most.
+    pub soon: u64,
+    /// For how long a process may keep a lock that another waits for.
+    pub kept: Duration,
 }
 
 struct Section {
@@ -112,16 +115,15 @@ impl History {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `kept`: for how long a process may keep a lock that another waits for.
-    pub fn expect(&self, forgets: bool, is_calm: bool, kept: Option<Duration>) {
+    pub fn expect(&self, forgets: bool, calm: Option<Calm>) {
         let mut state = self.state();
-        (state.forgets, state.is_calm, state.kept) = (forgets, is_calm, kept);
+        (state.forgets, state.calm) = (forgets, calm);
     }
 
     /// A process had a lock while others waited for it, for so long.
     pub fn kept(&self, time: Duration) {
         let mut state = self.state();
-        if state.kept.is_some_and(|kept| time > kept) {
+        if state.calm.is_some_and(|calm| time > calm.kept) {
             state.violated(format_args!(
                 "a lock was kept from those who waited, for {time:?}"
             ));
@@ -184,7 +186,7 @@ impl History {
         if answer == Ok(503) {
             state.stats.unavailable += 1;
         }
-        if state.is_calm && !matches!(answer, Ok(200) | Err("left")) {
+        if state.calm.is_some() && !matches!(answer, Ok(200) | Err("left")) {
             state.violated(format_args!(
                 "nothing went wrong, and request {request} had {answer:?}"
             ));
@@ -198,7 +200,7 @@ impl History {
         let remaining = lock.remaining();
         let mut state = self.state();
         let now = state.now;
-        let (forgets, is_calm) = (state.forgets, state.is_calm);
+        let (forgets, calm) = (state.forgets, state.calm);
         let arrival = state
             .arrivals
             .iter()
@@ -221,7 +223,7 @@ impl History {
             wrong = wrong.or(Some("a request was overtaken in its own process"));
         }
         let waits = now - resource.free_since.max(came);
-        if is_calm && waits > SOON {
+        if calm.is_some_and(|calm| waits > calm.soon) {
             wrong = wrong.or(Some("a request slept though the lock was free"));
         }
         if let Some(wrong) = wrong {

@@ -1,6 +1,6 @@
 //! The whole stack on a simulated network, in simulated time: HTTP clients, replicas of an axum
-//! service behind the layer, and the server that keeps their locks. Processes crash and stand
-//! still, connections break, replies are lost. What happens follows from a number, the seed.
+//! service behind the layer, and the Redis servers that keep their locks: one, or three under a
+//! Redlock. Processes crash and stand still, connections break, replies are lost. What happens follows from a number, the seed.
 //!
 //! ```text
 //! simulation --seed 123        one, with all that happens in it
@@ -10,7 +10,7 @@
 mod history;
 mod net;
 mod randomness;
-mod rpc;
+mod redis;
 mod scenario;
 mod service;
 #[cfg(test)]

@@ -349,18 +349,13 @@ impl Stream {
         }
     }
 
-    fn poll_read_some(
-        &self,
-        cx: &Context<'_>,
-        most: usize,
-        exactly: bool,
-    ) -> Poll<io::Result<Vec<u8>>> {
+    fn poll_some(&self, cx: &Context<'_>, most: usize) -> Poll<io::Result<Vec<u8>>> {
         let mut state = self.net.state();
         let end = &mut state.connections[self.connection].ends[self.end];
         if end.phase != Phase::Open {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        if end.bytes.len() >= if exactly { most } else { 1 } {
+        if !end.bytes.is_empty() {
             let count = most.min(end.bytes.len());
             return Poll::Ready(Ok(end.bytes.drain(..count).collect()));
         }
@@ -369,18 +364,6 @@ impl Stream {
         }
         end.waker = Some(cx.waker().clone());
         Poll::Pending
-    }
-
-    /// Reads so many bytes. Cancel safe.
-    ///
-    /// # Errors
-    ///
-    /// If the connection ends first.
-    pub async fn read_exactly<const N: usize>(&self) -> io::Result<[u8; N]> {
-        let bytes = poll_fn(|cx| self.poll_read_some(cx, N, true)).await?;
-        bytes
-            .try_into()
-            .map_err(|_| io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -417,7 +400,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let bytes = std::task::ready!(self.poll_read_some(cx, buffer.remaining(), false))?;
+        let bytes = std::task::ready!(self.poll_some(cx, buffer.remaining()))?;
         buffer.put_slice(&bytes);
         Poll::Ready(Ok(()))
     }

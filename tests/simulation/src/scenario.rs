@@ -20,17 +20,16 @@ use tokio::{
 use tower_distributed_lock::{LockFactory, LockOptions};
 
 use crate::{
-    history::{History, Stats},
+    history::{Calm, History, Stats},
     net::{HostId, Net, Weather},
     randomness,
-    rpc::{Frames, Server},
+    redis::Server,
     service::{self, Settings},
     world::World,
 };
 
-const SERVER: HostId = 0;
-/// So many milliseconds after a process has ended at most, the server takes it for dead.
-const UNHEARD: u64 = 80;
+/// How often a caller asks by itself where nothing goes wrong, in milliseconds.
+const INTERVAL: u64 = 300;
 
 /// What became of a simulation.
 #[derive(Clone, Debug)]
@@ -45,14 +44,14 @@ pub struct Outcome {
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// A replica stands still.
+    /// A process stands still.
     Pause(HostId, u64),
-    /// The lock server stands still.
-    ServerPause(u64),
-    /// A process ends at once, and another is started in its place after so long.
+    /// A replica ends at once, and another is started in its place after so long.
     Crash(HostId, u64),
-    /// The lock server ends, and is there again after so long.
-    ServerCrash(u64),
+    /// A lock server ends, and is there again after so long.
+    ServerCrash(HostId, u64),
+    /// A lock server forgets the scripts that it knows.
+    FlushScripts(HostId),
     /// Nothing arrives for so long, one way or both.
     Hold(HostId, HostId, u64),
     /// Connections break.
@@ -76,6 +75,9 @@ struct Request {
 /// All that follows from a seed before anything happens.
 #[derive(Debug)]
 struct Plan {
+    /// The first hosts.
+    servers: usize,
+    /// Those after them. The clients are the last.
     replicas: usize,
     keys: usize,
     is_calm: bool,
@@ -98,14 +100,22 @@ impl Plan {
         let mut random = Rng::with_seed(seed);
         let random = &mut random;
         let is_calm = seed.is_multiple_of(4);
+        let is_crowded = seed.is_multiple_of(8);
         let forgets = !is_calm && random.u32(..8) == 0;
+        let servers = if random.u32(..3) == 0 { 3 } else { 1 };
         let replicas = random.usize(2..=3);
         let keys = if random.bool() { 1 } else { 2 };
-        let clients = 1 + replicas;
+        let (server_hosts, replica_hosts) = (0..servers, servers..servers + replicas);
+        let clients = servers + replicas;
 
+        let scale = if random.u32(..4) == 0 { 4 } else { 1 };
         let (ttl, interval, wait) = match is_calm {
-            true => (600, 300, 3_000),
-            false => (random.u64(24..90), random.u64(5..40), random.u64(20..200)),
+            true => (random.u64(100..600), INTERVAL, 6_000),
+            false => (
+                random.u64(24..90) * scale,
+                random.u64(5..40) * scale,
+                random.u64(20..200) * scale,
+            ),
         };
         let max_hold = if !is_calm && random.u32(..6) == 0 {
             40
@@ -124,7 +134,9 @@ impl Plan {
         };
         let settings = Settings {
             options: options.build().unwrap(),
+            connect_timeout: ms(random.u64(60..200)),
             storage_timeout: ms(if is_calm { 1_000 } else { random.u64(12..60) }),
+            node_timeout: ms(random.u64(8..30)),
             handoff: (random.u32(1..6), ms(random.u64(1..12))),
             linger: ms(if random.u32(..4) == 0 {
                 random.u64(5..30)
@@ -140,19 +152,21 @@ impl Plan {
         let requests = (1..=random.u64(8..20)).map(|number| Request {
             number,
             at: 8 + random.u64(..span),
-            replica: random.usize(1..=replicas),
+            replica: random.usize(replica_hosts.clone()),
             key: random.usize(..keys),
             work: match random.u32(..6) {
                 0 => 0,
-                1 if !is_calm => random.u64(20..80),
+                1 if !is_calm => random.u64(20..80) * scale,
+                // Longer than a lock that is not renewed.
+                1 if !is_crowded && random.u32(..3) == 0 => random.u64(ttl..2 * ttl),
                 _ => random.u64(1..8),
             },
             patience: (random.u32(..5) == 0).then(|| random.u64(1..50)),
             panics: !is_calm && random.u32(..30) == 0,
         });
         let mut requests = Vec::from_iter(requests);
-        if seed.is_multiple_of(8) {
-            crowd_at_one(&mut requests, seed);
+        if is_crowded {
+            crowd_at_one(&mut requests, servers, seed);
         }
 
         let faults = match is_calm {
@@ -160,18 +174,20 @@ impl Plan {
             false => random.u64(2..9),
         };
         let faults = (0..faults).map(|_| {
-            let replica = random.usize(1..=replicas);
+            let server = random.usize(server_hosts.clone());
+            let replica = random.usize(replica_hosts.clone());
             let longest = if random.bool() { 20 } else { ttl + 40 };
             let time = random.u64(3..longest);
             let fault = match random.u32(..20) {
                 0..4 => Fault::Pause(replica, time),
-                4 => Fault::ServerPause(time),
+                4 => Fault::Pause(server, time),
                 5..7 => Fault::Crash(replica, time),
-                7..9 => Fault::ServerCrash(time.min(40)),
-                9..11 => Fault::Hold(replica, SERVER, time),
-                11..13 => Fault::Hold(SERVER, replica, time),
-                13..16 => Fault::Cut(replica, SERVER),
-                16..18 => Fault::Mute(replica, SERVER),
+                7..9 => Fault::ServerCrash(server, time.min(40)),
+                9..11 => Fault::Hold(replica, server, time),
+                11..13 => Fault::Hold(server, replica, time),
+                13..15 => Fault::Cut(replica, server),
+                15..17 => Fault::Mute(replica, server),
+                17 => Fault::FlushScripts(server),
                 18 => Fault::Cut(clients, replica),
                 _ => Fault::Hold(replica, clients, time),
             };
@@ -187,6 +203,7 @@ impl Plan {
         // The last fault, the longest of them, a lock that nobody gives back, and all the work.
         let end = 600 + span + 2 * (ttl + interval + lock_delay) + wait + worked + 400;
         Self {
+            servers,
             replicas,
             keys,
             is_calm,
@@ -204,6 +221,7 @@ impl Plan {
 impl Plan {
     fn print(&self) {
         let Self {
+            servers,
             replicas,
             is_calm,
             forgets,
@@ -213,7 +231,7 @@ impl Plan {
             ..
         } = self;
         println!(
-            "{replicas} replicas, calm {is_calm}, server forgets {forgets}, {weather:?}, drift {drift:?}"
+            "{servers} servers, {replicas} replicas, calm {is_calm}, server forgets {forgets}, {weather:?}, drift {drift:?}"
         );
         println!("{settings:?}");
         self.requests
@@ -226,22 +244,22 @@ impl Plan {
 }
 
 /// Most want one lock in one process, for longer than it may keep it from the others.
-fn crowd_at_one(requests: &mut Vec<Request>, seed: u64) {
+fn crowd_at_one(requests: &mut Vec<Request>, first: HostId, seed: u64) {
     let mut random = Rng::with_seed(!seed);
     let others = random.usize(1..4);
     for request in requests.iter_mut().skip(others) {
-        (request.replica, request.key, request.patience) = (1, 0, None);
+        (request.replica, request.key, request.patience) = (first, 0, None);
         (request.at, request.work) = (8 + random.u64(..6), random.u64(3..8));
     }
     for request in requests.iter_mut().take(others) {
-        (request.replica, request.key, request.patience) = (2, 0, None);
+        (request.replica, request.key, request.patience) = (first + 1, 0, None);
         request.at = 14 + random.u64(..30);
     }
     let last = requests.last().map_or(1, |last| last.number);
     requests.extend((1..16).map(|more| Request {
         number: last + more,
         at: 8 + random.u64(..6),
-        replica: 1,
+        replica: first,
         key: 0,
         work: random.u64(3..8),
         patience: None,
@@ -253,58 +271,60 @@ fn crowd_at_one(requests: &mut Vec<Request>, seed: u64) {
 struct Run {
     plan: Plan,
     world: World,
-    frames: Frames,
-    server: Option<Server>,
+    servers: Vec<Server>,
     factories: Vec<Option<LockFactory>>,
     /// What is started again, and when.
     restarts: Vec<(u64, HostId)>,
     open: Arc<AtomicUsize>,
-    /// By then the server has heard of all replicas that have ended, by their silence at least.
-    heard_at: u64,
 }
 
 impl Run {
     fn new(seed: u64, prints: bool) -> Self {
         let plan = Plan::new(seed);
-        let hosts = plan.replicas + 2;
+        let hosts = plan.servers + plan.replicas + 1;
         let history = History::new(hosts, plan.keys, prints);
-        // Where nothing goes wrong: the time that is set, a section, and a few messages.
-        let kept = plan.settings.handoff.1 + ms(8 + 5 * plan.weather.latency + 5);
-        let kept = plan.is_calm.then_some(kept);
-        history.expect(plan.forgets, plan.is_calm, kept);
+        let longest = plan.requests.iter().map(|request| request.work).max();
+        let section = longest.unwrap_or(0) + 5 * plan.weather.latency + 5;
+        let calm = Calm {
+            // A few messages, long before it would ask by itself. Where callers have split the votes of several servers,
+            // each asks again after a time of its own, up to an interval.
+            soon: 60 + if plan.servers > 1 { INTERVAL } else { 0 },
+            // The time that is set, a section, and a few messages.
+            kept: plan.settings.handoff.1 + ms(section),
+        };
+        history.expect(plan.forgets, plan.is_calm.then_some(calm));
         if prints {
             plan.print();
         }
         let net = Net::new(hosts, plan.weather, !seed);
         let mut run = Self {
             world: World::new(hosts, net, history),
-            frames: Frames::default(),
-            server: None,
+            servers: Vec::new(),
             factories: vec![None; hosts],
             restarts: Vec::new(),
-            heard_at: 0,
             open: Arc::new(AtomicUsize::new(plan.requests.len())),
             plan,
         };
-        let (net, frames) = (run.world.net.clone(), run.frames.clone());
-        let history = run.world.history.clone();
-        let server = async { Server::start(net, frames, SERVER, history) };
-        run.server = Some(run.world.start(SERVER, server));
-        if let Some((period, is_fast)) = run.plan.drift {
-            run.world.drifts(SERVER, period, is_fast);
+        let alone = run.plan.servers == 1;
+        for host in 0..run.plan.servers {
+            let (net, history) = (run.world.net.clone(), run.world.history.clone());
+            let server = async { Server::start(net, host, history, alone) };
+            let server = run.world.start(host, server);
+            run.servers.push(server);
         }
-        (1..=run.plan.replicas).for_each(|replica| run.start_replica(replica));
+        if let Some((period, is_fast)) = run.plan.drift {
+            run.world.drifts(0, period, is_fast);
+        }
+        let first = run.plan.servers;
+        (first..first + run.plan.replicas).for_each(|replica| run.start_replica(replica));
         run.start_clients();
         run
     }
 
     fn start_replica(&mut self, replica: HostId) {
-        let around = (
-            self.world.net.clone(),
-            self.frames.clone(),
-            self.world.history.clone(),
-        );
-        let program = service::start(around, replica, SERVER, &self.plan.settings);
+        let around = (self.world.net.clone(), self.world.history.clone());
+        let (servers, settings) = (self.plan.servers, &self.plan.settings);
+        let program = service::start(around, replica, servers, settings);
         let factory = self.world.start(replica, program);
         self.factories[replica] = Some(factory);
     }
@@ -312,7 +332,7 @@ impl Run {
     fn start_clients(&mut self) {
         let (net, history) = (self.world.net.clone(), self.world.history.clone());
         let (requests, open) = (self.plan.requests.clone(), Arc::clone(&self.open));
-        let host = self.plan.replicas + 1;
+        let host = self.plan.servers + self.plan.replicas;
         self.world.start(host, async {
             for request in requests {
                 let (net, history, open) = (net.clone(), history.clone(), Arc::clone(&open));
@@ -337,26 +357,22 @@ impl Run {
         self.world.history.fault(format_args!("FAULT    {fault:?}"));
         match fault {
             Fault::Pause(host, time) => self.world.pause(host, time),
-            Fault::ServerPause(time) => {
-                // What replicas have sent that are gone by then is carried out all the same.
-                self.heard_at = self.heard_at.max(now + time + UNHEARD);
-                self.world.pause(SERVER, time);
-            }
             Fault::Crash(host, time) => {
                 if self.world.is_up(host) {
-                    self.heard_at = self.heard_at.max(now + UNHEARD);
                     let quietly = self.world.net.random(2) == 0;
                     self.factories[host] = None;
-                    // A client would wait for ever; the lock server looks after itself.
-                    self.world.crash(host, |peer| peer != SERVER || !quietly);
+                    // A client would wait for ever; a server that is not told goes on publishing.
+                    let servers = self.plan.servers;
+                    self.world.crash(host, |peer| peer >= servers || !quietly);
                     self.restarts.push((now + time, host));
                 }
             }
-            Fault::ServerCrash(time) => {
+            Fault::ServerCrash(server, time) => {
                 let quietly = self.world.net.random(2) == 0;
-                self.world.net.kill(SERVER, |_| !quietly);
-                self.restarts.push((now + time, SERVER));
+                self.world.net.kill(server, |_| !quietly);
+                self.restarts.push((now + time, server));
             }
+            Fault::FlushScripts(server) => self.servers[server].flush_scripts(),
             Fault::Hold(from, to, time) => {
                 self.world.net.hold(from, to, now + time);
                 if self.world.net.random(2) == 0 {
@@ -372,24 +388,24 @@ impl Run {
         self.world
             .history
             .log(format_args!("         host {host} is there again"));
-        if host == SERVER {
-            let now = 1_000 * self.world.now;
-            self.left(|server| server.restarted(self.plan.forgets, now));
-            self.world.net.revive(SERVER);
+        if let Some(server) = self.servers.get(host) {
+            let forgets = self.plan.forgets;
+            self.world.on(host, || server.restarted(forgets));
+            self.world.net.revive(host);
         } else {
             self.start_replica(host);
         }
     }
 
-    /// Asks the server, by its own clock.
-    fn left<T: Default>(&self, ask: impl FnOnce(&Server) -> T) -> T {
-        let ask = || self.server.as_ref().map(ask).unwrap_or_default();
-        self.world.on(SERVER, ask)
+    /// What is left of locks and queues at the servers.
+    fn left(&self) -> Vec<String> {
+        let servers = self.servers.iter().enumerate();
+        let left = servers.map(|(host, server)| self.world.on(host, || server.left()));
+        left.flatten().collect()
     }
 
     fn is_over(&self) -> bool {
         self.open.load(Relaxed) == 0
-            && self.world.now >= self.heard_at
             && self.restarts.is_empty()
             && self.world.history.is_quiet()
             && self
@@ -397,10 +413,7 @@ impl Run {
                 .iter()
                 .flatten()
                 .all(|factory| factory.keys() == 0)
-            && self
-                .server
-                .as_ref()
-                .is_some_and(|server| server.held() == 0)
+            && self.left().is_empty()
     }
 
     fn run(mut self, seed: u64) -> Outcome {
@@ -428,7 +441,7 @@ impl Run {
                 history.violated(&format!("host {host} has something left: {factory:?}"));
             }
         }
-        for left in self.left(Server::left) {
+        for left in self.left() {
             history.violated(&format!("left: {left}"));
         }
         history.finish();
@@ -489,7 +502,9 @@ fn count_panics() {
         let usual = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             if SIMULATES.with_borrow(|it| *it) {
-                PANICKED.set(Some(info.to_string()));
+                PANICKED.with_borrow_mut(|it| {
+                    it.get_or_insert_with(|| info.to_string());
+                });
             } else {
                 usual(info);
             }
@@ -497,7 +512,7 @@ fn count_panics() {
     });
 }
 
-/// What the last panic on this thread said, if there was one.
+/// What the first panic on this thread said, if there was one.
 pub fn panicked() -> Option<String> {
     PANICKED.take()
 }

@@ -10,19 +10,23 @@ use axum::{
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::time::sleep;
-use tower_distributed_lock::{Clock, DistributedLockLayer, HeldLock, LockFactory, LockOptions};
+use tower_distributed_lock::{
+    Clock, DistributedLockLayer, HeldLock, LockFactory, LockOptions,
+    storage::{LockStorage, RedisStorage, Redlock},
+};
 
 use crate::{
     history::History,
     net::{HostId, Net},
-    rpc::{Frames, Remote},
 };
 
 /// What all replicas are set to.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub options: LockOptions,
+    pub connect_timeout: Duration,
     pub storage_timeout: Duration,
+    pub node_timeout: Duration,
     pub handoff: (u32, Duration),
     pub linger: Duration,
     pub lock_delay: Duration,
@@ -35,21 +39,44 @@ struct App {
     host: HostId,
 }
 
-/// Starts the service on the runtime of its host.
-pub async fn start(
-    (net, frames, history): (Net, Frames, History),
-    host: HostId,
-    server: HostId,
-    settings: &Settings,
-) -> LockFactory {
-    let storage = Remote::start(net.clone(), frames, host, server);
+/// The locks of a process on the host `from`, in the server on the host `to`.
+pub fn storage(net: &Net, from: HostId, to: HostId, connect_timeout: Duration) -> RedisStorage {
+    let net = net.clone();
+    let builder = RedisStorage::builder(format!("redis://{to}"))
+        .connector(move |_, _| {
+            let net = net.clone();
+            async move { net.connect(from, to).await }
+        })
+        .connect_timeout(connect_timeout);
+    builder.connect_lazily().unwrap()
+}
+
+fn factory(storage: impl LockStorage, settings: &Settings) -> LockFactory {
     let builder = LockFactory::builder(storage)
         .clock(Clock::tokio())
         .storage_timeout(settings.storage_timeout)
         .handoff_limit(settings.handoff.0, settings.handoff.1)
         .linger(settings.linger)
         .lock_delay(settings.lock_delay);
-    let factory = builder.build().unwrap();
+    builder.build().unwrap()
+}
+
+/// Starts the service on the runtime of its host, with its locks in the servers `0..servers`.
+pub async fn start(
+    (net, history): (Net, History),
+    host: HostId,
+    servers: usize,
+    settings: &Settings,
+) -> LockFactory {
+    let storage = |server| storage(&net, host, server, settings.connect_timeout);
+    let factory = if servers == 1 {
+        factory(storage(0), settings)
+    } else {
+        let nodes = (0..servers).map(storage);
+        let redlock = nodes.fold(Redlock::builder(), |builder, node| builder.node(node));
+        let redlock = redlock.node_timeout(settings.node_timeout);
+        factory(redlock.build().unwrap(), settings)
+    };
     let arrivals = history.clone();
     let key = move |request: &Request| {
         arrivals.arrived(number(request.headers(), "x-request"));

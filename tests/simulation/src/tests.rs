@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, env, sync::Mutex};
+use std::{collections::BTreeMap, env, sync::Mutex, time::Duration};
 
 use futures_util::FutureExt;
 use tower_distributed_lock::storage::conformance;
@@ -6,8 +6,9 @@ use tower_distributed_lock::storage::conformance;
 use crate::{
     history::History,
     net::{Net, Weather},
-    rpc::{Frames, Remote, Server},
+    redis::Server,
     scenario::{alone, panicked, run, run_all},
+    service::storage,
     world::World,
 };
 
@@ -67,12 +68,11 @@ fn the_storage_of_the_simulation_keeps_the_contract() {
         let net = Net::new(2, weather, 1);
         let history = History::new(2, 1, false);
         let mut world = World::new(2, net.clone(), history.clone());
-        let frames = Frames::default();
-        let server = async { Server::start(net.clone(), frames.clone(), 0, history) };
+        let server = async { Server::start(net.clone(), 0, history, true) };
         world.start(0, server);
         let mut checked = world.start(1, async {
             tokio::spawn(async move {
-                conformance::check(Remote::start(net, frames, 1, 0)).await;
+                conformance::check(storage(&net, 1, 0, Duration::from_secs(1))).await;
             })
         });
         while !checked.is_finished() {
