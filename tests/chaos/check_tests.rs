@@ -3,7 +3,7 @@
 use libtest_mimic::Trial;
 
 use super::{
-    check::{Fault, Findings, History, check},
+    check::{Fault, Findings, History, check, passed},
     client::{FENCED, PLAIN},
     record::{End, Line, Write},
 };
@@ -75,6 +75,8 @@ pub fn trials() -> Vec<Trial> {
         what_a_flush_explains_is_told_apart,
         what_a_flush_does_not_explain_is_a_violation,
         tokens_have_to_grow,
+        who_is_served_while_another_waits_is_counted,
+        what_a_fault_comes_between_is_not_counted_together,
         no_token_is_given_twice,
         a_lost_update_is_a_violation_if_nobody_was_told,
         a_late_update_over_that_of_a_second_holder_is_excused_with_the_second_holder,
@@ -260,4 +262,27 @@ fn lines_are_read_as_they_were_written() {
         assert_eq!(text.parse(), Ok(line));
     }
     assert!("still p1".parse::<Line>().is_err());
+}
+
+/// How many were served while the last of them waited, from 5 until 100.
+fn served_meanwhile(disturbed: impl Fn(u64) -> bool) -> usize {
+    let mut waits = stay("waits", PLAIN, (100, 101), 9);
+    if let Line::In { asked, .. } = &mut waits[0] {
+        *asked = 5;
+    }
+    let before = stay("before", PLAIN, (1, 9), 1);
+    let others = [10, 20, 30].map(|at| stay(&at.to_string(), PLAIN, (at, at + 1), at));
+    let elsewhere = stay("elsewhere", FENCED, (40, 50), 40);
+    let lines = [&[before, waits, elsewhere], &others[..]].concat();
+    let lines: Vec<_> = lines.concat().into_iter().map(|line| (0, line)).collect();
+    passed(&History::of(&lines).stays, disturbed)
+}
+
+fn who_is_served_while_another_waits_is_counted() {
+    assert_eq!(served_meanwhile(|_| false), 3);
+}
+
+fn what_a_fault_comes_between_is_not_counted_together() {
+    assert_eq!(served_meanwhile(|at| at == 20), 1);
+    assert_eq!(served_meanwhile(|at| at == 30), 2);
 }

@@ -22,17 +22,14 @@ pub enum Sabotage {
     SameTokens,
     /// The lock is never given back.
     NoReleases,
-    /// Nobody stands in a queue.
-    NoQueue,
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 4] = [
         Self::DeafRenewals,
         Self::BlindReleases,
         Self::SameTokens,
         Self::NoReleases,
-        Self::NoQueue,
     ];
 
     pub fn from_name(name: &str) -> Option<Self> {
@@ -49,11 +46,7 @@ pub struct Sabotaged {
 
 impl LockStorage for Sabotaged {
     async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
-        let mut request = request.clone();
-        if self.how == Sabotage::NoQueue {
-            request.queue = None;
-        }
-        let reply = self.storage.acquire(&request).await?;
+        let reply = self.storage.acquire(request).await?;
         Ok(match reply {
             AcquireReply::Granted { .. } if self.how == Sabotage::SameTokens => {
                 let block = FencingBlock { first: 7, count: 1 };
