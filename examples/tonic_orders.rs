@@ -132,7 +132,7 @@ async fn fulfil(
     // The metadata is the client's word, as the message is. Who names one order there and another
     // here would work on the other without its lock.
     let key = order_key(order).map_err(|error| Status::internal(error.to_string()))?;
-    if key.as_str() != lock.key() {
+    if key != lock.key() {
         let why = "the message names another order than the metadata";
         return Err(Status::invalid_argument(why));
     }

@@ -79,8 +79,7 @@ async fn transfer(
 /// Each lock has a fencing token of its own.
 fn token_of(locks: &HeldLock, id: u64) -> u64 {
     let key = account_key(id).ok();
-    let is_ours = |lock: &HeldLock| key.as_ref().is_some_and(|key| key.as_str() == lock.key());
-    let lock = locks.each().find(is_ours);
+    let lock = locks.each().find(|lock| key == Some(lock.key()));
     lock.and_then(|lock| lock.fencing_token()).unwrap_or(0)
 }
 

@@ -9,7 +9,7 @@ use std::{fmt, ops::Add, time::Duration};
 pub(crate) struct Timestamp(u64);
 
 impl Timestamp {
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, tower_distributed_lock_fuzzing))]
     pub(crate) const ORIGIN: Self = Self(0);
 
     /// After all others.
@@ -82,12 +82,14 @@ enum Source {
 impl Clock {
     /// The machine's monotonic clock, suspend included (`CLOCK_BOOTTIME` on Linux and Android,
     /// `CLOCK_MONOTONIC` on Apple systems; elsewhere the monotonic clock of the standard library).
+    /// The default of a [`LockFactory`](crate::LockFactory) and of a
+    /// [`MemoryStorage`](crate::storage::MemoryStorage).
     pub const fn system() -> Self {
         Self(Source::System)
     }
 
-    /// Tokio's clock, which stands still while it is paused. For tests and simulations: it does not
-    /// count suspend.
+    /// Tokio's clock, which stands still while it is paused. For tests, as in the [example](Clock),
+    /// and simulations: it does not count suspend.
     pub fn tokio() -> Self {
         Self(Source::Tokio {
             origin: tokio::time::Instant::now(),

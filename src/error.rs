@@ -27,7 +27,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
-/// An error of any type.
+/// An error of any type, such as a [key function](crate::middleware::key::KeyFunction) may return.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why a lock was not obtained. The [module documentation](self) has an example.
@@ -51,7 +51,8 @@ pub enum LockError {
     Lost(LossReason),
 }
 
-/// Somebody else held the lock for as long as the caller was ready to wait.
+/// Somebody else held the lock for as long as the caller was ready to wait. The
+/// [module documentation](self) has an example.
 #[doc(alias = "FailedToObtainKey")]
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("the lock was not obtained: waited {waited:?}, asked the storage {attempts} times{}", Holder(*.holder_ttl))]
@@ -93,7 +94,8 @@ pub struct TooManyWaiters {
     pub holder_ttl: Option<Duration>,
 }
 
-/// What a limit on waiters counts.
+/// What a limit on waiters counts. [`LockFactoryBuilder::max_waiters`](crate::LockFactoryBuilder::max_waiters)
+/// has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WaiterScope {
@@ -149,19 +151,21 @@ pub enum StorageErrorKind {
 }
 
 impl StorageErrorKind {
-    /// Whether asking again may help.
+    /// Whether asking again may help, as it may where the storage is away. The
+    /// [module documentation](self) has an example.
     pub fn is_transient(self) -> bool {
         matches!(self, Self::Unavailable | Self::Timeout)
     }
 }
 
 impl StorageError {
-    /// An error without a cause.
+    /// An error without a cause. One [with a cause](Self::with_source) says more to operators.
     pub fn new(kind: StorageErrorKind) -> Self {
         Self { kind, source: None }
     }
 
-    /// An error with a cause. The cause is shown to operators: keep secrets out of it.
+    /// An error with a cause, as in the [example](StorageError). The cause is shown to operators: keep
+    /// secrets out of it.
     pub fn with_source(kind: StorageErrorKind, source: impl Into<BoxError>) -> Self {
         Self {
             kind,
@@ -175,7 +179,8 @@ impl StorageError {
         self.source.as_ref()?.downcast_ref()
     }
 
-    /// What kind of failure this is.
+    /// What kind of failure this is; the [module documentation](self) looks whether it is
+    /// [transient](StorageErrorKind::is_transient).
     pub fn kind(&self) -> StorageErrorKind {
         self.kind
     }

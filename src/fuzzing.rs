@@ -1,5 +1,5 @@
 //! Doors to what is private, for the fuzz targets in `tests/fuzz`: each takes bytes and panics if
-//! a promise is broken. Compiled only with `--cfg fuzzing`; no part of the crate for anybody else.
+//! a promise is broken. Compiled only with `--cfg tower_distributed_lock_fuzzing`; no part of the crate for anybody else.
 
 #![allow(clippy::unwrap_used, reason = "a panic is a verdict")]
 

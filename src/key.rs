@@ -97,8 +97,8 @@ impl LockKey {
         Ok(Self(encoded.finish()))
     }
 
-    /// Takes a key as it is stored, as [`LockKey::as_str`] and
-    /// [`LockInfo::key`](crate::inspect::LockInfo::key) have it, and does not encode it again.
+    /// Takes a key as it is stored, as [`LockKey::as_str`] and the dashboard's JSON have it, and does
+    /// not encode it again.
     ///
     /// ```
     /// use tower_distributed_lock::LockKey;
@@ -118,7 +118,7 @@ impl LockKey {
         Ok(Self(encoded.into()))
     }
 
-    /// The key as it is stored, without the prefix.
+    /// The key as it is stored: [encoded](LockKey#encoding), without the prefix.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -337,6 +337,19 @@ impl Default for KeyPrefix {
 
 /// The full name of a lock in a storage: `prefix:key`, encoded. A [`LockStorage`](crate::storage::LockStorage) is asked by
 /// it; [`LockKey`] is the part that users choose.
+///
+/// A storage finds it in each request, and an [`Inbox`](crate::storage::Inbox) makes it of what comes in a message:
+///
+/// ```
+/// use tower_distributed_lock::storage::Inbox;
+///
+/// let inbox = Inbox::new(7, "shop".into(), |_message| {});
+/// let name = inbox.name("shop:orders/42").ok_or("a lock of another factory")?;
+/// assert_eq!(name.as_str(), "shop:orders/42");
+/// assert_eq!((name.prefix(), name.key()), ("shop", "orders/42"));
+/// assert_eq!(name.companion("queue"), "{shop:orders/42}:queue");
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct LockName {
     name: Text,
@@ -344,25 +357,30 @@ pub struct LockName {
 }
 
 impl LockName {
-    /// The name under which the lock is stored.
+    /// The whole name, under which the lock is stored, as in the [example](Self).
     pub fn as_str(&self) -> &str {
         &self.name
     }
 
-    /// The key alone, encoded, without the prefix.
+    /// The [key](LockKey) alone, encoded, without the prefix.
     pub fn key(&self) -> &str {
         &self.name[self.key_at..]
     }
 
-    /// The prefix alone.
+    /// The [prefix](crate::LockFactoryBuilder::key_prefix) alone.
     pub fn prefix(&self) -> &str {
         &self.name[..self.key_at - 1]
     }
 
-    /// The name of something that belongs to this lock: `{prefix:key}:what`. The braces put it into
-    /// the lock's own slot in Redis Cluster, and no lock has a name with braces.
+    /// The name of something that belongs to this lock, as the `queue` in the [example](Self):
+    /// `{prefix:key}:what`. The braces put it into the lock's own slot in Redis Cluster, and no lock
+    /// has a name with braces.
     pub fn companion(&self, what: &str) -> String {
         ["{", &self.name, "}:", what].concat()
+    }
+
+    pub(crate) fn to_key(&self) -> LockKey {
+        LockKey(self.key().into())
     }
 
     pub(crate) fn parse(prefix: &str, name: &str) -> Option<Self> {

@@ -11,7 +11,7 @@ pub mod dashboard;
 pub mod error;
 #[cfg(test)]
 mod explorer;
-#[cfg(fuzzing)]
+#[cfg(tower_distributed_lock_fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(any(doc, doctest))]

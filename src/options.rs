@@ -42,7 +42,7 @@ impl LockOptions {
     /// The longest ttl, interval, wait and hold.
     pub const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-    /// Starts from the defaults.
+    /// Starts from the [defaults](LockOptions).
     pub fn builder() -> LockOptionsBuilder {
         LockOptionsBuilder {
             options: Self::default(),
@@ -76,7 +76,7 @@ impl LockOptions {
     }
 
     /// How long the storage keeps the lock when nothing is heard of its holder. A holder that lives
-    /// has its lock renewed in the background every third of this.
+    /// has its lock renewed in the background every third of this. See [`LockOptionsBuilder::ttl`].
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
@@ -104,6 +104,17 @@ impl LockOptions {
 
     /// These options, for a caller who has no more than `limit` left to wait. With 0 the lock is
     /// had at once or not at all.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::LockOptions;
+    ///
+    /// let options = LockOptions::default();
+    /// assert_eq!(options.max_wait(), Duration::from_secs(3));
+    /// assert_eq!(options.within(Duration::from_secs(1)).max_wait(), Duration::from_secs(1));
+    /// // It makes no wait longer.
+    /// assert_eq!(options.within(Duration::from_secs(60)), options);
+    /// ```
     #[must_use]
     pub fn within(self, limit: Duration) -> Self {
         Self {
@@ -145,19 +156,44 @@ impl LockOptionsBuilder {
     /// Short: a crashed holder blocks others for less long. Long: the lock survives longer pauses
     /// of the holder and of the storage. The holder itself counts on a little less: 1 % and 2 ms
     /// are kept back for clocks that run at different rates.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::{LockOptions, error::InvalidOptions};
+    ///
+    /// let options = LockOptions::builder().ttl(Duration::from_secs(60)).build()?;
+    /// assert_eq!(options.ttl(), Duration::from_secs(60));
+    ///
+    /// let too_short = LockOptions::builder().ttl(Duration::from_millis(9)).build();
+    /// assert_eq!(too_short, Err(InvalidOptions::Ttl));
+    /// # Ok::<(), InvalidOptions>(())
+    /// ```
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.options.ttl = ttl;
         self
     }
 
     /// How many intervals the caller waits before it gives up. Default 3. With 0 the lock is had at
-    /// once or not at all.
+    /// once or not at all. `retries` × `interval` is at most 24 h.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::LockOptions;
+    ///
+    /// let patient = LockOptions::builder().retries(30).interval(Duration::from_secs(2)).build()?;
+    /// assert_eq!(patient.max_wait(), Duration::from_secs(60));
+    ///
+    /// let at_once = LockOptions::builder().retries(0).build()?;
+    /// assert_eq!(at_once.max_wait(), Duration::ZERO);
+    /// # Ok::<(), tower_distributed_lock::error::InvalidOptions>(())
+    /// ```
     pub fn retries(mut self, retries: u32) -> Self {
         self.options.retries = retries;
         self
     }
 
-    /// How often a lock that another process holds is asked for. Default 1 s; from 1 ms to 24 h.
+    /// How often a lock that another process holds is asked for; together with
+    /// [`retries`](Self::retries) it is how long the caller waits. Default 1 s; from 1 ms to 24 h.
     ///
     /// Waiters do not poll where wake-ups arrive: this is for wake-ups that are lost, and for
     /// storages and holders that send none. Of all waiters of a process only the first asks.
@@ -169,9 +205,9 @@ impl LockOptionsBuilder {
     /// How long one holder may keep the lock by background renewal. Default 5 min; from 10 ms to 24
     /// h.
     ///
-    /// A holder that has not finished by then loses the lock as if it had expired. Without this
-    /// bound a handler that hangs, or a connection whose end is never noticed, would hold its key
-    /// for ever.
+    /// A holder that has not finished by then loses the lock as if it had expired, as in the example
+    /// of [`Clock`](crate::Clock). Without this bound a handler that hangs, or a connection whose end
+    /// is never noticed, would hold its key for ever.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.options.max_hold = max_hold;
         self

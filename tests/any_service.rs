@@ -74,7 +74,7 @@ async fn a_worker_has_its_lock_and_rejections_are_its_own_error() {
         .layer(layer)
         .service(service_fn(async |job: Job| {
             let lock = job.lock.ok_or(JobError::Failed)?;
-            Ok::<_, JobError>((lock.key().to_owned(), lock.is_held()))
+            Ok::<_, JobError>((lock.key().to_string(), lock.is_held()))
         }));
     let done = worker.clone().oneshot(job(7)).await.unwrap();
     assert_eq!(done, ("accounts/7".to_owned(), true));

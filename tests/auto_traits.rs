@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Response};
 use tower::util::ServiceFn;
 use tower_distributed_lock::{
     Clock, DistributedLockLayer, HeldLock, Lock, LockFactory, LockFactoryBuilder, LockFuture,
@@ -33,12 +34,15 @@ use tower_distributed_lock::{
     },
     inspect::{ForceReleased, LockInfo, LockInspector, Process, Snapshot, Waiting},
     middleware::{
-        DefaultOnAcquired, DefaultOnReject, DistributedLock, FencingHeader, HeldBody,
-        HoldToBodyEnd, HoldToHead, MissingLock, NoHeldLock, OnLoss, OnStorageFailure,
-        ProblemContext, ProblemDetails, Protocol, RejectWithError, Rejection, RequestKey,
-        RequestLock, ServerTiming,
+        DefaultOnAcquired, DefaultOnReject, DistributedLock, FencingHeader, HeldBody, Hold,
+        HoldToBodyEnd, HoldToHead, MissingLock, NoHeldLock, OnAcquired, OnLoss, OnReject,
+        OnStorageFailure, ProblemContext, ProblemDetails, Protocol, RejectWithError, Rejection,
+        RequestKey, RequestLock, ServerTiming,
         future::ResponseFuture,
-        key::{Extracted, Header, HeaderError, KeyRejected, Metadata, PathParams, PathParamsError},
+        key::{
+            Extracted, Header, HeaderError, KeyFunction, KeyRejected, Metadata, PathParams,
+            PathParamsError,
+        },
     },
     storage::{
         AcquireReply, AcquireRequest, FencingBlock, Inbox, LockName, LockOwner, LockRecord,
@@ -244,6 +248,23 @@ fn futures(
 #[allow(dead_code, reason = "it has to compile")]
 fn unlocking(guard: LockGuard, set: LockSetGuard) -> [Box<dyn Send>; 2] {
     [Box::new(guard.unlock()), Box::new(set.unlock())]
+}
+
+/// Those that are for users to write can be put into a box.
+#[allow(dead_code, reason = "it has to compile")]
+struct Boxed<'a> {
+    key: Box<dyn KeyFunction<Request<()>>>,
+    reject: Box<dyn OnReject<Request<()>, Response<()>, BoxError, Context = Protocol>>,
+    acquired: Box<dyn OnAcquired<Request<()>>>,
+    hold: Box<dyn Hold<Response<()>>>,
+    keys_of_a_set: Box<dyn Iterator<Item = LockKey> + Send + 'a>,
+    locks_of_a_request: Box<dyn Iterator<Item = HeldLock> + Send + 'a>,
+}
+
+#[allow(dead_code, reason = "it has to compile")]
+fn iterators<'a>(boxed: &mut Boxed<'a>, set: &'a LockSet, held: &'a HeldLock) {
+    boxed.keys_of_a_set = Box::new(set.keys());
+    boxed.locks_of_a_request = Box::new(held.each());
 }
 
 fn public_types(folder: &Path, types: &mut Vec<String>) {

@@ -340,7 +340,7 @@ mod end {
         let mut other = client.clone();
         let saying = tokio::spawn(async move { client.say(to_account(text("hello"))).await });
         let call = world.call().await;
-        assert_eq!(call.lock.as_ref().unwrap().key(), "account/7");
+        assert_eq!(call.lock.as_ref().unwrap().key().as_str(), "account/7");
         let denied = other.say(to_account(text("hello"))).await.unwrap_err();
         assert_eq!(denied.code(), Code::Aborted);
         assert_eq!(denied.message(), "the resource is locked");

@@ -63,7 +63,7 @@ use crate::{
 
 /// What a waiter wants, and how it is woken. `W` is the driver's way to wake it.
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 struct Waiter<W> {
     ttl: Duration,
     max_hold: Duration,
@@ -74,7 +74,7 @@ struct Waiter<W> {
 }
 
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 enum Phase {
     /// This process neither owns the key nor asks for it.
     Idle,
@@ -122,7 +122,7 @@ struct Open {
 }
 
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 struct Held {
     lease: Lease,
     turn: Option<Turn>,
@@ -171,7 +171,7 @@ struct Turn {
 
 /// See the [module documentation](self).
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 pub(crate) struct KeyState<W> {
     queue: Queue<Waiter<W>>,
     phase: Phase,
@@ -1251,12 +1251,12 @@ impl<W> KeyState<W> {
     }
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, tower_distributed_lock_fuzzing))]
 #[cfg_attr(
-    fuzzing,
+    tower_distributed_lock_fuzzing,
     allow(dead_code, unused_imports, reason = "only its world is fuzzed")
 )]
 #[path = "key_state_tests.rs"]
 mod tests;
-#[cfg(fuzzing)]
+#[cfg(tower_distributed_lock_fuzzing)]
 pub(crate) use tests::live;

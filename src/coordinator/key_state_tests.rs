@@ -2604,7 +2604,7 @@ fn a_storage_that_cannot_fence_costs_no_lease_and_gives_no_token() {
 /// and replies get lost.
 #[path = "key_state_world.rs"]
 mod world;
-#[cfg(fuzzing)]
+#[cfg(tower_distributed_lock_fuzzing)]
 pub(crate) use world::live;
 
 // --- an idle lease -------------------------------------------------------------------------------

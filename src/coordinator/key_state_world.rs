@@ -1622,7 +1622,7 @@ impl Process {
 
 /// The same world, and what happens in it by bytes: one for its kind, one for its drift, and then each
 /// event by some.
-#[cfg(fuzzing)]
+#[cfg(tower_distributed_lock_fuzzing)]
 pub(crate) fn live(data: &[u8]) {
     let mut bytes = data.iter().copied();
     let (Some(flags), Some(drift)) = (bytes.next(), bytes.next()) else {
@@ -1654,7 +1654,7 @@ pub(crate) fn live(data: &[u8]) {
     world.settle();
 }
 
-#[cfg(fuzzing)]
+#[cfg(tower_distributed_lock_fuzzing)]
 impl Event {
     fn from_bytes(bytes: &mut impl Iterator<Item = u8>) -> Option<Self> {
         let what = bytes.next()?;

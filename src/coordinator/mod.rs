@@ -51,7 +51,7 @@ use tokio::{
     time::timeout,
 };
 
-#[cfg(fuzzing)]
+#[cfg(tower_distributed_lock_fuzzing)]
 pub(crate) use self::key_state::live;
 pub(crate) use self::{acquire::Acquire, inquiry::Account};
 use self::{

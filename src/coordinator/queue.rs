@@ -10,7 +10,7 @@ use slab::Slab;
 pub(crate) struct Place(usize);
 
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 struct Node<T> {
     item: T,
     before: Option<usize>,
@@ -19,7 +19,7 @@ struct Node<T> {
 
 /// Nodes by their number.
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 struct Nodes<T> {
     /// Number 0.
     one: Option<Node<T>>,
@@ -76,7 +76,7 @@ impl<T> Nodes<T> {
 }
 
 #[derive(Debug)]
-#[cfg_attr(any(test, fuzzing), derive(Clone))]
+#[cfg_attr(any(test, tower_distributed_lock_fuzzing), derive(Clone))]
 pub(crate) struct Queue<T> {
     nodes: Nodes<T>,
     ends: Option<(usize, usize)>,

@@ -17,6 +17,7 @@ use crate::{
         table::Cell,
     },
     error::LossReason,
+    key::LockName,
     storage::OwnerToken,
     sync::{
         Arc, Mutex, PoisonError,
@@ -105,8 +106,8 @@ impl Turn {
         self.coordinator.clock.now().since(self.since)
     }
 
-    pub(crate) fn key(&self) -> &str {
-        self.cell.name.key()
+    pub(crate) fn name(&self) -> &LockName {
+        &self.cell.name
     }
 
     /// How long its holder waited for it.
@@ -138,7 +139,7 @@ impl Turn {
             observed.lost(reason);
             span = observed.span();
         }
-        observe::warn_of_loss(span, self.key(), reason);
+        observe::warn_of_loss(span, self.name().key(), reason);
     }
 
     /// The lock's span, until it is given back.
@@ -208,7 +209,7 @@ impl Deref for Turn {
 impl fmt::Debug for Turn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Turn")
-            .field("key", &self.key())
+            .field("key", &self.name().key())
             .field("signal", &self.signal)
             .finish_non_exhaustive()
     }

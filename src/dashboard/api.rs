@@ -247,7 +247,7 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
 impl<'a> From<&'a LockInfo> for LockJson<'a> {
     fn from(lock: &'a LockInfo) -> Self {
         Self {
-            key: &lock.key,
+            key: lock.key.as_str(),
             holder: ProcessJson::from(&lock.holder),
             ttl_ms: lock.ttl.map(ms),
             held_ms: lock.held_for.map(ms),

@@ -147,14 +147,21 @@ impl Dashboard {
         }
     }
 
-    /// Lets whoever reaches the page take locks away. Without it there is no route for that, and no
-    /// button.
+    /// Lets whoever reaches the page take locks away, so [protect it](self). Without it there is no
+    /// route for that, and no button.
     pub fn allow_release(mut self) -> Self {
         self.allow_release = true;
         self
     }
 
     /// How many locks are shown at most. Default 1,000. If there are more, the page says so.
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use tower_distributed_lock::{LockFactory, dashboard::Dashboard, storage::MemoryStorage};
+    /// # let locks = LockFactory::new(MemoryStorage::new());
+    /// let dashboard: Router = Dashboard::new(locks.inspector()).limit(100).router();
+    /// ```
     pub fn limit(mut self, locks: usize) -> Self {
         self.limit = locks;
         self

@@ -15,7 +15,7 @@
 //! for lock in &snapshot.locks {
 //!     println!("{} is held by {:?} for {:?}", lock.key, lock.holder.label, lock.held_for);
 //! }
-//! assert_eq!(snapshot.locks[0].key, "orders/42");
+//! assert_eq!(snapshot.locks[0].key.as_str(), "orders/42");
 //! assert_eq!(snapshot.locks[0].fencing_token, guard.fencing_token());
 //! # drop(guard);
 //! # Ok(())
@@ -337,7 +337,7 @@ impl LockInspector {
             waiters.push(waiting(this));
         }
         LockInfo {
-            key: record.name.key().to_owned(),
+            key: record.name.to_key(),
             holder: holder.map_or_else(Process::silent, process),
             ttl: record.ttl,
             held_for: of_this_grant.and_then(|said| said.held_for),

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::key::LockKey;
+
 /// The locks of a storage at one moment, as far as it could be found out. See
 /// [`LockInspector::locks`](crate::inspect::LockInspector::locks).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,9 +19,8 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockInfo {
-    /// The key, encoded, without the prefix:
-    /// [`LockKey::from_encoded`](crate::LockKey::from_encoded) reads it.
-    pub key: String,
+    /// The key, without the prefix.
+    pub key: LockKey,
     /// The process that has it.
     pub holder: Process,
     /// How long the lock lasts if it is not renewed, also if its process ends now. `None`: it never

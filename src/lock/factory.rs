@@ -49,7 +49,7 @@ impl LockFactory {
         builder.finish(KeyPrefix::default())
     }
 
-    /// A factory with settings of your own.
+    /// A factory with settings of your own: see [`LockFactoryBuilder`].
     pub fn builder<S: LockStorage>(storage: S) -> LockFactoryBuilder<S> {
         LockFactoryBuilder {
             storage,
@@ -171,11 +171,30 @@ impl LockFactory {
 
     /// How many keys this factory has to do with now: held, lingering, waited for, or being
     /// released.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// let report = factory.create_lock("report")?;
+    ///
+    /// let guard = report.lock(LockOptions::default()).await?;
+    /// let waiter = tokio::spawn(report.lock(LockOptions::default()));
+    /// tokio::task::yield_now().await;
+    /// assert_eq!((factory.keys(), factory.waiters()), (1, 1));
+    ///
+    /// drop(guard);
+    /// drop(waiter.await?);
+    /// assert_eq!((factory.keys(), factory.waiters()), (0, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn keys(&self) -> usize {
         self.coordinator.keys()
     }
 
-    /// How many callers wait for a lock of this factory now.
+    /// How many callers wait for a lock of this factory now. [`keys`](Self::keys) has an example.
     pub fn waiters(&self) -> usize {
         self.coordinator.waiters()
     }
@@ -217,13 +236,29 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// What the names of the locks start with in the storage, before a `:`. Default
     /// `distributed-locks`; 1 to 64 ASCII letters, digits, `-`, `_`, `.` or `/`. All processes that
     /// exclude each other use the same.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let storage = MemoryStorage::new();
+    /// let shop = LockFactory::builder(storage.clone()).key_prefix("shop").build()?;
+    /// let bank = LockFactory::builder(storage).key_prefix("bank").build()?;
+    ///
+    /// let _guard = shop.create_lock("accounts/7")?.lock(LockOptions::default()).await?;
+    /// // Another lock: `bank:accounts/7`.
+    /// assert!(bank.create_lock("accounts/7")?.try_lock(LockOptions::default()).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long one call of the storage may take. Default 1 s. A caller that gives up earlier does
-    /// not wait for it.
+    /// How long one call of the storage may take. Default 1 s; at most 24 h. A caller that gives up
+    /// earlier does not wait for it. If it is more than a third of the
+    /// [ttl](crate::LockOptionsBuilder::ttl), a renewal that hangs leaves no time for another.
     pub fn storage_timeout(mut self, timeout: Duration) -> Self {
         self.limits.storage_timeout = timeout;
         self
@@ -237,6 +272,29 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     }
 
     /// How many callers may wait in all, those that are asking included. Default 100,000.
+    ///
+    /// ```
+    /// use tower_distributed_lock::{
+    ///     LockFactory, LockOptions,
+    ///     error::{LockError, WaiterScope},
+    ///     storage::MemoryStorage,
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let factory = LockFactory::builder(MemoryStorage::new()).max_waiters(1).build()?;
+    /// let report = factory.create_lock("report")?;
+    /// let _guard = report.lock(LockOptions::default()).await?;
+    /// let _waiter = tokio::spawn(report.lock(LockOptions::default()));
+    /// tokio::task::yield_now().await;
+    ///
+    /// match factory.create_lock("import")?.lock(LockOptions::default()).await {
+    ///     Err(LockError::TooManyWaiters(error)) => assert_eq!(error.scope, WaiterScope::Factory),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_waiters(mut self, waiters: usize) -> Self {
         self.limits.waiters = waiters;
         self
@@ -317,6 +375,14 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
 
     /// A name for this factory in metrics: the value of the label `factory` of all that it counts.
     /// Default: there is no such label. For a process with more than one factory.
+    ///
+    /// ```
+    /// use tower_distributed_lock::{LockFactory, storage::MemoryStorage};
+    ///
+    /// let orders = LockFactory::builder(MemoryStorage::new()).metrics_name("orders").build()?;
+    /// // distributed_lock_waiters{factory="orders"} 0
+    /// # Ok::<(), tower_distributed_lock::error::InvalidSettings>(())
+    /// ```
     #[cfg(feature = "metrics")]
     #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
     pub fn metrics_name(mut self, name: impl Into<std::borrow::Cow<'static, str>>) -> Self {

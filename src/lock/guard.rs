@@ -11,6 +11,7 @@ use std::{
 use crate::{
     coordinator::{key_events::Ended, release::Release, signal::Holding, turn::Turn},
     error::{LossReason, StorageError},
+    key::LockKey,
     storage::ReleaseReply,
 };
 
@@ -94,16 +95,47 @@ impl LockGuard {
     }
 
     /// Whether the lock can be relied on at this moment.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # async fn import(_page: u32) {}
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let factory = LockFactory::new(MemoryStorage::new());
+    /// let guard = factory.create_lock("import")?.lock(LockOptions::default()).await?;
+    /// for page in 1..=3 {
+    ///     if !guard.is_held() {
+    ///         return Err(format!("the lock was lost before page {page}").into());
+    ///     }
+    ///     import(page).await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn is_held(&self) -> bool {
         self.turn.look() == Holding::Held
     }
 
     /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # async fn pay() {}
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let factory = LockFactory::new(MemoryStorage::new());
+    /// let guard = factory.create_lock("orders/42")?.lock(LockOptions::default()).await?;
+    /// // Given up before the lock can be somebody else's, whatever becomes of the renewals.
+    /// tokio::time::timeout(guard.remaining(), pay()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn remaining(&self) -> Duration {
         self.turn.remaining()
     }
 
-    /// Resolves when the lock is lost.
+    /// Resolves when the lock is lost. [`LockGuard`] has an example;
+    /// [`MemoryStorage::clear`](crate::storage::MemoryStorage::clear) one of a test in which that happens.
     ///
     /// # Cancel safety
     ///
@@ -112,9 +144,9 @@ impl LockGuard {
         self.turn.lost().await
     }
 
-    /// The key, encoded.
-    pub fn key(&self) -> &str {
-        self.turn.key()
+    /// The key. [`LockKey::as_str`] is its text, [encoded](LockKey#encoding).
+    pub fn key(&self) -> LockKey {
+        self.turn.name().to_key()
     }
 
     /// The fencing token: a number below 2^53, greater than that of every holder of this key

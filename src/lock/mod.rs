@@ -26,7 +26,7 @@ pub use self::{
 use crate::{
     coordinator::{Acquire, Coordinator},
     error::LockError,
-    key::LockName,
+    key::{LockKey, LockName},
     options::LockOptions,
 };
 
@@ -92,9 +92,9 @@ impl Lock {
         self.lock(options.without_wait())
     }
 
-    /// The key, encoded.
-    pub fn key(&self) -> &str {
-        self.name.key()
+    /// The key. [`LockKey::as_str`] is its text, [encoded](LockKey#encoding).
+    pub fn key(&self) -> LockKey {
+        self.name.to_key()
     }
 }
 
@@ -108,7 +108,8 @@ impl fmt::Debug for Lock {
 ///
 /// # Panics
 ///
-/// If it is polled again after it has resolved.
+/// If it is polled again after it has resolved, or has to wait and is polled outside of a tokio runtime
+/// with timers.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct LockFuture {

@@ -14,7 +14,7 @@ use tracing::Span;
 use crate::{
     clock::Timestamp,
     error::{LockError, LossReason, NotObtained, StorageError},
-    key::LockKeys,
+    key::{LockKey, LockKeys},
     lock::{Lock, LockFuture, LockGuard, Unlocked},
     options::LockOptions,
 };
@@ -92,8 +92,18 @@ impl LockSet {
         self.lock(options.without_wait())
     }
 
-    /// The keys, encoded, in their order.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
+    /// The keys, in their order.
+    ///
+    /// ```
+    /// use tower_distributed_lock::{LockFactory, storage::MemoryStorage};
+    ///
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// let accounts = factory.create_lock_set(["accounts/7", "accounts/3", "accounts/7"])?;
+    /// let keys: Vec<_> = accounts.keys().map(|key| key.to_string()).collect();
+    /// assert_eq!(keys, ["accounts/3", "accounts/7"]);
+    /// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = LockKey> {
         self.locks.iter().map(Lock::key)
     }
 }
@@ -102,7 +112,8 @@ impl LockSet {
 ///
 /// # Panics
 ///
-/// If it is polled again after it has resolved.
+/// If it is polled again after it has resolved, or has to wait and is polled outside of a tokio runtime
+/// with timers.
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
@@ -230,19 +241,19 @@ impl LockSetGuard {
         })
     }
 
-    /// Whether all the locks can be relied on at this moment.
+    /// Whether all the locks can be relied on at this moment: see [`LockGuard::is_held`].
     pub fn is_held(&self) -> bool {
         self.guards.iter().all(LockGuard::is_held)
     }
 
-    /// How long all of them can be relied on if no renewal succeeds from now on. Zero when one is
-    /// lost.
+    /// How long all of them can be relied on if no renewal succeeds from now on: the shortest
+    /// [`LockGuard::remaining`]. Zero when one is lost.
     pub fn remaining(&self) -> Duration {
         let remaining = self.guards.iter().map(LockGuard::remaining);
         remaining.min().unwrap_or_default()
     }
 
-    /// Resolves when one of the locks is lost.
+    /// Resolves when one of the locks is lost, as [`LockGuard::lost`] does for one alone.
     ///
     /// # Cancel safety
     ///
@@ -254,11 +265,41 @@ impl LockSetGuard {
     }
 
     /// The locks, in the order of their keys. Each has a key and a fencing token of its own.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # fn write(_account: &str, _balance: i64, _token: Option<u64>) {}
+    /// # let factory = LockFactory::new(MemoryStorage::new());
+    /// let accounts = factory.create_lock_set(["accounts/3", "accounts/7"])?;
+    /// let locks = accounts.lock(LockOptions::default()).await?;
+    /// for (account, balance) in locks.guards().iter().zip([60, 40]) {
+    ///     write(account.key(), balance, account.fencing_token());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn guards(&self) -> &[LockGuard] {
         &self.guards
     }
 
-    /// The locks as guards of their own, in the order of their keys.
+    /// The locks as guards of their own, in the order of their keys, to give them back one by one.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let factory = LockFactory::new(MemoryStorage::new());
+    /// let tables = factory.create_lock_set(["tables/a", "tables/b"])?;
+    /// for table in tables.lock(LockOptions::default()).await?.into_guards() {
+    ///     println!("{} is done, and free for others", table.key());
+    ///     drop(table);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "dropped, they give the locks back at once"]
     pub fn into_guards(self) -> Vec<LockGuard> {
         self.guards
     }

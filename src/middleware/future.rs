@@ -38,6 +38,11 @@ type Unlocking = Pin<Box<dyn Future<Output = Result<Unlocked, StorageError>> + S
 /// and the lock given back, and woken at once. Dropped there, it loses the response and nothing else.
 /// Not with [`await_release`](super::DistributedLockLayer::await_release), nor where the response
 /// keeps the lock.
+///
+/// # Panics
+///
+/// If it is polled again after it has resolved, or has to wait for a lock and is polled outside of a
+/// tokio runtime with timers.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S, Req, K, R, A, H = HoldToHead>

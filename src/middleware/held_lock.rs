@@ -8,6 +8,7 @@ use http::HeaderName;
 use crate::{
     coordinator::{signal::Holding, turn::Turn},
     error::LossReason,
+    key::LockKey,
     lock::LockGuard,
     middleware::{
         guards::Guards,
@@ -58,20 +59,24 @@ impl HeldLock {
         }
     }
 
-    /// The key, encoded. Of several, the first: see [`HeldLock::each`].
-    pub fn key(&self) -> &str {
-        self.turns().first().map_or("", |turn| turn.key())
+    /// The key. Of several, the first: see [`HeldLock::each`].
+    pub fn key(&self) -> LockKey {
+        match &self.turns {
+            Turns::One(turn) => turn.name().to_key(),
+            // There are two at least.
+            Turns::Several(turns) => turns[0].name().to_key(),
+        }
     }
 
     /// The locks of a request that has [several](super::RequestKey::all), in the order of their
     /// keys; of one that has one lock, that.
     ///
     /// ```
-    /// use tower_distributed_lock::HeldLock;
+    /// use tower_distributed_lock::{HeldLock, LockKey};
     ///
-    /// fn tokens(lock: &HeldLock) -> Vec<(String, Option<u64>)> {
+    /// fn tokens(lock: &HeldLock) -> Vec<(LockKey, Option<u64>)> {
     ///     let each = lock.each();
-    ///     each.map(|lock| (lock.key().to_owned(), lock.fencing_token())).collect()
+    ///     each.map(|lock| (lock.key(), lock.fencing_token())).collect()
     /// }
     /// ```
     pub fn each(&self) -> impl Iterator<Item = HeldLock> {
@@ -80,19 +85,38 @@ impl HeldLock {
         })
     }
 
-    /// Whether the lock can be relied on at this moment. Of several: all of them.
+    /// Whether the lock can be relied on at this moment: see [`LockGuard::is_held`]. Of several: all
+    /// of them.
     pub fn is_held(&self) -> bool {
         self.turns().iter().all(|turn| turn.look() == Holding::Held)
     }
 
-    /// How long the lock can be relied on if no renewal succeeds from now on. Zero when it is lost
-    /// or released. Of several: the shortest.
+    /// How long the lock can be relied on if no renewal succeeds from now on: see
+    /// [`LockGuard::remaining`]. Zero when it is lost or released. Of several: the shortest.
     pub fn remaining(&self) -> Duration {
         let remaining = self.turns().iter().map(|turn| turn.remaining());
         remaining.min().unwrap_or_default()
     }
 
     /// Resolves when the lock is lost; never, if it is released first. Of several: when one is lost.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_distributed_lock::HeldLock;
+    ///
+    /// # async fn export() {}
+    /// # async fn remove_what_is_there() {}
+    /// // Under a layer with `OnLoss::Signal`; with `OnLoss::Cancel` it drops the handler.
+    /// async fn handler(lock: HeldLock) -> Result<(), StatusCode> {
+    ///     tokio::select! {
+    ///         () = export() => Ok(()),
+    ///         _reason = lock.lost() => {
+    ///             remove_what_is_there().await;
+    ///             Err(StatusCode::SERVICE_UNAVAILABLE)
+    ///         }
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Cancel safety
     ///
@@ -121,6 +145,29 @@ impl HeldLock {
     /// matters.
     ///
     /// Does nothing if it was released before.
+    ///
+    /// ```
+    /// use tower_distributed_lock::HeldLock;
+    ///
+    /// # async fn charge() {}
+    /// # async fn mail_receipt() {}
+    /// async fn pay(lock: HeldLock) -> &'static str {
+    ///     charge().await;
+    ///     // Nobody has to wait for the mail.
+    ///     lock.release();
+    ///     mail_receipt().await;
+    ///     "paid"
+    /// }
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let order = LockFactory::new(MemoryStorage::new()).create_lock("orders/42")?;
+    /// # let guard = order.lock(LockOptions::default()).await?;
+    /// # assert_eq!(pay(HeldLock::from(&guard)).await, "paid");
+    /// # assert!(!guard.is_held());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn release(&self) {
         for turn in self.turns() {
             drop(turn.give_back());

@@ -91,12 +91,29 @@ impl RequestLock {
         Self { guards, on_loss }
     }
 
-    /// A handle on it, as the request had one.
+    /// A [handle](HeldLock) on it, as the request had one.
     pub fn handle(&self) -> HeldLock {
         HeldLock::new(&self.guards)
     }
 
     /// How long the request waited for it; of several, for all of them together.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::middleware::{Hold, RequestLock};
+    ///
+    /// /// As `HoldToHead`, but tells of long waits.
+    /// struct Impatient;
+    ///
+    /// impl<Res> Hold<Res> for Impatient {
+    ///     fn keep(&self, response: Res, lock: RequestLock) -> (Res, Option<RequestLock>) {
+    ///         if lock.waited() > Duration::from_secs(1) {
+    ///             println!("{}: waited {:?}", lock.handle().key(), lock.waited());
+    ///         }
+    ///         (response, Some(lock))
+    ///     }
+    /// }
+    /// ```
     pub fn waited(&self) -> Duration {
         let guards = self.guards.as_slice().iter();
         guards.map(|guard| guard.turn().waited()).sum()
@@ -113,13 +130,37 @@ impl RequestLock {
     ///
     /// If it is pending, the task is woken when that changes. There is one task to be woken: the
     /// one that asked last.
+    ///
+    /// ```
+    /// use std::{pin::Pin, task::{Context, Poll, ready}};
+    /// use tower_distributed_lock::{error::LossReason, middleware::RequestLock};
+    ///
+    /// /// Work that goes on after the response, under the lock of the request.
+    /// struct Job<F> {
+    ///     work: Pin<Box<F>>,
+    ///     lock: RequestLock,
+    /// }
+    ///
+    /// impl<F: Future<Output = ()>> Future for Job<F> {
+    ///     type Output = Result<(), LossReason>;
+    ///
+    ///     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    ///         if let Poll::Ready(reason) = self.lock.poll_cancelled(cx) {
+    ///             return Poll::Ready(Err(reason));
+    ///         }
+    ///         ready!(self.work.as_mut().poll(cx));
+    ///         Poll::Ready(self.lock.cancelled().map_or(Ok(()), Err))
+    ///     }
+    /// }
+    /// ```
     pub fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<LossReason> {
         self.guards.watch(cx.waker());
         self.cancelled().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Why the work under the lock has to stop, if so. To be asked after each step of that work: it
-    /// may have taken longer than the lock lasted.
+    /// Why the work under the lock has to stop, if so. To be asked after each step of that work, as
+    /// [`poll_cancelled`](Self::poll_cancelled) before it: it may have taken longer than the lock
+    /// lasted.
     pub fn cancelled(&self) -> Option<LossReason> {
         match self.on_loss {
             OnLoss::Cancel => self.guards.loss(),

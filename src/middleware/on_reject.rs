@@ -12,6 +12,28 @@ use crate::{
 };
 
 /// Why a request was not served. An [`OnReject`] makes an answer of it.
+///
+/// A test of a hook makes one of a [`LockError`]:
+///
+/// ```
+/// use http::{StatusCode, header::RETRY_AFTER};
+/// use tower_distributed_lock::{LockFactory, LockOptions, middleware::Rejection, storage::MemoryStorage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let report = LockFactory::new(MemoryStorage::new()).create_lock("report")?;
+/// let _guard = report.lock(LockOptions::default()).await?;
+/// let error = report.try_lock(LockOptions::default()).await.unwrap_err();
+///
+/// let rejection = Rejection::from(error);
+/// assert_eq!(rejection.reason(), "not_obtained");
+/// assert_eq!(rejection.status(), StatusCode::LOCKED);
+/// // The holder's lock lasts up to 10 s more, should it have crashed.
+/// assert!(rejection.retry_after().is_some());
+/// assert!(rejection.headers().contains_key(RETRY_AFTER));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -81,7 +103,7 @@ impl Rejection {
 
     /// A word for programs, for logs and for answers: `not_obtained`, `too_many_waiters`,
     /// `storage`, `draining`, `lock_lost` or `invalid_key`. It stays as it is in later
-    /// versions.
+    /// versions. The [module documentation](super#rejections) has a hook that answers with it.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NotObtained(_) => "not_obtained",
@@ -95,6 +117,7 @@ impl Rejection {
 
     /// When it makes sense to come again, as far as known: when the lock in the way runs out, if it
     /// is not renewed. Until then nobody else is sure to get it; it may well be free much earlier.
+    /// Clients are told by [`headers`](Self::headers), as in the [example](Self).
     ///
     /// `None` where nothing is known. How long holders mostly take is not remembered, and when a
     /// storage is back, when a process that shuts down is replaced, or when there is room among the
@@ -317,7 +340,8 @@ pub struct RejectWithError<F> {
 }
 
 impl<F> RejectWithError<F> {
-    /// A hook that answers with the error that `error` makes.
+    /// A hook that answers with the error that `error` makes, as `reject_with_error` sets it in the
+    /// [module documentation](super#services-that-are-no-http-services).
     pub fn new<E>(error: F) -> Self
     where
         F: Fn(Rejection) -> E,
@@ -351,7 +375,7 @@ pub struct DefaultOnReject {
 }
 
 impl DefaultOnReject {
-    /// Says all that is known.
+    /// Says all that is known, without a [limit](Self::retry_after_at_most).
     pub fn new() -> Self {
         Self::default()
     }
@@ -361,6 +385,20 @@ impl DefaultOnReject {
     ///
     /// What is [known](Rejection::retry_after) is when the lock runs out if its holder crashed. If
     /// your handlers mostly take 200 ms, say a second: the lock will mostly be free by then.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use axum::{Router, extract::Request, routing::post};
+    /// use tower_distributed_lock::{
+    ///     DistributedLockLayer, LockFactory, middleware::DefaultOnReject, storage::MemoryStorage,
+    /// };
+    ///
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// let lock = DistributedLockLayer::new(factory, |_: &Request| "reports")
+    ///     .on_reject(DefaultOnReject::new().retry_after_at_most(Duration::from_secs(1)));
+    /// let app: Router = Router::new().route("/reports", post(|| async {}).route_layer(lock));
+    /// ```
     #[must_use]
     pub fn retry_after_at_most(mut self, limit: Duration) -> Self {
         self.retry_after_at_most = Some(limit);
@@ -383,6 +421,18 @@ pub enum Protocol {
 
 impl Protocol {
     /// What the client that sent `request` speaks.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_distributed_lock::middleware::Protocol;
+    ///
+    /// let call = Request::post("/shop.Orders/Pay").header("content-type", "application/grpc+proto");
+    /// assert_eq!(Protocol::of(&call.body(())?), Protocol::Grpc);
+    ///
+    /// let post = Request::post("/orders/42/pay").header("content-type", "application/json");
+    /// assert_eq!(Protocol::of(&post.body(())?), Protocol::Http);
+    /// # Ok::<(), http::Error>(())
+    /// ```
     pub fn of<B>(request: &Request<B>) -> Self {
         // The answer is a 200 to whoever does not look for a gRPC status.
         match *request.method() {

@@ -62,7 +62,7 @@ pub struct ProblemDetails {
 const MAX_INSTANCE: usize = 256;
 
 impl ProblemDetails {
-    /// Problem details of the type `about:blank`, without an instance.
+    /// Problem details of the type `about:blank`, without an [instance](Self::instance_header).
     pub fn new() -> Self {
         Self::default()
     }
@@ -80,6 +80,20 @@ impl ProblemDetails {
     /// `x-request-id` that a layer outside has set. Default: no `instance`.
     ///
     /// A value that is no URI reference or longer than 256 bytes is left out.
+    ///
+    /// ```
+    /// use axum::{Router, extract::Request, http::HeaderName, routing::post};
+    /// use tower_distributed_lock::{
+    ///     DistributedLockLayer, LockFactory, middleware::ProblemDetails, storage::MemoryStorage,
+    /// };
+    ///
+    /// let factory = LockFactory::new(MemoryStorage::new());
+    /// // With `x-request-id: b7e2` there is `"instance":"b7e2"` in the body.
+    /// let lock = DistributedLockLayer::new(factory, |_: &Request| "reports").on_reject(
+    ///     ProblemDetails::new().instance_header(HeaderName::from_static("x-request-id")),
+    /// );
+    /// let app: Router = Router::new().route("/reports", post(|| async {}).route_layer(lock));
+    /// ```
     #[must_use]
     pub fn instance_header(mut self, name: HeaderName) -> Self {
         self.instance_header = Some(name);

@@ -22,11 +22,25 @@ pub(crate) enum Keys {
 
 impl RequestKey {
     /// Nothing: the request runs without a lock.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_distributed_lock::{LockKey, error::InvalidKey, middleware::RequestKey};
+    ///
+    /// fn account<B>(request: &Request<B>) -> Result<RequestKey, InvalidKey> {
+    ///     let Some(account) = request.headers().get("x-account") else {
+    ///         return Ok(RequestKey::none());
+    ///     };
+    ///     LockKey::from_parts([b"accounts", account.as_bytes()]).map(RequestKey::one)
+    /// }
+    ///
+    /// assert_eq!(account(&Request::new(())), Ok(RequestKey::none()));
+    /// ```
     pub fn none() -> Self {
         Self::of(Keys::None)
     }
 
-    /// One key.
+    /// One key. [`none`](Self::none) has an example.
     pub fn one(key: LockKey) -> Self {
         Self::of(Keys::One(key))
     }

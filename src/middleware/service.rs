@@ -30,17 +30,32 @@ impl<S, K, R, A, H> DistributedLock<S, K, R, A, H> {
     }
 
     /// The service inside.
+    ///
+    /// ```
+    /// use tower::Layer;
+    /// use tower_distributed_lock::{DistributedLockLayer, LockFactory, storage::MemoryStorage};
+    ///
+    /// struct Client {
+    ///     url: String,
+    /// }
+    ///
+    /// let locks = LockFactory::new(MemoryStorage::new());
+    /// let lock = DistributedLockLayer::new(locks, |account: &String| account.clone());
+    /// let mut client = lock.layer(Client { url: "http://10.0.0.1".into() });
+    /// client.get_mut().url = "http://10.0.0.2".into();
+    /// assert_eq!(client.get_ref().url, "http://10.0.0.2");
+    /// ```
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside, to change it. Requests that wait for their lock go on with what they
-    /// were called on.
+    /// The service [inside](Self::get_ref), to change it. Requests that wait for their lock go on with
+    /// what they were called on.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// Takes the layer off.
+    /// Takes the layer off: what is left is the service [inside](Self::get_ref).
     pub fn into_inner(self) -> S {
         self.inner
     }

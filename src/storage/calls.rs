@@ -86,6 +86,28 @@ impl GivenUp {
 }
 
 /// What became of an acquire: the answer of [`LockStorage::acquire`](super::LockStorage::acquire).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::storage::{AcquireReply, FencingBlock, Stamp};
+///
+/// // It was free, and comes with two fencing tokens: 7 and 8.
+/// let tokens = FencingBlock { first: 7, count: 2 };
+/// let granted = AcquireReply::granted().with_fencing(Some(tokens));
+/// assert!(matches!(granted, AcquireReply::Granted { wanted: false, fencing: Some(_), .. }));
+///
+/// // The same, and others stand behind the new holder.
+/// let wanted = AcquireReply::granted_and_wanted().with_fencing(Some(tokens));
+/// assert!(matches!(wanted, AcquireReply::Granted { wanted: true, .. }));
+///
+/// // It is somebody else's for another 8 s. This storage has no queue.
+/// let ttl = Some(Duration::from_secs(8));
+/// assert!(matches!(AcquireReply::held(ttl), AcquireReply::Held { queued: None, .. }));
+///
+/// // This one has, and put the token into it.
+/// let now = Stamp { run: Some(1), at: Duration::from_secs(100) };
+/// assert!(matches!(AcquireReply::queued(ttl, now), AcquireReply::Held { queued: Some(_), .. }));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcquireReply {
@@ -115,7 +137,8 @@ pub enum AcquireReply {
 }
 
 impl AcquireReply {
-    /// The lock is held by the request's token.
+    /// The lock is held by the request's token. The least that a [storage](super::LockStorage#example)
+    /// says is this and [`held`](Self::held).
     pub fn granted() -> Self {
         Self::Granted {
             wanted: false,
@@ -123,7 +146,7 @@ impl AcquireReply {
         }
     }
 
-    /// The same, and others stand in the lock's queue.
+    /// The same, and others stand in the lock's queue, as in the [example](Self).
     pub fn granted_and_wanted() -> Self {
         Self::Granted {
             wanted: true,
@@ -131,7 +154,8 @@ impl AcquireReply {
         }
     }
 
-    /// The same grant with these fencing tokens. A lock that is held by somebody else has none.
+    /// The same grant with these fencing tokens, as in the [example](Self). A lock that is held by
+    /// somebody else has none.
     #[must_use]
     pub fn with_fencing(mut self, block: Option<FencingBlock>) -> Self {
         if let Self::Granted { fencing, .. } = &mut self {
@@ -141,12 +165,12 @@ impl AcquireReply {
     }
 
     /// The lock is held by somebody else, for another `ttl` if it is not renewed, where the storage
-    /// knows.
+    /// knows; and the token stands in [no queue](Self::queued).
     pub fn held(ttl: Option<Duration>) -> Self {
         Self::Held { ttl, queued: None }
     }
 
-    /// The same, and the token stands in the lock's queue.
+    /// The same, and the token stands in the lock's queue, as in the [example](Self).
     pub fn queued(ttl: Option<Duration>, stamp: Stamp) -> Self {
         Self::Held {
             ttl,
@@ -223,7 +247,9 @@ pub struct Requeue {
 pub enum ReleaseReply {
     /// The lock was held by the request's token and is free now, or the first in the queue has it.
     Released,
-    /// The first in the queue has the lock, and the token to requeue stands at the end.
+    /// The first in the queue has the lock, and the token to requeue stands at the end:
+    /// [`ReleaseReply::requeued`].
+    #[non_exhaustive]
     Requeued {
         /// How long the new holder's lock lasts, if it is not renewed.
         ttl: Duration,
@@ -232,6 +258,14 @@ pub enum ReleaseReply {
     },
     /// The lock was free or held by somebody else. Nothing was changed.
     NotOurs,
+}
+
+impl ReleaseReply {
+    /// [`Requeued`](Self::Requeued): the new holder's lock lasts for `ttl` from `stamp` on, if it is
+    /// not renewed.
+    pub fn requeued(ttl: Duration, stamp: Stamp) -> Self {
+        Self::Requeued { ttl, stamp }
+    }
 }
 
 /// What [`LockStorage::raise`](super::LockStorage::raise) is asked.

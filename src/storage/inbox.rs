@@ -75,6 +75,20 @@ pub struct PushedGrant {
 impl PushedGrant {
     /// A lock that `token` has for `ttl` from `stamp` on, without fencing tokens and with nobody
     /// behind it in the queue.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::storage::{Inbox, Message, OwnerToken, PushedGrant, Stamp};
+    ///
+    /// /// `None`: what has come is not for this inbox.
+    /// fn hear(inbox: &Inbox, name: &str, token: &str, ttl: Duration, stamp: Stamp) -> Option<()> {
+    ///     let token = OwnerToken::from_text(token)?;
+    ///     let mut grant = PushedGrant::new(inbox.name(name)?, token, ttl, stamp);
+    ///     grant.wanted = true;
+    ///     inbox.deliver(Message::Granted(grant));
+    ///     Some(())
+    /// }
+    /// ```
     pub fn new(name: LockName, token: OwnerToken, ttl: Duration, stamp: Stamp) -> Self {
         Self {
             name,
@@ -99,6 +113,19 @@ pub struct Inbox {
 impl Inbox {
     /// An inbox whose messages go to `sink`: for a storage that stands between a factory and another
     /// storage, such as a server that keeps locks for others, and for tests.
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use tower_distributed_lock::storage::{Inbox, Message};
+    ///
+    /// let (sink, messages) = mpsc::channel();
+    /// let inbox = Inbox::new(7, "shop".into(), move |message| drop(sink.send(message)));
+    ///
+    /// let name = inbox.name("shop:orders/42").ok_or("a lock of another factory")?;
+    /// inbox.deliver(Message::Free(name));
+    /// assert!(matches!(messages.recv()?, Message::Free(name) if name.key() == "orders/42"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(id: u128, prefix: Arc<str>, sink: impl Fn(Message) + Send + Sync + 'static) -> Self {
         Self {
             id,
@@ -112,18 +139,20 @@ impl Inbox {
         self.id
     }
 
-    /// What the names of the factory's locks begin with.
+    /// What the names of the factory's locks begin with: its
+    /// [`key_prefix`](crate::LockFactoryBuilder::key_prefix).
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A lock's name, as it came in a message. `None` if it is not one of the factory's.
+    /// A lock's name, as it came in a message. `None` if it is not one of the factory's. [`LockName`]
+    /// has an example.
     pub fn name(&self, name: &str) -> Option<LockName> {
         LockName::parse(&self.prefix, name)
     }
 
-    /// Hands a message to the factory. Does not block, but may wake tasks and start calls of this
-    /// storage: hold no lock meanwhile.
+    /// Hands a message to the factory, such as a [grant](PushedGrant::new). Does not block, but may wake
+    /// tasks and start calls of this storage: hold no lock meanwhile.
     pub fn deliver(&self, message: Message) {
         (self.sink)(message);
     }

@@ -97,7 +97,7 @@ impl MemoryStorage {
         Self::default()
     }
 
-    /// A storage with no locks, whose locks expire by `clock`.
+    /// A storage with no locks, whose locks expire by `clock`. [`Clock`] has an example.
     pub fn with_clock(clock: Clock) -> Self {
         Self {
             clock,
@@ -105,7 +105,22 @@ impl MemoryStorage {
         }
     }
 
-    /// How many locks are held.
+    /// How many locks are held, by whichever factory.
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{LockFactory, LockOptions, storage::MemoryStorage};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let storage = MemoryStorage::new();
+    /// let factory = LockFactory::new(storage.clone());
+    ///
+    /// let guard = factory.create_lock("report")?.lock(LockOptions::default()).await?;
+    /// assert_eq!(storage.len(), 1);
+    /// drop(guard);
+    /// assert!(storage.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn len(&self) -> usize {
         let now = self.clock.now();
         let locks = self.locks();
@@ -116,7 +131,7 @@ impl MemoryStorage {
         held.count()
     }
 
-    /// Whether no lock is held.
+    /// Whether no lock is held: [`len`](Self::len) is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -124,6 +139,25 @@ impl MemoryStorage {
     /// Removes every lock and every queue, whoever holds it: what a flushed or restarted Redis
     /// does. Fencing tokens go on. Holders learn of it at their next renewal, waiters when they ask
     /// again.
+    ///
+    /// ```
+    /// use tower_distributed_lock::{
+    ///     Clock, LockFactory, LockOptions, error::LossReason, storage::MemoryStorage,
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // In a test with paused time the renewal is there at once.
+    /// let clock = Clock::tokio();
+    /// let storage = MemoryStorage::with_clock(clock);
+    /// let factory = LockFactory::builder(storage.clone()).clock(clock).build()?;
+    /// let guard = factory.create_lock("report")?.lock(LockOptions::default()).await?;
+    ///
+    /// storage.clear();
+    /// assert_eq!(guard.lost().await, LossReason::NotOurs);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn clear(&self) {
         self.locks().locks.clear();
     }

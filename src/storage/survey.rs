@@ -50,6 +50,26 @@ pub struct Survey {
 
 impl Survey {
     /// These locks and, if `more`, others.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::storage::{LockOwner, LockRecord, Survey, SurveyRequest};
+    ///
+    /// struct Row {
+    ///     name: String,
+    ///     value: Vec<u8>,
+    ///     ttl: Duration,
+    /// }
+    ///
+    /// /// Of one row more than the limit.
+    /// fn survey(request: &SurveyRequest, rows: &[Row]) -> Survey {
+    ///     let records = rows.iter().filter_map(|row| {
+    ///         let owner = LockOwner::from_value(&row.value);
+    ///         Some(LockRecord::new(request.name(&row.name)?, owner, Some(row.ttl)))
+    ///     });
+    ///     Survey::new(records.take(request.limit).collect(), rows.len() > request.limit)
+    /// }
+    /// ```
     pub fn new(locks: Vec<LockRecord>, more: bool) -> Self {
         Self { locks, more }
     }
@@ -71,7 +91,8 @@ pub struct LockRecord {
 }
 
 impl LockRecord {
-    /// A lock for which nobody waits.
+    /// A lock for which nobody waits: a storage that has a queue sets [`queue`](Self::queue) then.
+    /// [`Survey::new`] has an example.
     pub fn new(name: LockName, owner: LockOwner, ttl: Option<Duration>) -> Self {
         Self {
             name,
@@ -109,6 +130,17 @@ enum Value {
 impl LockOwner {
     /// The owner of a lock with this value. What does not look exactly as
     /// [`OwnerToken::to_text`] writes it is the value of another client.
+    ///
+    /// ```
+    /// use tower_distributed_lock::storage::LockOwner;
+    ///
+    /// let process = LockOwner::from_value(b"0123456789abcdef0123456789abcdef:7");
+    /// assert!(process.token().is_some_and(|token| token.to_text().as_bytes() == &*process.value()));
+    ///
+    /// let client = LockOwner::from_value(b"client-7");
+    /// assert_eq!(client.token(), None);
+    /// assert_eq!(&*client.value(), b"client-7");
+    /// ```
     pub fn from_value(value: &[u8]) -> Self {
         let token = str::from_utf8(value).ok().and_then(OwnerToken::from_text);
         match token.filter(|token| token.text()[..] == *value) {
@@ -117,7 +149,7 @@ impl LockOwner {
         }
     }
 
-    /// The token, if it is a process that uses this crate.
+    /// The token, if it is a process that uses this crate: see [`from_value`](Self::from_value).
     pub fn token(&self) -> Option<OwnerToken> {
         match self.0 {
             Value::Token(token) => Some(token),
@@ -125,7 +157,8 @@ impl LockOwner {
         }
     }
 
-    /// What the lock's value is.
+    /// What the lock's value is: what [`from_value`](Self::from_value) was given, or the text of the
+    /// [token](OwnerToken::to_text) that it was made of.
     pub fn value(&self) -> Cow<'_, [u8]> {
         match &self.0 {
             Value::Token(token) => token.text().to_vec().into(),

@@ -24,6 +24,15 @@ impl OwnerToken {
     }
 
     /// The token as a storage keeps it: 32 hex digits, `:`, a decimal number.
+    ///
+    /// ```
+    /// use tower_distributed_lock::storage::OwnerToken;
+    ///
+    /// let token = OwnerToken::from_text("0123456789abcdef0123456789abcdef:7").ok_or("no token")?;
+    /// assert_eq!(token.to_text(), "0123456789abcdef0123456789abcdef:7");
+    /// assert_eq!(token.inbox(), 0x0123456789abcdef0123456789abcdef);
+    /// # Ok::<(), &str>(())
+    /// ```
     pub fn to_text(&self) -> String {
         self.text().iter().copied().map(char::from).collect()
     }

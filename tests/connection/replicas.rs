@@ -333,11 +333,13 @@ async fn a_user_that_may_not_wait_is_told_at_once_and_leaves_no_lock() {
 #[tokio::test]
 async fn a_time_out_of_nothing_or_of_days_is_refused() {
     for timeout in [Duration::ZERO, Duration::from_micros(999), Duration::MAX] {
-        let storage = builder("redis://127.0.0.1").replicas(1, timeout);
-        let error = storage.connect_lazily().unwrap_err();
-        assert_eq!(error.kind(), StorageErrorKind::Rejected, "{error}");
+        let here = || builder("redis://127.0.0.1");
+        for storage in [here().replicas(1, timeout), here().connect_timeout(timeout)] {
+            let error = storage.connect_lazily().unwrap_err();
+            assert_eq!(error.kind(), StorageErrorKind::Rejected, "{error}");
+        }
         // Nobody is waited for.
-        let none = builder("redis://127.0.0.1").replicas(0, timeout);
+        let none = here().replicas(0, timeout);
         assert!(none.connect_lazily().is_ok());
     }
 }

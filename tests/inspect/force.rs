@@ -51,7 +51,7 @@ async fn a_lock_that_is_taken_away_goes_to_the_next_and_its_holder_is_told_at_on
     let taken = take(&looking.inspector()).await.unwrap();
     assert!(taken.holder_told);
     let was = taken.lock;
-    assert_eq!(was.key, "k");
+    assert_eq!(was.key.as_str(), "k");
     assert!(was_of(&was, "shop-1"), "{was:?}");
     assert!(!was.holder.answered || was.fencing_token == first.fencing_token());
     assert_eq!(was.waiters.len(), 2);

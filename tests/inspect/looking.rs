@@ -38,7 +38,7 @@ async fn a_look_shows_who_holds_and_who_waits_in_their_order() {
             info.waiters.last().and_then(|last| last.callers) == Some(3) && info.waiters.len() == 3
         })
         .await;
-        assert_eq!(info.key, "orders/42");
+        assert_eq!(info.key.as_str(), "orders/42");
         assert_eq!(label(&info.holder), "shop-1");
         assert_eq!(labels(&info), ["shop-1", "shop-2", "shop-3"]);
         let callers: Vec<_> = info.waiters.iter().map(|it| it.callers).collect();
@@ -129,13 +129,13 @@ async fn a_process_that_does_not_answer_is_shown_so_in_time() {
         panic!("{snapshot:?}");
     };
     assert_eq!(
-        (&*a.key, a.holder.answered, label(&a.holder)),
+        (a.key.as_str(), a.holder.answered, label(&a.holder)),
         ("a", false, "")
     );
     assert_eq!((a.held_for, a.fencing_token), (None, None));
     assert!(a.ttl.is_some());
     assert_eq!(
-        (&*b.key, b.holder.answered, label(&b.holder)),
+        (b.key.as_str(), b.holder.answered, label(&b.holder)),
         ("b", true, "well")
     );
     assert!(b.held_for.is_some());
@@ -288,7 +288,7 @@ async fn locks_of_other_prefixes_and_companions_are_not_listed() {
     }
     let snapshot = dotted.inspector().locks(100).await.unwrap();
     let found: BTreeSet<_> = snapshot.locks.iter().map(|lock| lock.key.clone()).collect();
-    let expected = keys.map(|key| LockKey::new(key).unwrap().as_str().to_owned());
+    let expected = keys.map(|key| LockKey::new(key).unwrap());
     assert_eq!(found, BTreeSet::from(expected));
     for lock in &snapshot.locks {
         let key = LockKey::from_encoded(&lock.key).unwrap();

@@ -32,7 +32,11 @@ async fn it_is_shown_and_taken_away([one, two, looking]: [&LockFactory; 3], key:
     );
     assert_eq!(info.fencing_token, first.fencing_token());
     let snapshot = looking.inspector().locks(100).await.unwrap();
-    let listed = snapshot.locks.iter().find(|lock| lock.key == key).unwrap();
+    let listed = snapshot
+        .locks
+        .iter()
+        .find(|lock| lock.key.as_str() == key)
+        .unwrap();
     assert!(was_of(listed, "one"));
     assert_eq!(listed.waiters.len(), 1);
 
@@ -79,7 +83,11 @@ async fn locks_of_all_nodes_of_a_cluster_are_shown_and_taken_away() {
     let inspector = factories[2].inspector();
     eventually("all of them are shown", LIMIT, async || {
         let snapshot = inspector.locks(10).await.unwrap();
-        let found: Vec<_> = snapshot.locks.iter().map(|lock| lock.key.clone()).collect();
+        let found: Vec<_> = snapshot
+            .locks
+            .iter()
+            .map(|lock| lock.key.as_str())
+            .collect();
         assert_eq!(found, keys);
         snapshot
             .locks
@@ -143,7 +151,11 @@ async fn locks_that_a_majority_has_are_shown_and_taken_away() {
         .await;
     let inspector = looking.inspector();
     let snapshot = inspector.locks(10).await.unwrap();
-    let keys: Vec<_> = snapshot.locks.iter().map(|lock| &*lock.key).collect();
+    let keys: Vec<_> = snapshot
+        .locks
+        .iter()
+        .map(|lock| lock.key.as_str())
+        .collect();
     assert_eq!(keys, ["most"]);
     let few = LockKey::new("few").unwrap();
     assert_eq!(inspector.get(&few).await.unwrap(), None);

@@ -49,7 +49,7 @@ fn layer<K>(key: K) -> DistributedLockLayer<K, impl Fn(Rejection) -> Response + 
 
 /// A handler that says what is locked.
 async fn locked(lock: HeldLock) -> String {
-    lock.key().to_owned()
+    lock.key().to_string()
 }
 
 async fn send<S>(service: S, request: Request) -> (StatusCode, String)

@@ -177,7 +177,7 @@ pub fn keys_of_every_kind_are_locks_of_their_own_or_refused() {
             waiting.spawn(there.create_lock(key).unwrap().lock(patient()));
         }
         for guard in &guards {
-            is_queued(&server, guard.key(), 1).await;
+            is_queued(&server, guard.key().as_str(), 1).await;
         }
         assert_eq!(server.keys().await, 2 * taken.len());
         drop(guards);

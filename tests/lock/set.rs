@@ -25,15 +25,17 @@ impl World {
     }
 }
 
-fn keys(guards: &LockSetGuard) -> Vec<&str> {
-    guards.guards().iter().map(LockGuard::key).collect()
+fn keys(guards: &LockSetGuard) -> Vec<String> {
+    let guards = guards.guards().iter();
+    guards.map(|guard| guard.key().to_string()).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn all_locks_are_taken_in_the_order_of_their_keys_and_each_once() {
     let world = World::new();
     let set = world.set(&["c", "a", "b", "a"]);
-    assert_eq!(set.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    let keys_of_set: Vec<_> = set.keys().map(|key| key.to_string()).collect();
+    assert_eq!(keys_of_set, ["a", "b", "c"]);
     let guards = set.lock(patient()).await.unwrap();
     assert_eq!(world.asked(), ["a", "b", "c"]);
     assert_eq!(keys(&guards), ["a", "b", "c"]);

@@ -6,10 +6,10 @@ use super::*;
 async fn a_lock_can_be_taken_and_given_back() {
     let world = World::new();
     let lock = world.lock();
-    assert_eq!(lock.key(), "key");
+    assert_eq!(lock.key().as_str(), "key");
 
     let guard = lock.lock(patient()).await.unwrap();
-    assert_eq!(guard.key(), "key");
+    assert_eq!(guard.key().as_str(), "key");
     assert!(guard.is_held());
     assert_eq!(guard.remaining(), VALIDITY);
     assert_eq!((world.factory.keys(), world.memory.len()), (1, 1));

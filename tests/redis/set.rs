@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tower_distributed_lock::{LockGuard, Unlocked};
+use tower_distributed_lock::Unlocked;
 
 use super::{
     factory,
@@ -76,7 +76,8 @@ async fn a_set_that_another_process_has_a_lock_of_is_had_whole_or_not_at_all() {
     assert_eq!(holds, 0, "what comes behind `b` is left to others");
     assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
     let guards = within(LIMIT, "its turn", waiting).await.unwrap().unwrap();
-    let names: Vec<_> = guards.guards().iter().map(LockGuard::key).collect();
+    let names = guards.guards().iter().map(|guard| guard.key().to_string());
+    let names: Vec<_> = names.collect();
     assert_eq!(names, ["a", "b", "c"]);
     assert_eq!(guards.unlock().await.unwrap(), Unlocked::Held);
     assert_eq!(server.keys().await, 0);

@@ -32,6 +32,18 @@ impl KeyRejected {
     ///
     /// A status that is no error (a redirect, say) would tell the client something else than that
     /// its request was not served: it becomes 400.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_distributed_lock::middleware::key::KeyRejected;
+    ///
+    /// let gone = KeyRejected::new(StatusCode::GONE, "the order was deleted");
+    /// assert_eq!(gone.status(), StatusCode::GONE);
+    /// assert_eq!(gone.to_string(), "the order was deleted");
+    ///
+    /// let moved = KeyRejected::new(StatusCode::FOUND, "the order is elsewhere");
+    /// assert_eq!(moved.status(), StatusCode::BAD_REQUEST);
+    /// ```
     pub fn new(status: StatusCode, error: impl Into<BoxError>) -> Self {
         let is_error = status.is_client_error() || status.is_server_error();
         Self {
@@ -49,6 +61,16 @@ impl KeyRejected {
     /// those of its answer. Default: none.
     ///
     /// What describes a body (`Content-Type` and the like) is left out: the hook makes the body.
+    ///
+    /// ```
+    /// use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+    /// use tower_distributed_lock::middleware::key::KeyRejected;
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    /// let rejected = KeyRejected::new(StatusCode::UNAUTHORIZED, "no token").with_headers(headers);
+    /// assert_eq!(rejected.headers()[WWW_AUTHENTICATE], "Bearer");
+    /// ```
     #[must_use]
     pub fn with_headers(mut self, mut headers: HeaderMap) -> Self {
         for of_body in [
@@ -67,17 +89,27 @@ impl KeyRejected {
         self
     }
 
-    /// The HTTP status: 400 to 599.
+    /// The HTTP status: 400 to 599, whatever [`new`](Self::new) was given.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The headers for the client.
+    /// The headers for the client: those of [`with_headers`](Self::with_headers), or none.
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// The error as it was given.
+    /// The error as it was given, for a hook that looks for one of its own:
+    ///
+    /// ```
+    /// use tower_distributed_lock::middleware::{Rejection, key::{HeaderError, KeyRejected}};
+    ///
+    /// fn is_about_a_header(rejection: &Rejection) -> bool {
+    ///     let Rejection::InvalidKey(error) = rejection else { return false };
+    ///     let rejected = error.downcast_ref::<KeyRejected>();
+    ///     error.is::<HeaderError>() || rejected.is_some_and(|it| it.get_ref().is::<HeaderError>())
+    /// }
+    /// ```
     pub fn get_ref(&self) -> &(dyn StdError + Send + Sync + 'static) {
         &*self.error
     }

@@ -225,7 +225,7 @@ impl Redlock {
         Ok((builder.build().map_err(refused)?, storages))
     }
 
-    /// A Redlock with settings of your own.
+    /// A Redlock with settings of your own: see [`RedlockBuilder`].
     pub fn builder() -> RedlockBuilder {
         RedlockBuilder {
             nodes: Vec::new(),
@@ -233,12 +233,21 @@ impl Redlock {
         }
     }
 
-    /// How many nodes there are.
+    /// How many nodes there are; a [quorum](Self::quorum) of them has to agree.
     pub fn nodes(&self) -> usize {
         self.shared.nodes.len()
     }
 
     /// How many of them have to agree: more than half.
+    ///
+    /// ```
+    /// use tower_distributed_lock::{Redlock, storage::MemoryStorage};
+    ///
+    /// let redlock = Redlock::new((0..5).map(|_| MemoryStorage::new()))?;
+    /// // So two of them may be down.
+    /// assert_eq!((redlock.nodes(), redlock.quorum()), (5, 3));
+    /// # Ok::<(), tower_distributed_lock::error::InvalidSettings>(())
+    /// ```
     pub fn quorum(&self) -> usize {
         self.shared.quorum()
     }
@@ -276,14 +285,16 @@ pub struct RedlockBuilder {
 }
 
 impl RedlockBuilder {
-    /// Adds a node. All processes that exclude each other have the same nodes, in any order.
+    /// Adds a node, which is a [storage](LockStorage) of any type. All processes that exclude each other
+    /// have the same nodes, in any order.
     pub fn node(mut self, storage: impl LockStorage) -> Self {
         self.nodes.push(storage::shared(storage));
         self
     }
 
     /// How long a node has to answer before the others decide without it; an attempt that no
-    /// majority has answered by then has failed. Default: a tenth of the ttl, and 200 ms at most.
+    /// majority has answered by then has failed. Default: a tenth of the
+    /// [ttl](crate::LockOptionsBuilder::ttl), and 200 ms at most.
     ///
     /// What is longer than a lock lasts is of no use. The Redis documentation has 5 to 50 ms for a
     /// ttl of 10 s, where one server is asked after the other; here all are asked at the same time,

@@ -36,7 +36,7 @@ const NO_PASSWORD: &str = "there is a Redis user but no password; \
      for a user without one (`nopass`) any password will do";
 
 /// All that is said of a URL that is refused.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, tower_distributed_lock_fuzzing))]
 pub(super) const REFUSALS: &[&str] = &[
     UNREADABLE,
     UNENCODED,

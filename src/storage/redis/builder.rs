@@ -67,8 +67,22 @@ impl RedisStorageBuilder {
         }
     }
 
-    /// How long making a connection may take, handshake included. Default 1 s. With Sentinel,
-    /// finding the master may take as long again.
+    /// How long making a connection may take, handshake included: from 1 ms to 24 h, default 1 s. With
+    /// Sentinel, finding the master may take as long again.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// // A server far away, with TLS.
+    /// let storage = RedisStorage::builder("rediss://redis.example.com")
+    ///     .connect_timeout(Duration::from_secs(3))
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -78,12 +92,27 @@ impl RedisStorageBuilder {
     ///
     /// With Sentinel, this and the password are the Redis servers': the Sentinels have those that
     /// are in their URLs. What is not given here is for the servers as in the first URL.
+    ///
+    /// ```no_run
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let storage = RedisStorage::builder("redis://redis.internal")
+    ///     .username("locks")
+    ///     // In a URL it would be `p%23ss%2Fword`.
+    ///     .password("p#ss/word")
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn username(mut self, username: impl Into<String>) -> Self {
         self.address.username = Some(username.into());
         self
     }
 
-    /// The password to log in with, instead of the URL's. Nothing in it is encoded.
+    /// The password to log in with, instead of the URL's. Nothing in it is encoded, as the example of
+    /// [`username`](Self::username) has it.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.address.password = Some(password.into());
         self
@@ -124,7 +153,8 @@ impl RedisStorageBuilder {
     }
 
     /// Whose certificates are trusted, in PEM: one issuer or several. From then on nobody else's
-    /// are. Default: those that the system trusts. For URLs that begin with `rediss://`.
+    /// are. Default: those that the system trusts. For URLs that begin with `rediss://`, as in the
+    /// [example](Self).
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -135,6 +165,20 @@ impl RedisStorageBuilder {
     /// The certificate to show to a server that asks for one (`tls-auth-clients`), with those of
     /// its issuers, and its private key, both in PEM. Default: none. For URLs that begin with
     /// `rediss://`.
+    ///
+    /// ```no_run
+    /// use std::fs::read;
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let storage = RedisStorage::builder("rediss://redis.internal:6380")
+    ///     .root_certificate(read("/etc/redis/ca.pem")?)
+    ///     .client_certificate(read("/etc/shop/redis.pem")?, read("/etc/shop/redis.key")?)
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn client_certificate(
@@ -175,6 +219,16 @@ impl RedisStorageBuilder {
     /// it, and to warn (`tracing::warn!`) if it may evict locks or forgets them in a restart.
     /// Default `true`. It asks for `INFO`, and for `CONFIG GET save` if there is no append-only
     /// file; a user that may not do that is not warned, but shows in the server's `ACL LOG`.
+    ///
+    /// ```no_run
+    /// use tower_distributed_lock::storage::RedisStorage;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// // A server of somebody else, who knows that it keeps nothing on disk.
+    /// let storage = RedisStorage::builder("redis://redis.internal").probe(false).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn probe(mut self, probe: bool) -> Self {
         self.probe = probe;
         self
@@ -199,6 +253,11 @@ impl RedisStorageBuilder {
     /// range.
     pub fn connect_lazily(self) -> Result<RedisStorage, StorageError> {
         let replicas = self.wanted_replicas()?;
+        if !is_time_limit(self.connect_timeout) {
+            return Err(refused(
+                "the time-out for connections is not from 1 ms to 24 h",
+            ));
+        }
         let (timeout, probe) = (self.connect_timeout, self.probe);
         match &self.target {
             Target::Server(url) => {
@@ -229,7 +288,7 @@ impl RedisStorageBuilder {
         let Some((count, timeout)) = self.replicas else {
             return Ok(None);
         };
-        if millis(timeout) == 0 || timeout > LockOptions::MAX_DURATION {
+        if !is_time_limit(timeout) {
             return Err(refused(
                 "the time-out for replicas is not from 1 ms to 24 h",
             ));
@@ -265,6 +324,10 @@ impl RedisStorageBuilder {
         let urls = urls.iter().map(|url| at(self, url).read());
         Ok((urls.collect::<Result<_, _>>()?, template))
     }
+}
+
+fn is_time_limit(time: Duration) -> bool {
+    millis(time) > 0 && time <= LockOptions::MAX_DURATION
 }
 
 impl fmt::Debug for RedisStorageBuilder {

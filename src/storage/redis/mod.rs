@@ -231,7 +231,7 @@ mod own_pool;
 mod pipe;
 mod pool;
 mod probe;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, tower_distributed_lock_fuzzing))]
 pub(crate) mod promises;
 mod replies;
 mod script;
@@ -297,7 +297,7 @@ impl RedisStorage {
         self.servers.connect().await
     }
 
-    /// A storage with settings of your own.
+    /// A storage with settings of your own: see [`RedisStorageBuilder`].
     pub fn builder(url: impl Into<String>) -> RedisStorageBuilder {
         RedisStorageBuilder::to(Target::Server(url.into()))
     }

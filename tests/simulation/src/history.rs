@@ -25,7 +25,7 @@ struct State {
     violations: Vec<String>,
     /// Whether the server may forget a lock that somebody has.
     forgets: bool,
-    /// If nothing goes wrong.
+    /// If nothing goes wrong, or nothing any more.
     calm: Option<Calm>,
     inside: Vec<Section>,
     keys: Vec<Resource>,
@@ -61,10 +61,18 @@ impl Stats {
 /// What may be expected where nothing goes wrong.
 #[derive(Clone, Copy)]
 pub struct Calm {
+    /// From this request on. Those before it came while something did.
+    pub first: u64,
     /// Who waits for a lock that is free has it after so many milliseconds at most.
     pub soon: u64,
-    /// For how long a process may keep a lock that another waits for.
+    /// For how long a process may keep a lock that another waits for, if nothing ever went wrong.
     pub kept: Duration,
+}
+
+impl Calm {
+    fn is_for(&self, request: u64) -> bool {
+        request >= self.first
+    }
 }
 
 struct Section {
@@ -123,7 +131,10 @@ impl History {
     /// A process had a lock while others waited for it, for so long.
     pub fn kept(&self, time: Duration) {
         let mut state = self.state();
-        if state.calm.is_some_and(|calm| time > calm.kept) {
+        if state
+            .calm
+            .is_some_and(|calm| calm.is_for(0) && time > calm.kept)
+        {
             state.violated(format_args!(
                 "a lock was kept from those who waited, for {time:?}"
             ));
@@ -186,7 +197,9 @@ impl History {
         if answer == Ok(503) {
             state.stats.unavailable += 1;
         }
-        if state.calm.is_some() && !matches!(answer, Ok(200) | Err("left")) {
+        if state.calm.is_some_and(|calm| calm.is_for(request))
+            && !matches!(answer, Ok(200) | Err("left"))
+        {
             state.violated(format_args!(
                 "nothing went wrong, and request {request} had {answer:?}"
             ));
@@ -223,7 +236,7 @@ impl History {
             wrong = wrong.or(Some("a request was overtaken in its own process"));
         }
         let waits = now - resource.free_since.max(came);
-        if calm.is_some_and(|calm| waits > calm.soon) {
+        if calm.is_some_and(|calm| calm.is_for(request) && waits > calm.soon) {
             wrong = wrong.or(Some("a request slept though the lock was free"));
         }
         if let Some(wrong) = wrong {

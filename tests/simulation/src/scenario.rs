@@ -31,6 +31,10 @@ use crate::{
 /// How often a caller asks by itself where nothing goes wrong, in milliseconds.
 const INTERVAL: u64 = 300;
 
+/// When all is well again where something went wrong at first, in milliseconds: after the longest wait, and the longest
+/// pause before the next connection is tried.
+const HEALED: u64 = 6_000;
+
 /// What became of a simulation.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -80,7 +84,8 @@ struct Plan {
     /// Those after them. The clients are the last.
     replicas: usize,
     keys: usize,
-    is_calm: bool,
+    /// From which request on nothing goes wrong.
+    first_calm: Option<u64>,
     forgets: bool,
     weather: Weather,
     drift: Option<(u64, bool)>,
@@ -101,6 +106,7 @@ impl Plan {
         let random = &mut random;
         let is_calm = seed.is_multiple_of(4);
         let is_crowded = seed.is_multiple_of(8);
+        let heals = seed % 4 == 2;
         let forgets = !is_calm && random.u32(..8) == 0;
         let servers = if random.u32(..3) == 0 { 3 } else { 1 };
         let replicas = random.usize(2..=3);
@@ -109,9 +115,10 @@ impl Plan {
         let clients = servers + replicas;
 
         let scale = if random.u32(..4) == 0 { 4 } else { 1 };
-        let (ttl, interval, wait) = match is_calm {
-            true => (random.u64(100..600), INTERVAL, 6_000),
-            false => (
+        let (ttl, interval, wait) = match (is_calm, heals) {
+            (true, _) => (random.u64(100..600), INTERVAL, 6_000),
+            (_, true) => (random.u64(100..600), INTERVAL, 2_100),
+            _ => (
                 random.u64(24..90) * scale,
                 random.u64(5..40) * scale,
                 random.u64(20..200) * scale,
@@ -135,7 +142,10 @@ impl Plan {
         let settings = Settings {
             options: options.build().unwrap(),
             connect_timeout: ms(random.u64(60..200)),
-            storage_timeout: ms(if is_calm { 1_000 } else { random.u64(12..60) }),
+            storage_timeout: ms(match is_calm || heals {
+                true => 1_000,
+                false => random.u64(12..60),
+            }),
             node_timeout: ms(random.u64(8..30)),
             handoff: (random.u32(1..6), ms(random.u64(1..12))),
             linger: ms(if random.u32(..4) == 0 {
@@ -168,6 +178,24 @@ impl Plan {
         if is_crowded {
             crowd_at_one(&mut requests, servers, seed);
         }
+        let first_calm = match (is_calm, heals) {
+            (true, _) => Some(0),
+            (_, true) => Some(1 + requests.len() as u64),
+            _ => None,
+        };
+        if heals {
+            let later = (1..=10).map(|more| Request {
+                number: requests.len() as u64 + more,
+                at: HEALED + random.u64(..40),
+                replica: random.usize(replica_hosts.clone()),
+                key: random.usize(..keys),
+                work: random.u64(..6),
+                patience: None,
+                panics: false,
+            });
+            let later = Vec::from_iter(later);
+            requests.extend(later);
+        }
 
         let faults = match is_calm {
             true => 0,
@@ -186,6 +214,8 @@ impl Plan {
                 9..11 => Fault::Hold(replica, server, time),
                 11..13 => Fault::Hold(server, replica, time),
                 13..15 => Fault::Cut(replica, server),
+                // That a connection for commands carries nothing is found out by the next call, not before.
+                15..17 if heals => Fault::Cut(replica, server),
                 15..17 => Fault::Mute(replica, server),
                 17 => Fault::FlushScripts(server),
                 18 => Fault::Cut(clients, replica),
@@ -196,17 +226,25 @@ impl Plan {
         let faults = Vec::from_iter(faults);
         let weather = Weather {
             latency: random.u64(1..=3),
-            lost: if is_calm { 0 } else { random.u32(..6) },
+            lost: match is_calm || heals {
+                true => 0,
+                false => random.u32(..6),
+            },
         };
         let drift = (random.u32(..3) == 0).then(|| (random.u64(150..400), random.bool()));
         let worked: u64 = requests.iter().map(|request| request.work).sum();
         // The last fault, the longest of them, a lock that nobody gives back, and all the work.
-        let end = 600 + span + 2 * (ttl + interval + lock_delay) + wait + worked + 400;
+        let end = 600
+            + if heals { HEALED } else { span }
+            + 2 * (ttl + interval + lock_delay)
+            + wait
+            + worked
+            + 400;
         Self {
             servers,
             replicas,
             keys,
-            is_calm,
+            first_calm,
             forgets,
             weather,
             drift,
@@ -223,7 +261,7 @@ impl Plan {
         let Self {
             servers,
             replicas,
-            is_calm,
+            first_calm,
             forgets,
             weather,
             drift,
@@ -231,7 +269,7 @@ impl Plan {
             ..
         } = self;
         println!(
-            "{servers} servers, {replicas} replicas, calm {is_calm}, server forgets {forgets}, {weather:?}, drift {drift:?}"
+            "{servers} servers, {replicas} replicas, calm from request {first_calm:?}, server forgets {forgets}, {weather:?}, drift {drift:?}"
         );
         println!("{settings:?}");
         self.requests
@@ -253,7 +291,8 @@ fn crowd_at_one(requests: &mut Vec<Request>, first: HostId, seed: u64) {
     }
     for request in requests.iter_mut().take(others) {
         (request.replica, request.key, request.patience) = (first + 1, 0, None);
-        request.at = 14 + random.u64(..30);
+        // When all listen, and the crowd is not served yet.
+        request.at = 50 + random.u64(..80);
     }
     let last = requests.last().map_or(1, |last| last.number);
     requests.extend((1..16).map(|more| Request {
@@ -285,14 +324,15 @@ impl Run {
         let history = History::new(hosts, plan.keys, prints);
         let longest = plan.requests.iter().map(|request| request.work).max();
         let section = longest.unwrap_or(0) + 5 * plan.weather.latency + 5;
-        let calm = Calm {
+        let calm = |first| Calm {
+            first,
             // A few messages, long before it would ask by itself. Where callers have split the votes of several servers,
             // each asks again after a time of its own, up to an interval.
             soon: 60 + if plan.servers > 1 { INTERVAL } else { 0 },
             // The time that is set, a section, and a few messages.
             kept: plan.settings.handoff.1 + ms(section),
         };
-        history.expect(plan.forgets, plan.is_calm.then_some(calm));
+        history.expect(plan.forgets, plan.first_calm.map(calm));
         if prints {
             plan.print();
         }
@@ -367,6 +407,9 @@ impl Run {
                     self.restarts.push((now + time, host));
                 }
             }
+            // It is down already.
+            Fault::ServerCrash(server, _)
+                if self.restarts.iter().any(|(_, host)| *host == server) => {}
             Fault::ServerCrash(server, time) => {
                 let quietly = self.world.net.random(2) == 0;
                 self.world.net.kill(server, |_| !quietly);
