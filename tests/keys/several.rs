@@ -41,12 +41,12 @@ fn transfer(
 
 /// What the handler of a transfer sees of its locks.
 async fn tell(lock: HeldLock) -> String {
-    let all = (lock.key().to_owned(), lock.fencing_token().is_some());
+    let all = (lock.key().to_string(), lock.fencing_token().is_some());
     let each: Vec<_> = lock
         .each()
         .map(|lock| {
             (
-                lock.key().to_owned(),
+                lock.key().to_string(),
                 lock.fencing_token().is_some(),
                 lock.is_held(),
             )
