@@ -85,7 +85,7 @@ impl LockFactory {
     /// // With what a client sent, keep the parts apart.
     /// let key = LockKey::from_parts(["tenants", "a/b"])?;
     /// let tenant = factory.create_lock(&key)?;
-    /// assert_eq!(tenant.key(), "tenants/a%2Fb");
+    /// assert_eq!(tenant.key().as_str(), "tenants/a%2Fb");
     /// # Ok::<(), tower_distributed_lock::error::InvalidKey>(())
     /// ```
     ///

@@ -275,7 +275,7 @@ impl LockSetGuard {
     /// let accounts = factory.create_lock_set(["accounts/3", "accounts/7"])?;
     /// let locks = accounts.lock(LockOptions::default()).await?;
     /// for (account, balance) in locks.guards().iter().zip([60, 40]) {
-    ///     write(account.key(), balance, account.fencing_token());
+    ///     write(account.key().as_str(), balance, account.fencing_token());
     /// }
     /// # Ok(())
     /// # }

@@ -184,7 +184,7 @@ impl HeldLock {
 /// use tower_distributed_lock::{HeldLock, LockFactory, LockOptions, storage::MemoryStorage};
 ///
 /// async fn key_of(lock: HeldLock) -> String {
-///     lock.key().to_owned()
+///     lock.key().to_string()
 /// }
 ///
 /// let locks = LockFactory::new(MemoryStorage::new());

@@ -244,20 +244,20 @@ fn writes(history: &History, excused: &impl Fn(u64) -> bool, findings: &mut Find
     }
 }
 
-/// How many grants of the same key went to others while one waited, at most: of those in a row that were not `disturbed`.
+/// How many grants of the same key went to others while one waited, at most: in a row in which nothing was `disturbed`.
 /// How long others stay has no part in it.
-pub fn passed(stays: &[Stay], disturbed: impl Fn(u64) -> bool) -> usize {
+pub fn passed(stays: &[Stay], disturbed: impl Fn(u64, u64) -> bool) -> usize {
     let mut most = 0;
     for (index, stay) in stays.iter().enumerate() {
         // They are in the order of their grants.
         let before = stays[..index].iter().rev();
         let meanwhile = before.take_while(|other| other.granted > stay.asked);
-        let mut in_a_row = 0;
+        let (mut in_a_row, mut later) = (0, stay.granted);
         for other in meanwhile.filter(|other| other.key == stay.key) {
-            in_a_row = match disturbed(other.granted) {
-                true => 0,
-                false => in_a_row + 1,
-            };
+            if disturbed(other.granted, later) {
+                in_a_row = 0;
+            }
+            (in_a_row, later) = (in_a_row + 1, other.granted);
             most = most.max(in_a_row);
         }
     }

@@ -265,7 +265,7 @@ fn lines_are_read_as_they_were_written() {
 }
 
 /// How many were served while the last of them waited, from 5 until 100.
-fn served_meanwhile(disturbed: impl Fn(u64) -> bool) -> usize {
+fn served_meanwhile(fault: Option<u64>) -> usize {
     let mut waits = stay("waits", PLAIN, (100, 101), 9);
     if let Line::In { asked, .. } = &mut waits[0] {
         *asked = 5;
@@ -275,14 +275,19 @@ fn served_meanwhile(disturbed: impl Fn(u64) -> bool) -> usize {
     let elsewhere = stay("elsewhere", FENCED, (40, 50), 40);
     let lines = [&[before, waits, elsewhere], &others[..]].concat();
     let lines: Vec<_> = lines.concat().into_iter().map(|line| (0, line)).collect();
-    passed(&History::of(&lines).stays, disturbed)
+    passed(&History::of(&lines).stays, |from, until| {
+        fault.is_some_and(|at| (from..=until).contains(&at))
+    })
 }
 
 fn who_is_served_while_another_waits_is_counted() {
-    assert_eq!(served_meanwhile(|_| false), 3);
+    assert_eq!(served_meanwhile(None), 3);
 }
 
 fn what_a_fault_comes_between_is_not_counted_together() {
-    assert_eq!(served_meanwhile(|at| at == 20), 1);
-    assert_eq!(served_meanwhile(|at| at == 30), 2);
+    assert_eq!(served_meanwhile(Some(20)), 1);
+    assert_eq!(served_meanwhile(Some(30)), 2);
+    // Where nobody is served in between, too.
+    assert_eq!(served_meanwhile(Some(25)), 2);
+    assert_eq!(served_meanwhile(Some(101)), 3);
 }

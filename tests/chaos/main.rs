@@ -312,10 +312,6 @@ fn sabotaged_runs() {
                 sabotage: Some(sabotage),
             };
             let outcome = episode.run().await;
-            println!(
-                "{sabotage:?} {seed} passed {} grants {} longest {:?}",
-                outcome.passed, outcome.grants, outcome.longest_wait
-            );
             found.extend(outcome.findings.violations);
             if found.iter().any(|violation| violation.contains(what)) {
                 return;

@@ -10,15 +10,15 @@ use tokio::{
     sync::oneshot,
 };
 use tower_distributed_lock::{
-    LockFactory,
+    LockFactory, Unlocked,
     error::StorageErrorKind,
     storage::{RedisStorage, redis::RedisStorageBuilder},
 };
 
 use super::{
     builder, factory,
-    kit::{Authority, LIMIT, RedisServer, ms, within},
-    no_key_is_left, the_lock_goes_round, tls,
+    kit::{Authority, LIMIT, RedisServer, eventually, ms, within},
+    no_key_is_left, options, the_lock_goes_round, tls,
 };
 
 /// Where no name is looked up, and nobody answers.
@@ -119,4 +119,38 @@ async fn a_connector_that_does_not_end_is_dropped_after_the_time_out() {
     assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
     // What it had is gone.
     assert!(within(LIMIT, "its end", ended).await.is_err());
+}
+
+#[tokio::test]
+async fn a_connector_that_panics_is_a_server_that_is_away_and_renewals_go_on() {
+    let server = RedisServer::start().await;
+    let port = server.port();
+    // The first connection is for commands, and works. Later ones are for messages, again and again.
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let storage = builder("redis://server").connector(move |_, _| {
+        let mut asked = count.lock().unwrap();
+        *asked += 1;
+        let (number, at_once) = (*asked, *asked % 2 == 0);
+        drop(asked);
+        assert!(number == 1 || !at_once, "at once");
+        async move {
+            assert!(number == 1, "later");
+            TcpStream::connect(("127.0.0.1", port)).await
+        }
+    });
+    let factory = factory(storage).await;
+    let lock = factory.create_lock("k").unwrap();
+    let guard = lock.try_lock(options(ms(3_000), ms(300))).await.unwrap();
+    eventually("three attempts have panicked", LIMIT, async || {
+        *asked.lock().unwrap() >= 4
+    })
+    .await;
+    let renewals = server.calls("evalsha").await;
+    eventually("it is renewed twice more", LIMIT, async || {
+        server.calls("evalsha").await >= renewals + 2
+    })
+    .await;
+    assert!(guard.is_held());
+    assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
 }

@@ -123,9 +123,11 @@ impl RedisStorageBuilder {
     ///
     /// It is asked for every connection, to Sentinels and to nodes of a Cluster too, and TLS is spoken over
     /// what it makes. It has [`connect_timeout`](Self::connect_timeout), greeting included, and is dropped
-    /// when that is over. Whether it looks for peers that are gone without a word (TCP: keepalive) is its
-    /// own business; calls that are not answered end a connection all the same. Default: TCP, to the first
-    /// address of the host that answers.
+    /// when that is over. It must not block its thread, on which locks are renewed; a panic in it is an error.
+    /// The stream is polled on any thread that makes a call, and dropped without a shutdown. That small writes
+    /// are sent at once (TCP: `nodelay`), and that peers are missed that are gone without a word (keepalive),
+    /// is its own business; calls that are not answered end a connection all the same. Default: TCP with both,
+    /// to the first address of the host that answers.
     ///
     /// ```
     /// use tokio::net::TcpStream;
@@ -134,7 +136,11 @@ impl RedisStorageBuilder {
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// // The nodes of a Cluster in containers, which know only their own network.
     /// let storage = RedisStorage::cluster(["redis://10.0.0.1:7001"])
-    ///     .connector(|_host, port| TcpStream::connect(("127.0.0.1", port)))
+    ///     .connector(async |_host, port| {
+    ///         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    ///         stream.set_nodelay(true)?;
+    ///         Ok(stream)
+    ///     })
     ///     .connect()
     ///     .await?;
     /// # Ok(())

@@ -4,6 +4,8 @@
 //! - The server or the kernel closed it, also while it was idle: somebody always reads from it.
 //! - Calls were given up, and for a while nothing at all came back: a half-open socket, or a runtime
 //!   that nobody drives any more. Those who give up find that out, wherever they run.
+//!
+//! Time is that of tokio, so that it can be simulated: in a test with a paused clock, a server that is real seems silent.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},

@@ -6,13 +6,17 @@
 use std::{
     io,
     net::SocketAddr,
+    panic::{self, AssertUnwindSafe},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, select_ok};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, select_ok},
+};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, ProtocolVersion, RedisError,
     aio::MultiplexedConnection,
@@ -93,9 +97,15 @@ impl Dial {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         F: Future<Output = io::Result<S>> + Send + 'static,
     {
+        // A panic would end the task that renews locks, which listens for messages too.
+        let panicked = |_| io::Error::other("the connector panicked");
         Self(Arc::new(move |host, port| {
-            let dialing = dial(host, port);
-            Box::pin(async move { Ok(Dialed(Box::new(dialing.await?))) })
+            let dialing = panic::catch_unwind(AssertUnwindSafe(|| dial(host, port)));
+            Box::pin(async move {
+                let dialing = AssertUnwindSafe(dialing.map_err(panicked)?);
+                let stream = dialing.catch_unwind().await.map_err(panicked)?;
+                Ok(Dialed(Box::new(stream?)))
+            })
         }))
     }
 }

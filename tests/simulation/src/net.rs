@@ -380,7 +380,17 @@ impl Writer {
     ///
     /// If this end knows that the connection is broken.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.send_arrival(Arrival::Bytes(bytes.to_vec()))
+        // What is written at once may come in two pieces.
+        let at = match self.net.random(8) {
+            0 => self.net.random(bytes.len() as u64) as usize,
+            _ => 0,
+        };
+        for piece in [&bytes[..at], &bytes[at..]] {
+            if !piece.is_empty() {
+                self.send_arrival(Arrival::Bytes(piece.to_vec()))?;
+            }
+        }
+        Ok(())
     }
 
     fn send_arrival(&self, arrival: Arrival) -> io::Result<()> {
@@ -412,7 +422,14 @@ impl AsyncWrite for Stream {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.writer().send(bytes).map(|()| bytes.len()))
+        // Now and then there is room for some of it only.
+        let length = bytes.len() as u64;
+        let taken = match self.net.random(8) {
+            0 => 1 + self.net.random(length),
+            _ => length,
+        };
+        let taken = taken.min(length) as usize;
+        Poll::Ready(self.writer().send(&bytes[..taken]).map(|()| taken))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -68,7 +68,7 @@ fn the_storage_of_the_simulation_keeps_the_contract() {
         let net = Net::new(2, weather, 1);
         let history = History::new(2, 1, false);
         let mut world = World::new(2, net.clone(), history.clone());
-        let server = async { Server::start(net.clone(), 0, history, true) };
+        let server = async { Server::start(net.clone(), 0, history, false) };
         world.start(0, server);
         let mut checked = world.start(1, async {
             tokio::spawn(async move {

@@ -154,9 +154,13 @@ impl Server {
                 return Reply::Map(fields.into());
             }
             "PING" => return Reply::Simple("PONG"),
-            // With two numbers, it says no more than which run of which server this is.
+            // Of its 40 digits, 32 are looked at.
             "INFO" => {
-                let run = format!("run_id:{:020x}{:020x}\r\n", self.data().run, self.host);
+                let run = format!(
+                    "run_id:{:016x}{:024x}\r\n",
+                    self.data().run,
+                    self.host << 32
+                );
                 return Reply::text(run);
             }
             "SUBSCRIBE" => {

@@ -78,9 +78,9 @@ impl Order {
         }
         let new = process(&token).to_vec();
         let others = self.waiting.iter_mut();
-        let others = others.filter(|it| process(&it.token) != new && !may_pass);
+        let others = others.filter(|it| process(&it.token) != new);
         for place in others {
-            if place.passed.contains(&new) {
+            if place.passed.contains(&new) && !may_pass {
                 history.violated("a process was given a lock twice while another waited for it");
             }
             place.passed.push(new.clone());

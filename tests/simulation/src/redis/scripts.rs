@@ -78,7 +78,7 @@ fn bytes_of(value: &Value) -> Vec<u8> {
     match value {
         Value::String(text) => text.as_bytes().to_vec(),
         Value::Integer(number) => number.to_string().into_bytes(),
-        Value::Number(number) => format!("{number:.0}").into_bytes(),
+        Value::Number(number) if number.fract() == 0.0 => format!("{number:.0}").into_bytes(),
         value => panic!("a command with {value:?} in it"),
     }
 }
