@@ -41,8 +41,6 @@ impl Order {
         let tokens = lines.filter_map(|line| line.split(|it| *it == b' ').next());
         // Who only wants to hear that the lock is free has a line without a token.
         let tokens: Vec<_> = tokens.filter(|token| token.contains(&b':')).collect();
-        self.waiting
-            .retain(|it| tokens.contains(&it.token.as_slice()));
         let owner = owner.map(|owner| owner.strip_suffix(b"!").unwrap_or(owner).to_vec());
         let ran_out = self.expires.is_some_and(|expires| now >= expires);
         if owner.is_some() {
@@ -50,7 +48,14 @@ impl Order {
         } else if !ran_out {
             self.expires = None;
         }
-        if let Some(owner) = owner.filter(|owner| self.owner.as_ref() != Some(owner)) {
+        let given = owner.filter(|owner| self.owner.as_ref() != Some(owner));
+        if given.is_some() {
+            // Also from the one who has it now.
+            self.was_kept(now, history);
+        }
+        self.waiting
+            .retain(|it| tokens.contains(&it.token.as_slice()));
+        if let Some(owner) = given {
             // In the moment in which a holder's time runs out, whoever asks may be first (`docs/guide/guarantees.md`).
             let may_pass = is_plain && ran_out;
             self.given(owner, may_pass, now, history);
@@ -66,16 +71,19 @@ impl Order {
         }
     }
 
+    /// The lock goes from its owner to another: for how long did it keep it from those who waited?
+    fn was_kept(&self, now: u64, history: &History) {
+        let Some(owner) = &self.owner else { return };
+        let others = self.waiting.iter();
+        let others = others.filter(|it| process(&it.token) != process(owner));
+        if let Some(since) = others.map(|it| it.since).min() {
+            let kept = now - since.max(self.owned_since);
+            history.kept(Duration::from_micros(kept));
+        }
+    }
+
     /// No process is given a lock twice while another waits for it.
     fn given(&mut self, token: Token, may_pass: bool, now: u64, history: &History) {
-        if let Some(owner) = self.owner.as_ref().filter(|owner| **owner != token) {
-            let others = self.waiting.iter();
-            let others = others.filter(|it| process(&it.token) != process(owner));
-            if let Some(since) = others.map(|it| it.since).min() {
-                let kept = now - since.max(self.owned_since);
-                history.kept(Duration::from_micros(kept));
-            }
-        }
         let new = process(&token).to_vec();
         let others = self.waiting.iter_mut();
         let others = others.filter(|it| process(&it.token) != new);
