@@ -105,6 +105,8 @@ async fn session(
     inbox.deliver(Message::Listening);
     loop {
         tokio::select! {
+            // A simulation is the same each time.
+            biased;
             () = lost.notified() => return Ok(()),
             Ok(()) = present.changed() => {
                 let commands = *present.borrow_and_update();

@@ -380,6 +380,7 @@ impl Writer {
     ///
     /// If this end knows that the connection is broken.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.check()?;
         // What is written at once may come in two pieces.
         let at = match self.net.random(8) {
             0 => self.net.random(bytes.len() as u64) as usize,
@@ -393,12 +394,20 @@ impl Writer {
         Ok(())
     }
 
-    fn send_arrival(&self, arrival: Arrival) -> io::Result<()> {
-        let mut state = self.net.state();
+    /// Whether this end knows of nothing that is wrong. Before any random number is drawn: those who end with their process
+    /// come by in any order, and must not be seen.
+    fn check(&self) -> io::Result<()> {
+        let state = self.net.state();
         let end = &state.connections[self.connection].ends[self.end];
-        if !state.is_alive(end) {
-            return Err(io::ErrorKind::BrokenPipe.into());
+        match state.is_alive(end) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::BrokenPipe.into()),
         }
+    }
+
+    fn send_arrival(&self, arrival: Arrival) -> io::Result<()> {
+        self.check()?;
+        let mut state = self.net.state();
         state.send(self.connection, 1 - self.end, arrival);
         Ok(())
     }
@@ -422,6 +431,7 @@ impl AsyncWrite for Stream {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.writer().check()?;
         // Now and then there is room for some of it only.
         let length = bytes.len() as u64;
         let taken = match self.net.random(8) {
