@@ -61,11 +61,8 @@ impl HeldLock {
 
     /// The key. Of several, the first: see [`HeldLock::each`].
     pub fn key(&self) -> LockKey {
-        match &self.turns {
-            Turns::One(turn) => turn.name().to_key(),
-            // There are two at least.
-            Turns::Several(turns) => turns[0].name().to_key(),
-        }
+        // There is one at least.
+        self.turns()[0].name().to_key()
     }
 
     /// The locks of a request that has [several](super::RequestKey::all), in the order of their

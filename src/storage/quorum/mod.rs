@@ -172,6 +172,10 @@ impl Redlock {
     ///
     /// [`StorageError`] if a URL cannot be read or is there twice, if there is none, or if no
     /// majority of the servers can be reached within 1 s.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`RedisStorage::connect`](crate::storage::RedisStorage::connect).
     #[cfg(feature = "redis")]
     pub async fn connect<U: Into<String>>(
         urls: impl IntoIterator<Item = U>,

@@ -245,6 +245,10 @@ impl RedisStorageBuilder {
     /// # Errors
     ///
     /// As [`RedisStorage::connect`], and as [`RedisStorageBuilder::connect_lazily`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`RedisStorage::connect`].
     pub async fn connect(self) -> Result<RedisStorage, StorageError> {
         let storage = self.connect_lazily()?;
         storage.connected().await?;

@@ -288,6 +288,10 @@ impl RedisStorage {
     ///
     /// [`StorageError`] if the URL cannot be read, the server cannot be reached within 1 s, or it
     /// does not accept us. To start without a server, see [`RedisStorageBuilder::connect_lazily`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any time. Nothing is asked of the server yet but who it is and how it is set up.
     pub async fn connect(url: impl Into<String>) -> Result<Self, StorageError> {
         Self::builder(url).connect().await
     }

@@ -76,6 +76,27 @@ struct Request {
     panics: bool,
 }
 
+/// What goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// Nothing.
+    Calm,
+    /// Something at first. After [`HEALED`], nothing any more.
+    Heals,
+    /// Something all the time, where also the time limits are short.
+    Storm,
+}
+
+impl Course {
+    fn of(seed: u64) -> Self {
+        match seed % 4 {
+            0 => Self::Calm,
+            2 => Self::Heals,
+            _ => Self::Storm,
+        }
+    }
+}
+
 /// All that follows from a seed before anything happens.
 #[derive(Debug)]
 struct Plan {
@@ -104,9 +125,9 @@ impl Plan {
     fn new(seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
         let random = &mut random;
-        let is_calm = seed.is_multiple_of(4);
+        let course = Course::of(seed);
+        let is_calm = course == Course::Calm;
         let is_crowded = seed.is_multiple_of(8);
-        let heals = seed % 4 == 2;
         let forgets = !is_calm && random.u32(..8) == 0;
         let servers = if random.u32(..3) == 0 { 3 } else { 1 };
         let replicas = random.usize(2..=3);
@@ -115,10 +136,10 @@ impl Plan {
         let clients = servers + replicas;
 
         let scale = if random.u32(..4) == 0 { 4 } else { 1 };
-        let (ttl, interval, wait) = match (is_calm, heals) {
-            (true, _) => (random.u64(100..600), INTERVAL, 6_000),
-            (_, true) => (random.u64(100..600), INTERVAL, 2_100),
-            _ => (
+        let (ttl, interval, wait) = match course {
+            Course::Calm => (random.u64(100..600), INTERVAL, 6_000),
+            Course::Heals => (random.u64(100..600), INTERVAL, 2_100),
+            Course::Storm => (
                 random.u64(24..90) * scale,
                 random.u64(5..40) * scale,
                 random.u64(20..200) * scale,
@@ -142,9 +163,9 @@ impl Plan {
         let settings = Settings {
             options: options.build().unwrap(),
             connect_timeout: ms(random.u64(60..200)),
-            storage_timeout: ms(match is_calm || heals {
-                true => 1_000,
-                false => random.u64(12..60),
+            storage_timeout: ms(match course {
+                Course::Calm | Course::Heals => 1_000,
+                Course::Storm => random.u64(12..60),
             }),
             node_timeout: ms(random.u64(8..30)),
             handoff: (random.u32(1..6), ms(random.u64(1..12))),
@@ -178,12 +199,12 @@ impl Plan {
         if is_crowded {
             crowd_at_one(&mut requests, servers, seed);
         }
-        let first_calm = match (is_calm, heals) {
-            (true, _) => Some(0),
-            (_, true) => Some(1 + requests.len() as u64),
-            _ => None,
+        let first_calm = match course {
+            Course::Calm => Some(0),
+            Course::Heals => Some(1 + requests.len() as u64),
+            Course::Storm => None,
         };
-        if heals {
+        if course == Course::Heals {
             let later = (1..=10).map(|more| Request {
                 number: requests.len() as u64 + more,
                 at: HEALED + random.u64(..40),
@@ -215,7 +236,7 @@ impl Plan {
                 11..13 => Fault::Hold(server, replica, time),
                 13..15 => Fault::Cut(replica, server),
                 // That a connection for commands carries nothing is found out by the next call, not before.
-                15..17 if heals => Fault::Cut(replica, server),
+                15..17 if course == Course::Heals => Fault::Cut(replica, server),
                 15..17 => Fault::Mute(replica, server),
                 17 => Fault::FlushScripts(server),
                 18 => Fault::Cut(clients, replica),
@@ -226,20 +247,22 @@ impl Plan {
         let faults = Vec::from_iter(faults);
         let weather = Weather {
             latency: random.u64(1..=3),
-            lost: match is_calm || heals {
-                true => 0,
-                false => random.u32(..6),
+            lost: match course {
+                Course::Calm | Course::Heals => 0,
+                Course::Storm => random.u32(..6),
             },
         };
         let drift = (random.u32(..3) == 0).then(|| (random.u64(150..400), random.bool()));
         let worked: u64 = requests.iter().map(|request| request.work).sum();
         // The last fault, the longest of them, a lock that nobody gives back, and all the work.
-        let end = 600
-            + if heals { HEALED } else { span }
-            + 2 * (ttl + interval + lock_delay)
-            + wait
-            + worked
-            + 400;
+        let end =
+            600 + match course {
+                Course::Heals => HEALED,
+                _ => span,
+            } + 2 * (ttl + interval + lock_delay)
+                + wait
+                + worked
+                + 400;
         Self {
             servers,
             replicas,
