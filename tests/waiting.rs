@@ -13,6 +13,7 @@
 mod kit;
 
 use std::{
+    convert::Infallible,
     io::{Read, Write},
     net::TcpStream,
     sync::{
@@ -22,9 +23,11 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Response, StatusCode};
 use tokio::task::{JoinHandle, JoinSet};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    Clock, LockFactory, LockGuard, LockOptions, Unlocked,
+    Clock, DistributedLockLayer, LockFactory, LockGuard, LockOptions, Unlocked,
     error::LockError,
     storage::{MemoryStorage, RedisStorage},
 };
@@ -314,6 +317,17 @@ mod lingering {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_lock_does_not_linger_if_nothing_was_said_and_its_release_was_done() {
+        let (storage, _, other) = pair();
+        for _ in 0..10 {
+            serve(&other).await;
+            assert!(storage.is_empty());
+            // It is told who waits.
+            tokio::time::sleep(ms(10)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn another_process_has_a_lingering_lock_at_once() {
         let (storage, keeps, other) = pair();
         keep(&keeps, &storage).await;
@@ -384,11 +398,7 @@ mod lingering {
     #[tokio::test(flavor = "multi_thread")]
     async fn in_redis_a_lingering_lock_costs_next_to_nothing_and_goes_to_who_wants_it() {
         let server = RedisServer::start().await;
-        let storage = async || {
-            let builder = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
-            builder.connect().await.unwrap()
-        };
-        let builder = LockFactory::builder(storage().await);
+        let builder = LockFactory::builder(connect(&server).await);
         let keeps = builder.linger(MINUTE).build().unwrap();
         eventually("it lingers", LIMIT, async || {
             take(&keeps).await.unlock().await.unwrap() == Unlocked::Held && server.keys().await == 1
@@ -407,7 +417,7 @@ mod lingering {
         let calls = server.calls("set").await;
         assert!(calls <= 7, "{calls}");
 
-        let other = LockFactory::new(storage().await);
+        let other = LockFactory::new(connect(&server).await);
         let held = within(LIMIT, "the lock", take(&other)).await;
         assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
         eventually("nothing is kept", LIMIT, async || {
@@ -422,6 +432,111 @@ mod lingering {
         .await;
         let _: u64 = server.run("CLIENT KILL TYPE pubsub").await;
         eventually("it is given back", LIMIT, async || server.keys().await == 0).await;
+    }
+
+    async fn connect(server: &RedisServer) -> RedisStorage {
+        let builder = RedisStorage::builder(server.url()).connect_timeout(LIMIT);
+        builder.connect().await.unwrap()
+    }
+
+    /// A request under the lock of all requests, and its answer.
+    async fn serve(factory: &LockFactory) {
+        let layer = DistributedLockLayer::new(factory.clone(), |_: &Request<()>| "k");
+        let handler = service_fn(async |_| Ok::<_, Infallible>(Response::new(())));
+        let service = layer.options(options()).layer(handler);
+        let answer = service.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+
+    /// How often Redis is asked for a lock that is wanted a hundred times, one after the other.
+    async fn asked(server: &RedisServer, mut wants: impl AsyncFnMut()) -> u64 {
+        let () = server.run("CONFIG RESETSTAT").await;
+        for _ in 0..100 {
+            wants().await;
+        }
+        server.calls("set").await
+    }
+
+    /// A server, and a factory whose requests have had a lock that is hot. On one thread nobody hears
+    /// of a release before the next lock is asked for.
+    async fn hot() -> (RedisServer, LockFactory) {
+        let server = RedisServer::start().await;
+        let factory = LockFactory::new(connect(&server).await);
+        // Once it can be told who waits.
+        eventually("it lingers", LIMIT, async || {
+            asked(&server, async || serve(&factory).await).await <= 50
+        })
+        .await;
+        (server, factory)
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_requests_come_back_for_at_once_lingers_for_a_moment() {
+        let (server, factory) = hot().await;
+        eventually("it is given back", LIMIT, async || factory.keys() == 0).await;
+        assert_eq!(server.keys().await, 0);
+
+        // What is not a request's is given back at once.
+        let taken = asked(&server, async || drop(take(&factory).await)).await;
+        assert!(taken >= 100, "{taken}");
+
+        let never = LockFactory::builder(connect(&server).await).linger(Duration::ZERO);
+        let never = never.build().unwrap();
+        for _ in 0..2 {
+            let served = asked(&server, async || serve(&never).await).await;
+            assert!(served >= 100, "{served}");
+        }
+    }
+
+    #[tokio::test]
+    async fn another_process_has_a_hot_lock_that_lingers() {
+        let (server, factory) = hot().await;
+        let other = LockFactory::new(connect(&server).await);
+        let held = within(LIMIT, "the lock", take(&other)).await;
+        assert_eq!(held.unlock().await.unwrap(), Unlocked::Held);
+        eventually("nothing is kept", LIMIT, async || factory.keys() == 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_drain_gives_a_hot_lock_back() {
+        let (server, factory) = hot().await;
+        serve(&factory).await;
+        assert_eq!(factory.drain(LIMIT).await, 0);
+        assert_eq!(server.keys().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_hot_lock_is_given_back_though_nobody_has_its_factory_any_more() {
+        let (server, factory) = hot().await;
+        serve(&factory).await;
+        drop(factory);
+        no_key_is_left(&server).await;
+    }
+
+    #[test]
+    fn a_hot_lock_is_given_back_though_the_runtime_of_its_requests_ends() {
+        let runtime = || {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(1).enable_all().build().unwrap()
+        };
+        let (stays, ends) = (runtime(), runtime());
+        let (server, factory) = stays.block_on(async {
+            let server = RedisServer::start().await;
+            let factory = LockFactory::new(connect(&server).await);
+            (server, factory)
+        });
+        ends.block_on(async {
+            eventually("it lingers", LIMIT, async || {
+                asked(&server, async || serve(&factory).await).await <= 50
+            })
+            .await;
+            serve(&factory).await;
+        });
+        drop(ends);
+        stays.block_on(async {
+            no_key_is_left(&server).await;
+            eventually("nothing is kept", LIMIT, async || factory.keys() == 0).await;
+        });
     }
 }
 

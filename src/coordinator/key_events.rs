@@ -29,6 +29,8 @@ pub(crate) struct Sharing {
     pub(crate) told: bool,
     /// How long a lease that nobody wants is kept, should somebody of this process come back.
     pub(crate) linger: Duration,
+    /// Whether one that [is hot](super::lease::Lease::is_hot) is kept for a moment all the same.
+    pub(crate) keeps_hot: bool,
     /// How long this process leaves a lock in parts to others that want it.
     pub(crate) give_way: Duration,
 }

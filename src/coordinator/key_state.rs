@@ -36,7 +36,8 @@
 //! - Each turn has a **fencing token** of its own, from the block that came with the lease. When the
 //!   block is used up, the lease is given up, and the next one comes with more.
 //! - A lease that nobody wants may be kept **idle** for a while, and is given back as soon as another
-//!   process wants it.
+//!   process wants it. One that this process had come back for at once is **hot**, and may be kept for
+//!   a moment.
 //! - A lease that is **over** (its deadline passed, or the storage said "not yours") is never
 //!   handed over and never comes back to life.
 //!
@@ -54,7 +55,7 @@ use crate::{
             Attempt, Effects, Ended, GiveBack, Granted, Outcome, Rejoin, Renewed, Sharing, Source,
             Step, Tick, TurnId,
         },
-        lease::{Baseline, Claim, Lease, fencing_wanted},
+        lease::{Baseline, Claim, HOT, Lease, fencing_wanted},
         queue::{Place, Queue},
     },
     error::{LossReason, StorageError},
@@ -103,6 +104,8 @@ enum Phase {
         ask_again: bool,
         /// A release of ours was on its way when it was sent, and may be carried out after it.
         crosses_release: bool,
+        /// That of a turn that had ended a moment before.
+        is_hot: bool,
         /// Since it was sent, the lock was said to be free.
         told_free: bool,
         /// Since it was sent, the lock was said to have been given to it and taken away again.
@@ -128,8 +131,8 @@ struct Held {
     turn: Option<Turn>,
     /// What the lease served, from when it had to be shared.
     served: Served,
-    /// Without a turn and without waiters, it is kept until then.
-    idle_until: Option<Timestamp>,
+    /// Without a turn and without waiters, it is kept for a while.
+    idle: Option<Idle>,
     doubt: Doubt,
 }
 
@@ -142,6 +145,14 @@ enum Doubt {
     Yes,
     /// The renewal is on its way.
     Asked,
+}
+
+/// A lease that is kept for whoever comes.
+#[derive(Clone, Copy, Debug)]
+struct Idle {
+    until: Timestamp,
+    /// It is but a moment, for which the driver has a timer of its own.
+    is_brief: bool,
 }
 
 /// How much of a lease was used while others waited for it.
@@ -178,6 +189,8 @@ pub(crate) struct KeyState<W> {
     /// Releases that were sent and not answered. While there are any, a denial may be about our own
     /// old token.
     releasing: u32,
+    /// When a turn ended last with which the lease was given back, and nobody known to want it.
+    gave_back: Option<Timestamp>,
     /// Denials and failures in a row, since the key was last held or idle.
     failures: u32,
     next_turn: u64,
@@ -218,7 +231,7 @@ impl Held {
     /// not keep it from the rest of the world.
     fn is_renewed(&self) -> bool {
         let in_turn = self.turn.as_ref().is_some_and(|turn| !turn.revoked);
-        in_turn || self.idle_until.is_some()
+        in_turn || self.idle.is_some()
     }
 }
 
@@ -228,6 +241,7 @@ impl<W> KeyState<W> {
             queue: Queue::new(),
             phase: Phase::Idle,
             releasing: 0,
+            gave_back: None,
             failures: 0,
             next_turn: 0,
             held_elsewhere: None,
@@ -441,7 +455,7 @@ impl<W> KeyState<W> {
             Phase::BackOff { open, .. } => *open,
             Phase::Idle => None,
             Phase::Held(held) if held.can_begin_turn(ttl, now) => {
-                let source = match held.idle_until.take() {
+                let source = match held.idle.take() {
                     Some(_) => Source::Linger,
                     None => held.lease.source(),
                 };
@@ -483,6 +497,8 @@ impl<W> KeyState<W> {
             repeated: open.is_some(),
             fencing: fencing_wanted(self.queue.len(), self.fencing_used),
         };
+        let gave_back = self.gave_back.take();
+        let is_hot = self.releasing > 0 && gave_back.is_some_and(|at| now.since(at) <= HOT);
         // What was known of an earlier lease.
         self.wanted = false;
         self.phase = Phase::Asking {
@@ -493,6 +509,7 @@ impl<W> KeyState<W> {
             pushed: None,
             ask_again: false,
             crosses_release: self.releasing > 0,
+            is_hot,
             told_free: false,
             told_of_force: false,
         };
@@ -522,7 +539,7 @@ impl<W> KeyState<W> {
         now: Timestamp,
         retry_at: Timestamp,
     ) -> Effects<W> {
-        let (sent, repeated, baseline, pushed, ask_again, crosses_release, forced) =
+        let (sent, repeated, baseline, pushed, ask_again, crosses_release, is_hot, forced) =
             match &mut self.phase {
                 Phase::Asking {
                     claim: asked,
@@ -532,6 +549,7 @@ impl<W> KeyState<W> {
                     pushed,
                     ask_again,
                     crosses_release,
+                    is_hot,
                     told_free: _,
                     told_of_force,
                 } if *asked == claim => (
@@ -541,6 +559,7 @@ impl<W> KeyState<W> {
                     pushed.take(),
                     *ask_again,
                     *crosses_release,
+                    *is_hot,
                     *told_of_force,
                 ),
                 _ => {
@@ -566,7 +585,8 @@ impl<W> KeyState<W> {
                 self.wanted |= wanted || ask_again;
                 self.held_elsewhere = None;
                 self.last_error = None;
-                let lease = Lease::granted(claim, sent, fencing);
+                let mut lease = Lease::granted(claim, sent, fencing);
+                lease.is_hot = is_hot;
                 if lease.is_over(now) {
                     // The reply lay somewhere for longer than the lease lasts. The next one may
                     // too, so not at once.
@@ -774,7 +794,7 @@ impl<W> KeyState<W> {
     /// Somebody in another process has begun to wait.
     pub(crate) fn wanted(&mut self, now: Timestamp) -> Effects<W> {
         match &mut self.phase {
-            Phase::Held(held) if held.idle_until.is_some() && self.queue.is_empty() => {
+            Phase::Held(held) if held.idle.is_some() && self.queue.is_empty() => {
                 let mut effects = self.stop_idling();
                 if let Some(release) = &mut effects.release {
                     release.wanted = Some(true);
@@ -807,7 +827,7 @@ impl<W> KeyState<W> {
             return Effects::none();
         };
         // Whoever waits here has come for it already.
-        if held.idle_until.take().is_some() && self.queue.is_empty() {
+        if held.idle.take().is_some() && self.queue.is_empty() {
             self.nobody_waits()
         } else {
             Effects::none()
@@ -842,7 +862,7 @@ impl<W> KeyState<W> {
                 turns: 0,
                 since: now,
             },
-            idle_until: None,
+            idle: None,
             doubt: Doubt::No,
         });
         if self.queue.is_empty() {
@@ -906,15 +926,24 @@ impl<W> KeyState<W> {
         if may_go_on && has_tokens && is_sure {
             return (Ended::HandedOver, self.wake_first());
         }
-        let may_idle =
-            ended == Ended::Released && next.is_none() && unshared && has_tokens && is_sure;
-        if may_idle && !sharing.linger.is_zero() {
-            held.idle_until = Some(now + sharing.linger);
+        let is_brief = sharing.keeps_hot && lease.is_hot;
+        let linger = if is_brief { HOT } else { sharing.linger };
+        let is_free = ended == Ended::Released && next.is_none() && unshared;
+        let may_idle = is_free && !linger.is_zero();
+        if may_idle && has_tokens && is_sure {
+            held.idle = Some(Idle {
+                until: now + linger,
+                is_brief,
+            });
             return (Ended::Lingers, Effects::none());
         }
 
         // A lease that ends for want of tokens could have used more.
-        self.fencing_used = lease.turns().saturating_mul(if may_go_on { 2 } else { 1 });
+        let could_use_more = may_go_on || may_idle;
+        self.fencing_used = lease
+            .turns()
+            .saturating_mul(if could_use_more { 2 } else { 1 });
+        self.gave_back = is_free.then_some(now);
         let wanted = std::mem::take(&mut self.wanted);
         match next {
             _ if sharing.told && wanted && self.in_parts => {
@@ -944,6 +973,7 @@ impl<W> KeyState<W> {
                     pushed: None,
                     ask_again: false,
                     crosses_release: false,
+                    is_hot: false,
                     told_free: false,
                     told_of_force: false,
                 };
@@ -1021,9 +1051,7 @@ impl<W> KeyState<W> {
             }
             return tick;
         }
-        if let Some(until) = held.idle_until
-            && now >= until
-        {
+        if held.idle.is_some_and(|idle| now >= idle.until) {
             tick.effects = self.stop_idling();
             tick.due = self.due();
             return tick;
@@ -1066,12 +1094,24 @@ impl<W> KeyState<W> {
         };
         let mut due = held.lease.deadline;
         let turn = held.turn.as_ref().filter(|turn| !turn.revoked);
-        let ends = turn.map(|turn| turn.until).or(held.idle_until);
+        let idle = held.idle.filter(|idle| !idle.is_brief);
+        let ends = turn.map(|turn| turn.until).or(idle.map(|idle| idle.until));
         due = ends.map_or(due, |ends| due.min(ends));
         if held.is_renewed() && !held.lease.renewing {
             due = due.min(held.lease.renew_at);
         }
         Some(due)
+    }
+
+    /// Until when the lease is kept, if that is but a moment: the driver has to come then with
+    /// [`KeyState::stop_idling`]. It is not among what is [due](KeyState::due).
+    pub(crate) fn moment_ends(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Held(Held {
+                idle: Some(idle), ..
+            }) if idle.is_brief => Some(idle.until),
+            _ => None,
+        }
     }
 
     /// Whether a renewal whose reply has just come should have come sooner. `None` if this process

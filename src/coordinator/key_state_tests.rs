@@ -139,6 +139,7 @@ struct Key {
     /// Whether messages of the storage arrive.
     told: bool,
     linger: Duration,
+    keeps_hot: bool,
     give_way: Duration,
 }
 
@@ -150,6 +151,7 @@ impl Key {
             tokens: 0,
             told: false,
             linger: Duration::ZERO,
+            keeps_hot: false,
             give_way: Duration::ZERO,
         }
     }
@@ -424,6 +426,7 @@ impl Key {
                 limit: LIMIT,
                 told: self.told,
                 linger: self.linger,
+                keeps_hot: self.keeps_hot,
                 give_way: self.give_way,
             },
             self.now,
@@ -911,6 +914,7 @@ fn a_lease_that_nears_its_end_is_not_handed_over() {
                 limit,
                 told: false,
                 linger: Duration::ZERO,
+                keeps_hot: false,
                 give_way: Duration::ZERO,
             },
             key.now,
@@ -2625,6 +2629,92 @@ mod idle {
         key.pass(LINGER * 3 / 4);
         let place = key.join();
         key.take(place);
+    }
+
+    /// A key that keeps what is hot, and its first holder.
+    fn keeps_hot() -> (Key, Granted) {
+        let mut key = Key {
+            keeps_hot: true,
+            ..Key::listening()
+        };
+        let turn = key.obtain_next();
+        (key, turn)
+    }
+
+    /// One that is hot, with a holder.
+    fn hot() -> (Key, Granted) {
+        let (mut key, first) = keeps_hot();
+        assert_eq!(
+            key.done(first),
+            (Ended::Released, Told::release(first.claim))
+        );
+        key.pass(HOT);
+        let turn = key.obtain_next();
+        key.release_done();
+        (key, turn)
+    }
+
+    #[test]
+    fn a_lease_that_this_process_came_back_for_at_once_is_kept_for_a_moment() {
+        let (mut key, mut turn) = hot();
+        let claim = turn.claim;
+        for _ in 0..2 {
+            assert_eq!(key.state.moment_ends(), None);
+            assert_eq!(key.done(turn), (Ended::Lingers, Told::nothing()));
+            assert_eq!(key.state.moment_ends(), Some(key.now + HOT));
+            // It is seen to by itself.
+            assert!(key.state.due().unwrap() > key.now + HOT);
+            key.pass(HOT / 2);
+            let place = key.join();
+            turn = key.take(place);
+            assert_eq!(turn.claim, claim);
+        }
+        key.done(turn);
+        key.pass(HOT);
+        assert_eq!(key.last_tick(), Told::release(claim));
+        assert_eq!(key.state.moment_ends(), None);
+    }
+
+    #[test]
+    fn a_hot_lease_is_kept_as_any_other_where_nobody_keeps_what_is_hot() {
+        let (mut key, turn) = hot();
+        key.keeps_hot = false;
+        assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+
+        let (mut key, turn) = hot();
+        key.keeps_hot = false;
+        key.linger = LINGER;
+        assert_eq!(key.done(turn), (Ended::Lingers, Told::nothing()));
+        assert_eq!(key.state.moment_ends(), None);
+        assert!(key.state.due().unwrap() <= key.now + LINGER);
+    }
+
+    #[test]
+    fn a_lease_that_this_process_came_back_for_later_is_not_kept() {
+        for (late, done) in [(HOT, true), (HOT + Duration::from_nanos(1), false)] {
+            let (mut key, first) = keeps_hot();
+            key.done(first);
+            key.pass(late);
+            if done {
+                key.release_done();
+            }
+            let turn = key.obtain_next();
+            assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+        }
+    }
+
+    #[test]
+    fn a_hot_lease_that_had_too_few_tokens_brings_more_the_next_time() {
+        let (mut key, first) = keeps_hot();
+        key.done(first);
+        let place = key.join();
+        let attempt = key.ask(place);
+        assert_eq!(attempt.fencing, 1);
+        key.granted_from(attempt, 5);
+        let turn = key.take(place);
+        assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+        let place = key.join();
+        assert_eq!(key.ask(place).fencing, 2);
     }
 
     #[test]

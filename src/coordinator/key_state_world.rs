@@ -184,6 +184,7 @@ struct Kind {
     may_set_forward: bool,
     processes: usize,
     linger: [Duration; PROCESSES],
+    keeps_hot: [bool; PROCESSES],
     limit: HandoffLimit,
     /// Nobody is excused by what nobody could have known: two holders are two holders.
     strict: bool,
@@ -203,6 +204,7 @@ impl Kind {
         may_set_forward: false,
         processes: PROCESSES,
         linger: [ms(0), ms(50), ms(400)],
+        keeps_hot: [true, false, true],
         limit: LIMIT,
         strict: false,
     };
@@ -1090,6 +1092,7 @@ impl World {
                 limit: self.kind.limit,
                 told: process.listens,
                 linger: self.kind.linger[index],
+                keeps_hot: self.kind.keeps_hot[index],
                 give_way: Duration::ZERO,
             },
             self.now,
@@ -1098,9 +1101,12 @@ impl World {
                 OwnerToken::new(inbox, self.tokens)
             },
         );
-        if let Some(due) = process.state.due() {
-            process.look_by = Some(process.look_by.map_or(due, |at| at.min(due)));
-        }
+        let look_by = [
+            process.look_by,
+            process.state.due(),
+            process.state.moment_ends(),
+        ];
+        process.look_by = look_by.into_iter().flatten().min();
         let was_ours = ended != Ended::Lost;
         assert_eq!(was_ours, holder.is_sure(self.now), "{ended:?}: {holder:?}");
         self.carry_out(index, effects);
@@ -1509,7 +1515,7 @@ impl Process {
     }
 
     fn is_idle(&self) -> bool {
-        matches!(&self.state.phase, Phase::Held(held) if held.idle_until.is_some())
+        matches!(&self.state.phase, Phase::Held(held) if held.idle.is_some())
     }
 
     /// Whether it does not leave a wrong deadline as it is. A renewal that failed is repeated after a

@@ -27,6 +27,11 @@ const MAX_FENCING: u32 = 16 * 1024;
 /// How many fencing tokens it takes at most on the word of its queue alone.
 const FIRST_FENCING: usize = 64;
 
+/// Within this time after its last turn a key is hot: whoever comes for it by then may well be followed
+/// by others. So long is a lease kept then. The requests of one process come back for it in less, and
+/// for anybody else it is no time.
+pub(crate) const HOT: Duration = Duration::from_millis(1);
+
 /// How long a lock of this ttl may be used, from the moment its command was sent.
 pub(crate) fn validity(ttl: Duration) -> Duration {
     ttl.saturating_sub(ttl / 100 + Duration::from_millis(2))
@@ -85,6 +90,8 @@ pub(crate) struct Lease {
     pub(crate) renew_at: Timestamp,
     /// Whether a renewal was sent and not answered.
     pub(crate) renewing: bool,
+    /// This process had come back for it within [`HOT`], before its last release was done.
+    pub(crate) is_hot: bool,
     /// The deadline rests on the storage's clock. The first renewal puts it right, also backwards.
     is_unsure: bool,
     /// The fencing tokens that are left, if the storage gave any.
@@ -100,6 +107,7 @@ impl Lease {
             deadline: sent + validity(claim.ttl),
             renew_at: sent + claim.ttl / 3,
             renewing: false,
+            is_hot: false,
             is_unsure: false,
             // What breaks the contract of a storage is as good as none.
             fencing: fencing.filter(FencingBlock::is_sound),

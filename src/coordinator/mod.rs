@@ -12,6 +12,7 @@
 //! | `overdue` | attempts without an answer that may still be carried out |
 //! | `alarm` | how a caller is woken when a call, or its wait, takes too long |
 //! | `renewal`, `release` | leases on their way to a longer life, claims on their way out |
+//! | `linger` | the moment for which a lease is kept whose key is hot |
 //! | `turn`, `signal` | a holder's way to give its lock back, and what it is told of it |
 //! | `spin` | a short look, before a caller queues up, whether the lock is given back at once |
 //! | `inquiry`, `note` | what processes ask and tell each other about their locks, and how it is written |
@@ -30,6 +31,7 @@ mod keeper;
 pub(crate) mod key_events;
 mod key_state;
 pub(crate) mod lease;
+mod linger;
 #[cfg_attr(not(feature = "metrics"), path = "meters_off.rs")]
 mod meters;
 pub(crate) mod note;
@@ -89,7 +91,8 @@ pub(crate) struct Limits {
     pub(crate) storage_timeout: Duration,
     /// Whether locks come with fencing tokens.
     pub(crate) fencing: bool,
-    pub(crate) linger: Duration,
+    /// `None`: leases that are hot are kept for a moment after a request, others not at all.
+    pub(crate) linger: Option<Duration>,
     /// How much longer the storage keeps a lock than we rely on it.
     pub(crate) lock_delay: Duration,
     /// What this process is called where others look at its locks.
@@ -192,7 +195,10 @@ impl Coordinator {
         match self.limits {
             Limits { fencing: false, .. } => 0,
             // A lease that lingers is there for callers that have not come yet.
-            Limits { linger, .. } if !linger.is_zero() => usable.max(LINGERING_FENCING),
+            Limits {
+                linger: Some(linger),
+                ..
+            } if !linger.is_zero() => usable.max(LINGERING_FENCING),
             _ => usable,
         }
     }
@@ -419,6 +425,7 @@ impl Coordinator {
         cell: &Arc<Cell>,
         id: TurnId,
         claim: Claim,
+        is_request: bool,
         now: Timestamp,
     ) -> (Ended, Option<LossReason>, Option<Release>) {
         let ((ended, loss, due), release) = self.update_and_send(cell, |slot| {
@@ -427,15 +434,16 @@ impl Coordinator {
             }
             // Under the key's lock: whoever shuts down, or becomes deaf, looks at each key once,
             // after having said so.
+            let (stays, in_parts) = (!self.is_draining(), slot.state.is_in_parts());
+            let linger = self.limits.linger;
             let sharing = Sharing {
                 limit: self.limits.handoff,
                 told: self.is_listening(),
-                linger: if self.is_draining() {
-                    Duration::ZERO
-                } else {
-                    self.limits.linger
-                },
-                give_way: match slot.state.is_in_parts() {
+                linger: linger.filter(|_| stays).unwrap_or_default(),
+                // A lock in parts gives way to others when it is given back; at the end of a moment it
+                // would not.
+                keeps_hot: linger.is_none() && stays && is_request && !in_parts,
+                give_way: match in_parts {
                     true => backoff::after_giving_way(fastrand::f64()),
                     false => Duration::ZERO,
                 },
@@ -447,6 +455,9 @@ impl Coordinator {
         });
         if let Some(due) = due {
             self.keeper.look_by(self, due);
+        }
+        if ended == Ended::Lingers && is_request && self.limits.linger.is_none() {
+            self.watch(cell);
         }
         (ended, loss, release)
     }

@@ -41,6 +41,8 @@ pub(crate) struct Slot {
     pub(super) alarm: Option<Alarm>,
     /// When the first wait is over of those that the keeper ends, or before.
     pub(super) ends: Timestamp,
+    /// Somebody sees to it that its lease is not kept for longer than a moment.
+    pub(super) is_watched: bool,
 }
 
 impl Cell {
@@ -53,6 +55,7 @@ impl Cell {
                 holder: None,
                 alarm: None,
                 ends: Timestamp::NEVER,
+                is_watched: false,
             }),
         }
     }

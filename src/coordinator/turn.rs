@@ -166,6 +166,16 @@ impl Turn {
     /// Gives the turn back. Only the first call does anything; it says how the turn ended, and has
     /// the release if one was sent.
     pub(crate) fn give_back(&self) -> Option<(Ended, Option<Release>)> {
+        self.end(false)
+    }
+
+    /// The same when a request is done: others like it may follow, so a lease that is hot is kept for
+    /// a moment.
+    pub(crate) fn hand_over(&self) -> Option<(Ended, Option<Release>)> {
+        self.end(true)
+    }
+
+    fn end(&self, is_request: bool) -> Option<(Ended, Option<Release>)> {
         if self.given_back.swap(true, SeqCst) {
             return None;
         }
@@ -177,7 +187,7 @@ impl Turn {
         self.signal.give_back();
         let (ended, known, release) = self
             .coordinator
-            .turn_done(&self.cell, self.id, self.claim, now);
+            .turn_done(&self.cell, self.id, self.claim, is_request, now);
         if ended == Ended::Lost {
             // Lost at this very moment: nobody was told yet.
             let guess = match self.coordinator.is_draining() {

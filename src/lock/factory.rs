@@ -64,7 +64,7 @@ impl LockFactory {
                 waiters: 100_000,
                 storage_timeout: Duration::from_secs(1),
                 fencing: true,
-                linger: Duration::ZERO,
+                linger: None,
                 lock_delay: Duration::ZERO,
                 label: None,
                 metrics_name: None,
@@ -325,8 +325,13 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     }
 
     /// How long this process keeps a lock that has been given back and that nobody waits for, in
-    /// case its next caller is one of this process: that one has it without asking the storage.
-    /// Default 0: not at all. At most 24 h.
+    /// case its next caller is one of this process: that one has it without asking the storage. 0:
+    /// not at all. At most 24 h.
+    ///
+    /// Not set, only the layer keeps a lock for its next request, and only one that is hot: this
+    /// process had asked for it again within 1 ms, before its last release was done. It is kept for 1
+    /// ms (as fine as tokio's timers are), if the request was answered; a lock in parts, as of a
+    /// `Redlock`, is not. A `LockGuard` gives its lock back at once.
     ///
     /// Another process that wants the lock meanwhile waits for about two round trips: the storage
     /// tells this one, which gives the lock up at once. One that does not wait (`try_lock`) is
@@ -337,7 +342,7 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// [`LockFactory::keys`] and is renewed every third of its ttl. Has no effect where the storage
     /// cannot tell who waits.
     pub fn linger(mut self, linger: Duration) -> Self {
-        self.limits.linger = linger;
+        self.limits.linger = Some(linger);
         self
     }
 
@@ -408,7 +413,8 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
         if timeout.is_zero() || timeout > LockOptions::MAX_DURATION {
             return Err(InvalidSettings::StorageTimeout);
         }
-        if self.limits.linger > LockOptions::MAX_DURATION {
+        let linger = self.limits.linger;
+        if linger.is_some_and(|linger| linger > LockOptions::MAX_DURATION) {
             return Err(InvalidSettings::Linger);
         }
         if self.limits.lock_delay > LockOptions::MAX_DURATION {

@@ -88,10 +88,10 @@ impl LockGuard {
         GivenBack(self.turn.give_back())
     }
 
-    /// Gives the lock back, in the background. Whether somebody who waited in this process has it
-    /// now.
+    /// Gives the lock of a request that is done back, in the background. Whether somebody who waited
+    /// in this process has it now.
     pub(crate) fn hand_over(&self) -> bool {
-        matches!(self.turn.give_back(), Some((Ended::HandedOver, _)))
+        matches!(self.turn.hand_over(), Some((Ended::HandedOver, _)))
     }
 
     /// Whether the lock can be relied on at this moment.

@@ -186,7 +186,7 @@ async fn play(servers: &[RedisServer], scene: &Scene, plan: Option<&Plan>) -> Ve
         let guard = lock.lock(options).await.expect("the first lock");
         eventually("it listens", PATIENCE, async || looks.inboxes().await == 1).await;
         assert_eq!(guard.unlock().await.unwrap(), Unlocked::Held);
-        if !scene.setup.linger.is_zero() {
+        if scene.setup.linger.is_some() {
             // It lingers, and another process wants it.
             let there = factory(&urls, &prefix, Setup::default());
             let lock = there.create_lock("first").unwrap();

@@ -32,7 +32,7 @@ const fn scene(name: &'static str, set: fn(Stage) -> LocalBoxFuture<'static, Act
     Scene {
         name,
         setup: Setup {
-            linger: Duration::ZERO,
+            linger: None,
             handoff: None,
         },
         set,
@@ -82,7 +82,7 @@ pub const LAYERS: [Scene; 6] = [
 pub const DRAINS: [Scene; 2] = [
     Scene {
         setup: Setup {
-            linger: Duration::from_secs(3_600),
+            linger: Some(Duration::from_secs(3_600)),
             handoff: None,
         },
         ..scene("drain", |stage| Box::pin(drain(stage)))

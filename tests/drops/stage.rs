@@ -16,7 +16,7 @@ use super::{Points, ms};
 /// How the factory under test is set up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setup {
-    pub linger: Duration,
+    pub linger: Option<Duration>,
     pub handoff: Option<(u32, Duration)>,
 }
 
@@ -25,7 +25,10 @@ impl Setup {
     where
         S: tower_distributed_lock::storage::LockStorage,
     {
-        let builder = builder.linger(self.linger);
+        let builder = match self.linger {
+            Some(linger) => builder.linger(linger),
+            None => builder,
+        };
         match self.handoff {
             Some((turns, time)) => builder.handoff_limit(turns, time),
             None => builder,

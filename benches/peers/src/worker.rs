@@ -100,10 +100,6 @@ pub(crate) fn main(arguments: &[String]) -> Result<(), Error> {
                     let service = Service::layered(Ours::unfenced(url).await?).await?;
                     carry_out(url, errand, service).await
                 }
-                Peer::AxumOursLingering => {
-                    let service = Service::layered(Ours::lingering(url).await?).await?;
-                    carry_out(url, errand, service).await
-                }
                 Peer::AxumByHand => {
                     let service = Service::by_hand(ByHand::connect(url).await?).await?;
                     carry_out(url, errand, service).await

@@ -147,6 +147,12 @@ impl<'a> Canon<'a> {
             u64::from(state.wanted),
             u64::from(state.last_error.is_some()),
             state.fencing_used.into(),
+            u64::from(
+                state
+                    .gave_back
+                    .is_some_and(|at| self.world.now.since(at) <= HOT)
+                    && self.heeds_heat(),
+            ),
             lost.map_or(NONE, |lost| {
                 2 * self.token(lost.claim.token) + u64::from(lost.in_turn)
             }),
@@ -208,6 +214,7 @@ impl<'a> Canon<'a> {
                 pushed,
                 ask_again,
                 crosses_release,
+                is_hot,
                 told_free,
                 told_of_force,
             } => {
@@ -215,6 +222,7 @@ impl<'a> Canon<'a> {
                     *repeated,
                     *ask_again,
                     *crosses_release,
+                    *is_hot && self.heeds_heat(),
                     *told_free,
                     *told_of_force,
                 ];
@@ -230,10 +238,16 @@ impl<'a> Canon<'a> {
         }
     }
 
+    /// Where no process keeps what is hot, nothing is different for it.
+    fn heeds_heat(&self) -> bool {
+        self.world.kind.keeps_hot.contains(&true)
+    }
+
     fn held(&mut self, process: &Process, held: &Held) {
         let lease = &held.lease;
         let (is_unsure, fencing, turns) = lease.inside();
-        let flags = u64::from(lease.renewing) + 2 * u64::from(is_unsure);
+        let is_hot = lease.is_hot && self.heeds_heat();
+        let flags = u64::from(lease.renewing) + 2 * u64::from(is_unsure) + 4 * u64::from(is_hot);
         let limit = self.world.kind.limit;
         self.put([
             3,
@@ -247,7 +261,8 @@ impl<'a> Canon<'a> {
             turns.into(),
             held.served.turns.min(limit.turns).into(),
             nanos(self.world.now.since(held.served.since).min(limit.time)),
-            self.ahead_or_none(held.idle_until),
+            self.ahead_or_none(held.idle.map(|idle| idle.until)),
+            u64::from(held.idle.is_some_and(|idle| idle.is_brief)),
             held.doubt as u64,
         ]);
         if let Some(turn) = held.turn {

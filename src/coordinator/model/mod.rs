@@ -190,6 +190,7 @@ impl Scenario {
             knows_run: true,
             processes: 2,
             linger: [ms(0); PROCESSES],
+            keeps_hot: [false; PROCESSES],
             limit: HandoffLimit {
                 turns: 1,
                 time: ms(1_000),
@@ -658,6 +659,23 @@ fn a_lease_that_lingers() {
     };
     let kind = Kind {
         linger: [ms(200); PROCESSES],
+        ..scenario.kind
+    };
+    Scenario { kind, ..scenario }.holds();
+}
+
+#[test]
+fn a_hot_lease_that_lingers_for_a_moment() {
+    let scenario = Scenario {
+        name: "hot leases",
+        passes: 2,
+        faults: 1,
+        of: &[Fault::LostReply, Fault::LostMessage],
+        callers: [3, 1, 0],
+        ..Scenario::PLAIN
+    };
+    let kind = Kind {
+        keeps_hot: [true; PROCESSES],
         ..scenario.kind
     };
     Scenario { kind, ..scenario }.holds();

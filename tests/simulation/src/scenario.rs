@@ -169,11 +169,7 @@ impl Plan {
             }),
             node_timeout: ms(random.u64(8..30)),
             handoff: (random.u32(1..6), ms(random.u64(1..12))),
-            linger: ms(if random.u32(..4) == 0 {
-                random.u64(5..30)
-            } else {
-                0
-            }),
+            linger: (random.u32(..4) == 0).then(|| ms(random.u64(5..30))),
             lock_delay: ms(lock_delay),
             await_release: random.u32(..4) == 0,
         };

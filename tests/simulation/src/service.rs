@@ -28,7 +28,7 @@ pub struct Settings {
     pub storage_timeout: Duration,
     pub node_timeout: Duration,
     pub handoff: (u32, Duration),
-    pub linger: Duration,
+    pub linger: Option<Duration>,
     pub lock_delay: Duration,
     pub await_release: bool,
 }
@@ -56,8 +56,11 @@ fn factory(storage: impl LockStorage, settings: &Settings) -> LockFactory {
         .clock(Clock::tokio())
         .storage_timeout(settings.storage_timeout)
         .handoff_limit(settings.handoff.0, settings.handoff.1)
-        .linger(settings.linger)
         .lock_delay(settings.lock_delay);
+    let builder = match settings.linger {
+        Some(linger) => builder.linger(linger),
+        None => builder,
+    };
     builder.build().unwrap()
 }
 

@@ -112,21 +112,7 @@ const SUBJECTS: &[Subject] = &[
                     },
                 ],
             ),
-            (
-                "One key for all",
-                &[
-                    Part {
-                        row: "axum_hot_default",
-                        only: &["ours"],
-                        ours: OURS,
-                    },
-                    Part {
-                        row: "axum_hot",
-                        only: &[],
-                        ours: "… that lingers for 1 ms",
-                    },
-                ],
-            ),
+            ("One key for all", &[all("axum_hot")]),
         ],
     },
 ];

@@ -43,9 +43,8 @@ pub fn what(row: &str) -> Option<&'static str> {
             "requests per second to a service with axum, 64 connections, a key each, ours with fencing tokens"
         }
         "axum_hot" => {
-            "requests per second to a service with axum, 64 connections, one key for all, ours with fencing tokens and a `linger` of 1 ms"
+            "requests per second to a service with axum, 64 connections, one key for all, ours with fencing tokens"
         }
-        "axum_hot_default" => "the same, ours as it comes: it does not linger",
         _ => return None,
     })
 }
@@ -69,7 +68,7 @@ pub fn goal(row: &str, peer: &str) -> Option<Goal> {
         ("handoff", "pubsub") => AtMost(0.85),
         ("redlock_3" | "redlock_5", "the_better") => AtLeast(1.1),
         ("axum_distinct", "by_hand") => AtLeast(0.95),
-        ("axum_hot" | "axum_hot_default", "mutex") => AtLeast(0.8),
+        ("axum_hot", "mutex") => AtLeast(0.8),
         _ => return None,
     })
 }

@@ -67,8 +67,6 @@ pub(crate) enum Peer {
     AxumOurs,
     /// The same without fencing tokens.
     AxumOursUnfenced,
-    /// The same with them, and with locks that linger.
-    AxumOursLingering,
     /// Its handler has the lock of `ByHand`.
     AxumByHand,
     /// Its handler has a lock of rslock.
@@ -80,7 +78,7 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 19] = [
         Self::Ours,
         Self::OursUnfenced,
         Self::OursDispatched,
@@ -96,7 +94,6 @@ impl Peer {
         Self::DistributedLock,
         Self::AxumOurs,
         Self::AxumOursUnfenced,
-        Self::AxumOursLingering,
         Self::AxumByHand,
         Self::AxumRslock,
         Self::AxumMutex,
@@ -120,7 +117,6 @@ impl Peer {
             Self::DistributedLock => "distributed-lock",
             Self::AxumOurs => "axum_ours",
             Self::AxumOursUnfenced => "axum_ours_unfenced",
-            Self::AxumOursLingering => "axum_ours_lingering",
             Self::AxumByHand => "axum_by_hand",
             Self::AxumRslock => "axum_rslock",
             Self::AxumMutex => "axum_mutex",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_distributed_lock::{
-    LockFactory, LockFactoryBuilder, LockGuard, LockOptions, Redlock, Unlocked,
+    LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
     storage::{LockStorage, RedisStorage},
 };
 
@@ -26,12 +26,6 @@ impl Ours {
         Self::over(RedisStorage::connect(url).await?, false)
     }
 
-    /// Keeps a lock that nobody wants for a moment.
-    pub(crate) async fn lingering(url: &str) -> Result<Self, Error> {
-        let factory = LockFactory::builder(RedisStorage::connect(url).await?);
-        Self::with(factory.linger(Duration::from_millis(1)))
-    }
-
     pub(crate) async fn replicated(url: &str) -> Result<Self, Error> {
         let storage = RedisStorage::builder(url).replicas(1, Duration::from_millis(500));
         Self::over(storage.connect().await?, false)
@@ -43,17 +37,13 @@ impl Ours {
     }
 
     fn over(storage: impl LockStorage, fencing: bool) -> Result<Self, Error> {
-        Self::with(LockFactory::builder(storage).fencing(fencing))
-    }
-
-    fn with(factory: LockFactoryBuilder<impl LockStorage>) -> Result<Self, Error> {
         let options = LockOptions::builder()
             .ttl(TTL)
             .interval(Duration::from_millis(100))
             .retries(600)
             .build()?;
         Ok(Self {
-            factory: factory.build()?,
+            factory: LockFactory::builder(storage).fencing(fencing).build()?,
             options,
         })
     }

@@ -1,7 +1,6 @@
 //! Requests a second to a service with axum, over 64 connections that are kept open.
 //! `axum_distinct`: each request with a key of its own; `axum_distinct_fenced`: the same with fencing
-//! tokens, which nobody else has. `axum_hot`: all with the same key, which ours keeps for up to 1 ms
-//! when nobody wants it; `axum_hot_default`: as the crate comes.
+//! tokens, which nobody else has. `axum_hot`: all with the same key.
 
 use figures::results::Unit;
 
@@ -12,12 +11,7 @@ use crate::{
     run::{Bench, Outcome, Work},
 };
 
-pub(super) const ROWS: &[&str] = &[
-    "axum_distinct",
-    "axum_distinct_fenced",
-    "axum_hot",
-    "axum_hot_default",
-];
+pub(super) const ROWS: &[&str] = &["axum_distinct", "axum_distinct_fenced", "axum_hot"];
 
 /// A row: its name, ours, and those that it is compared with.
 type Compared = (&'static str, Peer, &'static [(Peer, &'static str)]);
@@ -40,22 +34,15 @@ const DISTINCT: &[Compared] = &[
     ),
 ];
 
-const HOT: &[Compared] = &[
-    (
-        "axum_hot",
-        Peer::AxumOursLingering,
-        &[
-            (Peer::AxumByHand, "by_hand"),
-            (Peer::AxumMutex, "mutex"),
-            (Peer::AxumNone, "no_lock"),
-        ],
-    ),
-    (
-        "axum_hot_default",
-        Peer::AxumOurs,
-        &[(Peer::AxumMutex, "mutex")],
-    ),
-];
+const HOT: &[Compared] = &[(
+    "axum_hot",
+    Peer::AxumOurs,
+    &[
+        (Peer::AxumByHand, "by_hand"),
+        (Peer::AxumMutex, "mutex"),
+        (Peer::AxumNone, "no_lock"),
+    ],
+)];
 
 pub(super) fn measure(bench: &mut Bench) -> Result<(), Error> {
     compare(bench, DISTINCT, Work::uncontended(64))?;
