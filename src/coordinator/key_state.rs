@@ -928,8 +928,8 @@ impl<W> KeyState<W> {
         }
         let is_brief = sharing.keeps_hot && lease.is_hot;
         let linger = if is_brief { HOT } else { sharing.linger };
-        let is_free = ended == Ended::Released && next.is_none() && unshared;
-        let may_idle = is_free && !linger.is_zero();
+        let is_ours = ended == Ended::Released && unshared;
+        let may_idle = is_ours && next.is_none() && !linger.is_zero();
         if may_idle && has_tokens && is_sure {
             held.idle = Some(Idle {
                 until: now + linger,
@@ -939,11 +939,11 @@ impl<W> KeyState<W> {
         }
 
         // A lease that ends for want of tokens could have used more.
-        let could_use_more = may_go_on || may_idle;
+        let wants_tokens = !has_tokens && (may_go_on || may_idle && is_brief);
         self.fencing_used = lease
             .turns()
-            .saturating_mul(if could_use_more { 2 } else { 1 });
-        self.gave_back = is_free.then_some(now);
+            .saturating_mul(if wants_tokens { 2 } else { 1 });
+        self.gave_back = is_ours.then_some(now);
         let wanted = std::mem::take(&mut self.wanted);
         match next {
             _ if sharing.told && wanted && self.in_parts => {

@@ -2718,6 +2718,24 @@ mod idle {
     }
 
     #[test]
+    fn a_key_is_hot_also_if_its_lease_had_no_token_for_who_waits() {
+        let mut key = Key {
+            keeps_hot: true,
+            ..Key::listening()
+        };
+        let place = key.join();
+        let attempt = key.ask(place);
+        key.granted_from(attempt, 5);
+        let turn = key.take(place);
+        let next = key.join();
+        key.sleep(next);
+        let told = Told::release(turn.claim).and_wake(next);
+        assert_eq!(key.done(turn), (Ended::Released, told));
+        let turn = key.obtain(next);
+        assert_eq!(key.done(turn), (Ended::Lingers, Told::nothing()));
+    }
+
+    #[test]
     fn an_idle_lease_is_given_back_when_its_time_is_over() {
         let (mut key, claim) = Key::idle();
         let until = key.now + LINGER;

@@ -1119,7 +1119,10 @@ impl World {
             renew,
             due,
         } = process.state.tick(self.now);
-        process.look_by = due;
+        process.look_by = [due, process.state.moment_ends()]
+            .into_iter()
+            .flatten()
+            .min();
         if let Some(claim) = renew {
             let in_use = |holder: &Holder| holder.claim == claim && holder.is_sure(self.now);
             let is_needed = process.holders.iter().any(in_use) || process.is_idle();

@@ -329,16 +329,18 @@ impl<S: LockStorage> LockFactoryBuilder<S> {
     /// not at all. At most 24 h.
     ///
     /// Not set, only the layer keeps a lock for its next request, and only one that is hot: this
-    /// process had asked for it again within 1 ms, before its last release was done. It is kept for 1
-    /// ms (as fine as tokio's timers are), if the request was answered; a lock in parts, as of a
-    /// `Redlock`, is not. A `LockGuard` gives its lock back at once.
+    /// process had asked for it again within 1 ms, before its last release was done. When the handler
+    /// is done, it is kept for 1 ms more (as fine as tokio's timers are). Not so a lock that is given
+    /// back in another way: by [`await_release`](crate::DistributedLockLayer::await_release), at the
+    /// end of the body, early, or by a guard. Nor one in parts, as of a `Redlock`.
     ///
     /// Another process that wants the lock meanwhile waits for about two round trips: the storage
     /// tells this one, which gives the lock up at once. One that does not wait (`try_lock`) is
     /// refused the first time. Clients that take the lock without this crate cannot tell, and wait.
     ///
     /// Call [`LockFactory::drain`] at the end: it gives up what lingers. Without it, or after a
-    /// crash, such a lock stays for up to its ttl. A lock that lingers counts among
+    /// crash, such a lock stays for up to its ttl. So it does while the runtime stands still in which
+    /// the factory was used first. A lock that lingers counts among
     /// [`LockFactory::keys`] and is renewed every third of its ttl. Has no effect where the storage
     /// cannot tell who waits.
     pub fn linger(mut self, linger: Duration) -> Self {

@@ -671,7 +671,7 @@ fn a_hot_lease_that_lingers_for_a_moment() {
         passes: 2,
         faults: 1,
         of: &[Fault::LostReply, Fault::LostMessage],
-        callers: [3, 1, 0],
+        callers: [4, 1, 0],
         ..Scenario::PLAIN
     };
     let kind = Kind {
