@@ -13,6 +13,7 @@
 mod kit;
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -22,12 +23,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use tower::{Layer, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
+    DistributedLockLayer, LockFactory, LockGuard, LockOptions, Redlock, Unlocked,
     error::{InvalidSettings, LockError, LossReason, StorageErrorKind},
     storage::{MemoryStorage, RedisStorage, RedlockBuilder, conformance},
 };
@@ -568,6 +571,29 @@ async fn contend(
 async fn four_processes_that_contend_make_steady_progress() {
     let mut world = World::of(3).await;
     contend(&mut world, 4, 1, 50, async |_, _| {}).await;
+}
+
+async fn answer(_: Request<()>) -> Result<Response<()>, Infallible> {
+    Ok(Response::new(()))
+}
+
+/// On one thread nobody hears of a release before the next lock is asked for. What is kept cannot give
+/// way to others.
+#[tokio::test]
+async fn a_lock_that_requests_come_back_for_at_once_is_given_back_all_the_same() {
+    const REQUESTS: u64 = 50;
+    let world = World::of(3).await;
+    let factory = world.factory().await;
+    let layer = DistributedLockLayer::new(factory.clone(), |_: &Request<()>| "k");
+    let service = layer.options(patient()).layer(service_fn(answer));
+    let () = world.servers[0].run("CONFIG RESETSTAT").await;
+    for _ in 0..REQUESTS {
+        let answer = service.clone().oneshot(Request::new(())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    let asked = world.servers[0].calls("set").await;
+    assert!(asked >= REQUESTS, "{asked}");
+    world.is_left_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

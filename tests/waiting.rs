@@ -28,8 +28,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_distributed_lock::{
     Clock, DistributedLockLayer, LockFactory, LockGuard, LockOptions, Unlocked,
-    error::LockError,
-    storage::{MemoryStorage, RedisStorage},
+    error::{LockError, StorageError},
+    storage::{
+        AcquireReply, AcquireRequest, Inbox, LockStorage, MemoryStorage, RedisStorage,
+        ReleaseReply, ReleaseRequest, RenewReply, RenewRequest,
+    },
 };
 
 use self::kit::{LIMIT, RedisServer, asking, eventually, ms, no_key_is_left, within};
@@ -327,6 +330,57 @@ mod lingering {
         }
     }
 
+    /// Its locks are free before it says so.
+    struct Slow(MemoryStorage);
+
+    impl LockStorage for Slow {
+        async fn acquire(&self, request: &AcquireRequest) -> Result<AcquireReply, StorageError> {
+            self.0.acquire(request).await
+        }
+        async fn renew(&self, requests: &[RenewRequest]) -> Vec<Result<RenewReply, StorageError>> {
+            self.0.renew(requests).await
+        }
+        async fn release(&self, request: &ReleaseRequest) -> Result<ReleaseReply, StorageError> {
+            let reply = self.0.release(request).await;
+            tokio::task::yield_now().await;
+            reply
+        }
+        async fn listen(&self, inbox: Inbox) {
+            self.0.listen(inbox).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hot_lock_is_kept_for_a_millisecond_after_the_last_of_its_requests() {
+        let clock = Clock::tokio();
+        let storage = MemoryStorage::with_clock(clock);
+        let builder = LockFactory::builder(Slow(storage.clone())).clock(clock);
+        // With tokens, it would now and then be given back to get more.
+        let factory = builder.fencing(false).build().unwrap();
+        serve(&factory).await;
+        while storage.is_empty() {
+            // It is told who waits.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            serve(&factory).await;
+            serve(&factory).await;
+        }
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_micros(600)).await;
+            assert!(!storage.is_empty());
+            serve(&factory).await;
+        }
+        let start = Instant::now();
+        while !storage.is_empty() {
+            tokio::time::sleep(ms(1)).await;
+        }
+        let kept = start.elapsed();
+        assert!(kept >= ms(1) && kept <= ms(3), "{kept:?}");
+        tokio::task::yield_now().await;
+        assert_eq!(factory.keys(), 0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn another_process_has_a_lingering_lock_at_once() {
         let (storage, keeps, other) = pair();
@@ -439,11 +493,14 @@ mod lingering {
         builder.connect().await.unwrap()
     }
 
+    async fn answer(_: Request<()>) -> Result<Response<()>, Infallible> {
+        Ok(Response::new(()))
+    }
+
     /// A request under the lock of all requests, and its answer.
     async fn serve(factory: &LockFactory) {
         let layer = DistributedLockLayer::new(factory.clone(), |_: &Request<()>| "k");
-        let handler = service_fn(async |_| Ok::<_, Infallible>(Response::new(())));
-        let service = layer.options(options()).layer(handler);
+        let service = layer.options(options()).layer(service_fn(answer));
         let answer = service.oneshot(Request::new(())).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
     }
@@ -462,9 +519,16 @@ mod lingering {
     async fn hot() -> (RedisServer, LockFactory) {
         let server = RedisServer::start().await;
         let factory = LockFactory::new(connect(&server).await);
+        let request = async || {
+            serve(&factory).await;
+            // Until the next one comes, others run.
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        };
         // Once it can be told who waits.
         eventually("it lingers", LIMIT, async || {
-            asked(&server, async || serve(&factory).await).await <= 50
+            asked(&server, request).await <= 50
         })
         .await;
         (server, factory)
@@ -540,26 +604,29 @@ mod lingering {
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             builder.worker_threads(1).enable_all().build().unwrap()
         };
-        let (stays, ends) = (runtime(), runtime());
-        let (server, factory) = stays.block_on(async {
-            let server = RedisServer::start().await;
-            let factory = LockFactory::new(connect(&server).await);
-            (server, factory)
-        });
-        ends.block_on(async {
-            eventually("it lingers", LIMIT, async || {
-                asked(&server, async || serve(&factory).await).await <= 50
-            })
-            .await;
-            for _ in 0..IN_A_ROW.end {
-                serve(&factory).await;
-            }
-        });
-        drop(ends);
-        stays.block_on(async {
-            no_key_is_left(&server).await;
-            eventually("nothing is kept", LIMIT, async || factory.keys() == 0).await;
-        });
+        let stays = runtime();
+        for requests in IN_A_ROW {
+            let ends = runtime();
+            let (server, factory) = stays.block_on(async {
+                let server = RedisServer::start().await;
+                let factory = LockFactory::new(connect(&server).await);
+                (server, factory)
+            });
+            ends.block_on(async {
+                eventually("it lingers", LIMIT, async || {
+                    asked(&server, async || serve(&factory).await).await <= 50
+                })
+                .await;
+                for _ in 0..requests {
+                    serve(&factory).await;
+                }
+            });
+            drop(ends);
+            stays.block_on(async {
+                no_key_is_left(&server).await;
+                eventually("nothing is kept", LIMIT, async || factory.keys() == 0).await;
+            });
+        }
     }
 }
 

@@ -156,6 +156,10 @@ struct Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
+        // What nobody has taken up. A release that this brings is sent while there is a keeper, as
+        // those are of the jobs that have just been dropped.
+        let left = std::mem::take(&mut *self.keeper.jobs());
+        drop(left);
         let left = {
             let mut jobs = self.keeper.jobs();
             self.keeper.running.store(false, SeqCst);

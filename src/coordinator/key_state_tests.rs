@@ -2073,6 +2073,113 @@ fn a_wanted_lease_that_nobody_here_waits_for_is_just_released() {
     assert!(key.state.is_done());
 }
 
+/// What is lost stays locked for the lock delay; what was held, and is not there, is told of.
+#[test]
+fn a_release_says_whether_the_lock_was_held_to_the_end_or_lost() {
+    let how = |effects: Effects<Place>| {
+        let release = effects.release.expect("it is given back");
+        (release.was_held, release.was_lost)
+    };
+    let (mut key, turn) = Key::held();
+    assert_eq!(how(key.give_back(turn).1), (true, false));
+
+    // Nobody noticed before its end, or its holder was told.
+    let (mut key, turn) = Key::held();
+    key.pass(TTL);
+    assert_eq!(how(key.give_back(turn).1), (false, true));
+    let (mut key, turn) = Key::held();
+    key.pass(TTL);
+    let tick = key.state.tick(key.now);
+    assert!(tick.effects.release.is_none());
+    assert_eq!(how(key.give_back(turn).1), (false, true));
+    // A renewal of it has come too late.
+    let (mut key, turn) = Key::held();
+    let sent = key.now;
+    key.pass(TTL);
+    let reply = Some(Renewed::Ours { wanted: false });
+    let effects = key.state.renewed(turn.claim, sent, reply, key.now);
+    assert_eq!(how(effects), (false, true));
+    // What comes after it has nothing to do with it.
+    let next = key.join();
+    let attempt = key.ask(next);
+    key.leave(next);
+    let effects = key.state.replied(
+        attempt.claim,
+        Outcome::Granted {
+            wanted: false,
+            fencing: None,
+        },
+        key.now,
+        key.now,
+    );
+    assert_eq!(how(effects), (false, false));
+
+    // Nobody held it when it ran out.
+    let (mut key, _) = Key::idle();
+    key.pass(TTL);
+    assert_eq!(how(key.state.tick(key.now).effects), (false, false));
+}
+
+#[test]
+fn why_an_attempt_at_parts_failed_is_told_until_the_next_has_an_answer() {
+    let mut key = Key::in_parts();
+    let place = key.join();
+    let claim = key.ask(place).claim;
+    key.failed(claim, StorageErrorKind::Timeout);
+    let kind = |key: &Key| key.state.last_error().map(StorageError::kind);
+    assert_eq!(kind(&key), Some(StorageErrorKind::Timeout));
+    key.pass(PAUSE);
+    let claim = key.ask(place).claim;
+    key.denied(claim);
+    assert_eq!(kind(&key), None);
+}
+
+#[test]
+fn whether_a_renewal_is_late_is_said_of_the_lease_that_we_have() {
+    let (mut key, turn) = Key::held();
+    let is_late = |key: &Key, claim| key.state.renewal_is_late(claim, key.now);
+    assert_eq!(is_late(&key, turn.claim), Some(false));
+    key.pass(TTL / 2);
+    assert_eq!(is_late(&key, turn.claim), Some(true));
+    let other = Claim {
+        token: OwnerToken::new(9, 9),
+        ..turn.claim
+    };
+    assert_eq!(is_late(&key, other), None);
+    key.done(turn);
+    assert_eq!(is_late(&key, turn.claim), None);
+}
+
+#[test]
+fn a_key_tells_whose_it_is_what_it_uses_and_why_its_last_lease_was_lost() {
+    let (mut key, turn) = Key::held();
+    let (claim, other) = (turn.claim, OwnerToken::new(9, 9));
+    assert_eq!(key.state.owner(), Some(claim.token));
+    assert!(key.state.uses(claim.token) && !key.state.uses(other));
+    assert_eq!(key.state.loss(claim), None);
+    key.pass(TTL);
+    let lost = Told::lost(LossReason::Expired);
+    assert_eq!(key.last_tick(), lost);
+    assert_eq!(key.state.owner(), None);
+    assert!(!key.state.uses(claim.token));
+    assert_eq!(key.state.loss(claim), Some(LossReason::Expired));
+    let other = Claim {
+        token: other,
+        ..claim
+    };
+    assert_eq!(key.state.loss(other), None);
+    assert!(!key.state.is_releasing());
+    key.done(turn);
+    assert!(key.state.is_releasing());
+    key.release_done();
+    assert!(!key.state.is_releasing());
+
+    let place = key.join();
+    let asked = key.ask(place).claim;
+    assert_eq!(key.state.owner(), None);
+    assert!(key.state.uses(asked.token));
+}
+
 /// If none do, the storage need not look; those who do are to hear of it first.
 #[test]
 fn a_release_says_what_was_heard_of_others_who_want_the_lock() {
@@ -2825,6 +2932,9 @@ mod idle {
         let turn = key.take(place);
         assert_eq!(turn.fencing, Some(5));
         assert_eq!(key.done(turn), (Ended::Released, Told::release(turn.claim)));
+        // How many it should bring is up to who lets it linger.
+        let place = key.join();
+        assert_eq!(key.ask(place).fencing, 1);
     }
 
     #[test]

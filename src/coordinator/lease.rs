@@ -265,6 +265,65 @@ mod tests {
         );
     }
 
+    /// A lease that a message gave, half a second after its place in the queue.
+    fn pushed() -> Lease {
+        let stamp = |at| Stamp { run: Some(1), at };
+        let baseline = Baseline {
+            sent: Timestamp::ORIGIN,
+            stamp: stamp(SECOND),
+        };
+        let claim = lease().claim;
+        let pushed = Lease::pushed(
+            claim,
+            baseline,
+            stamp(SECOND * 3 / 2),
+            None,
+            Timestamp::ORIGIN + SECOND,
+        );
+        pushed.expect("the baseline tells when that was")
+    }
+
+    #[test]
+    fn a_turn_tells_where_its_lease_came_from() {
+        for (mut lease, source) in [(lease(), Source::Storage), (pushed(), Source::Queue)] {
+            assert_eq!(lease.source(), source);
+            lease.begin_turn();
+            assert_eq!(lease.source(), Source::Handoff);
+            lease.renewed(Timestamp::ORIGIN + SECOND);
+            assert_eq!(lease.source(), Source::Handoff);
+        }
+    }
+
+    #[test]
+    fn a_renewal_is_late_when_less_than_half_of_the_ttl_is_left() {
+        let half = Timestamp::ORIGIN + (validity(10 * SECOND) - 5 * SECOND);
+        let after = half + Duration::from_nanos(1);
+        let mut granted = lease();
+        assert!(!granted.renewal_is_late(half));
+        assert!(granted.renewal_is_late(after));
+        granted.renewed(Timestamp::ORIGIN + SECOND);
+        assert!(!granted.renewal_is_late(after));
+
+        // How much time a message leaves is up to the storage.
+        let mut pushed = pushed();
+        assert!(!pushed.renewal_is_late(half + SECOND));
+        pushed.renewed(Timestamp::ORIGIN);
+        assert!(pushed.renewal_is_late(after));
+    }
+
+    #[test]
+    fn tokens_are_used_up_when_the_last_of_those_that_came_is() {
+        let mut lease = lease();
+        lease.begin_turn();
+        assert!(!lease.fencing_is_used_up());
+        let block = FencingBlock { first: 7, count: 2 };
+        let mut lease = Lease::granted(lease.claim, Timestamp::ORIGIN, Some(block));
+        for (token, used_up) in [(Some(7), false), (Some(8), true), (None, true)] {
+            assert_eq!(lease.begin_turn(), token);
+            assert_eq!(lease.fencing_is_used_up(), used_up);
+        }
+    }
+
     #[test]
     fn a_failed_renewal_leaves_the_deadline_and_tries_again_in_time() {
         let mut lease = lease();
