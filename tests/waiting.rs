@@ -273,7 +273,8 @@ mod memory {
 }
 
 mod lingering {
-    use tokio::time::Instant;
+    use tokio::{sync::Notify, time::Instant};
+    use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
 
@@ -379,6 +380,40 @@ mod lingering {
         assert!(kept >= ms(1) && kept <= ms(3), "{kept:?}");
         tokio::task::yield_now().await;
         assert_eq!(factory.keys(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_does_not_wait_for_the_moment_of_a_hot_lock() {
+        let clock = Clock::tokio();
+        let storage = MemoryStorage::with_clock(clock);
+        let builder = LockFactory::builder(Slow(storage.clone())).clock(clock);
+        let factory = builder.fencing(false).build().unwrap();
+        while storage.is_empty() {
+            tokio::task::yield_now().await;
+            serve(&factory).await;
+            serve(&factory).await;
+        }
+        // It has the lock that lingers, and ends under the drain.
+        let layer = DistributedLockLayer::new(factory.clone(), |_: &Request<()>| "k");
+        let end = Arc::new(Notify::new());
+        let ends = Arc::clone(&end);
+        let handler = service_fn(move |request| {
+            let ends = Arc::clone(&ends);
+            async move {
+                ends.notified().await;
+                answer(request).await
+            }
+        });
+        let service = layer.options(options()).layer(handler);
+        let mut request = task::spawn(service.oneshot(Request::new(())));
+        assert_pending!(request.poll());
+        let start = Instant::now();
+        let (left, ()) = tokio::join!(factory.drain(MINUTE), async {
+            end.notify_one();
+            assert_ready!(request.poll()).unwrap();
+        });
+        assert_eq!((left, start.elapsed()), (0, Duration::ZERO));
+        assert!(storage.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -519,16 +554,9 @@ mod lingering {
     async fn hot() -> (RedisServer, LockFactory) {
         let server = RedisServer::start().await;
         let factory = LockFactory::new(connect(&server).await);
-        let request = async || {
-            serve(&factory).await;
-            // Until the next one comes, others run.
-            for _ in 0..3 {
-                tokio::task::yield_now().await;
-            }
-        };
         // Once it can be told who waits.
         eventually("it lingers", LIMIT, async || {
-            asked(&server, request).await <= 50
+            asked(&server, async || serve(&factory).await).await <= 50
         })
         .await;
         (server, factory)

@@ -428,7 +428,7 @@ impl Coordinator {
         is_request: bool,
         now: Timestamp,
     ) -> (Ended, Option<LossReason>, Option<Release>) {
-        let ((ended, loss, due), release) = self.update_and_send(cell, |slot| {
+        let ((ended, loss, due, is_brief), release) = self.update_and_send(cell, |slot| {
             if let Some(turn) = slot.holder.take_if(|turn| turn.id() == id) {
                 turn.ends();
             }
@@ -451,12 +451,14 @@ impl Coordinator {
             let (ended, effects) = slot
                 .state
                 .turn_done(id, claim, sharing, now, || self.new_token());
-            ((ended, slot.state.loss(claim), slot.state.due()), effects)
+            let state = &slot.state;
+            let is_brief = state.moment_ends().is_some();
+            ((ended, state.loss(claim), state.due(), is_brief), effects)
         });
         if let Some(due) = due {
             self.keeper.look_by(self, due);
         }
-        if ended == Ended::Lingers && is_request && self.limits.linger.is_none() {
+        if is_brief {
             self.watch(cell);
         }
         (ended, loss, release)

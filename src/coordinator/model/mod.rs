@@ -664,6 +664,7 @@ fn a_lease_that_lingers() {
     Scenario { kind, ..scenario }.holds();
 }
 
+/// One turn for each token, so it takes four callers to come back to a lease that was kept.
 #[test]
 fn a_hot_lease_that_lingers_for_a_moment() {
     let scenario = Scenario {
